@@ -1,0 +1,226 @@
+"""The command line: a thin shell over the package, loading each part when a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from superpose import __version__
+from superpose.errors import UserError
+
+if TYPE_CHECKING:
+    from superpose.display import Display
+    from superpose.train.config import Recipe
+
+app = typer.Typer(
+    help="Token-superposition training: language-model pre-training for less.",
+    epilog="A recipe is a TOML file; recipes/cpu-tiny.toml shows all settings with their defaults.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"superpose {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe; by default recipes/cpu-tiny.toml.")] = None,
+    corpus: Annotated[
+        str | None,
+        typer.Option(help="A text file or a folder of them; 'python' for the Python sources of this machine."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run.")] = None,
+    bag_size: Annotated[int | None, typer.Option(help="Tokens in a bag (s).")] = None,
+    ratio: Annotated[float | None, typer.Option(help="Share of the steps in superposition (r).")] = None,
+    stages: Annotated[
+        str | None,
+        typer.Option(metavar="S:R,S:R,...", help="Several stages of superposition instead, such as 8:0.1,4:0.2."),
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate of both arms.")] = None,
+    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Both arms are trained once with each seed.")] = "1",
+    name: Annotated[str | None, typer.Option(help="Of the comparison; by default the recipe's, or 'demo'.")] = None,
+    runs: Annotated[Path, typer.Option(help="Directory for comparisons.")] = Path("runs"),
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 for one on each core.")] = 0,
+    overrides: Overrides = None,
+) -> None:
+    """Train ordinarily and with TST at equal FLOPs, and show the difference.
+
+    Both arms share recipe, seeds, steps and order of data. Started again, a comparison goes on where it stopped.
+    """
+    from rich.console import Console
+
+    from superpose.compare.experiment import execute, plan_runs
+    from superpose.compare.report import Comparison
+    from superpose.display import Display, print_table
+    from superpose.train.loop import announce
+
+    console = Console()
+    shortcuts = {
+        "data.corpus": corpus,
+        "train.steps": steps,
+        "superposition.bag_size": bag_size,
+        "superposition.ratio": ratio,
+        "train.lr": lr,
+    }
+    settings = _load(recipe, shortcuts, stages, overrides)
+    planned = plan_runs(settings, _seeds(seeds))
+    directory = runs / (name or (recipe.stem if recipe else "demo"))
+    with Display(console) as display:
+        store = _prepare(settings, display)
+        for run in planned[:2]:
+            console.print(f"{run.arm}: {announce(run.recipe, store)}", highlight=False)
+        limit = jobs or _cores()
+        outcomes = execute(
+            planned,
+            store,
+            directory,
+            min(limit, len(planned)),
+            lambda run, record: display.record(run.name, settings.train.steps, record),
+        )
+    comparison = Comparison(settings, outcomes)
+    if comparison.seeds:
+        comparison.write(directory, store)
+        console.print()
+        print_table(console, ("", "ordinary", comparison.tst_label, "difference"), comparison.rows())
+        if len(comparison.seeds) > 1:
+            console.print()
+            print_table(console, ("seed", "ordinary", "TST", "difference"), comparison.seed_rows())
+        console.print(f"\n{comparison.verdict()}\n", highlight=False)
+        console.print(f"Table, curves, metrics and both models: {directory}/", highlight=False)
+    failed = [outcome.run.name for outcome in outcomes if outcome.result is None]
+    if failed:
+        raise UserError(
+            f"{', '.join(failed)} failed, see above; what finished is kept in {directory}, "
+            f"and the same command tries the rest again"
+        )
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, or the config.json of a run.")],
+    out: Annotated[Path, typer.Option(help="Directory of the run.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train one model from a recipe and write it as a Hugging Face directory."""
+    from rich.console import Console
+
+    from superpose.display import Display
+    from superpose.train.loop import announce
+    from superpose.train.loop import train as train_run
+
+    console = Console()
+    settings = _load(recipe, {}, None, overrides)
+    with Display(console) as display:
+        store = _prepare(settings, display)
+        console.print(announce(settings, store), highlight=False)
+        try:
+            result = train_run(
+                settings, store, out, resume, lambda record: display.record(out.name, settings.train.steps, record)
+            )
+        except KeyboardInterrupt:
+            console.print(f"stopped; go on with: superpose train {recipe} --out {out} --resume", highlight=False)
+            raise
+    console.print(
+        f"validation loss {result['val_loss']:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per byte, "
+        f"{result['seconds']:.0f} s of training",
+        highlight=False,
+    )
+    if result["ends_in_superposition"]:
+        console.print(
+            "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text.",
+            highlight=False,
+        )
+    else:
+        console.print(f"model: {out / 'model'}", highlight=False)
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="By default as many as the context has room for.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the probability to sample from.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Continue a text with the model of a finished run."""
+    from superpose.generate import generate as generate_text
+    from superpose.generate import load_model
+
+    def stream(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    model, tokenizer = load_model(run)
+    generate_text(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
+    stream("\n")
+
+
+def _load(recipe: Path | None, shortcuts: dict[str, Any], stages: str | None, overrides: list[str] | None) -> Recipe:
+    """The recipe with the options' values and then the `--set` ones, checked as far as it can be before any work."""
+    import json
+
+    from superpose.core.schedule import Schedule
+    from superpose.train.config import load_recipe
+    from superpose.train.loop import check_recipe
+
+    changes = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value is not None]
+    if stages is not None:
+        if shortcuts["superposition.bag_size"] is not None or shortcuts["superposition.ratio"] is not None:
+            raise UserError("--stages gives bag sizes and ratios; leave out --bag-size and --ratio")
+        try:
+            # How many steps there are only the recipe knows; it checks the stages against them.
+            parsed = Schedule.parse(stages, total_steps=2**40)
+        except ValueError as error:
+            raise UserError(f"--stages: {error}") from None
+        changes += [f"superposition.{part}={json.dumps(getattr(parsed, part))}" for part in ("bag_size", "ratio")]
+    settings = load_recipe(recipe, changes + (overrides or []))
+    check_recipe(settings)
+    return settings
+
+
+def _prepare(settings: Recipe, display: Display) -> Any:
+    from superpose.data.store import prepare
+
+    store = prepare(settings.data, display.prepare)
+    display.prepared()
+    return store
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {text}: expected whole numbers with commas between, such as 1,2,3") from None
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

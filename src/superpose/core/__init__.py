@@ -1,0 +1,35 @@
+"""Token superposition as a method, in plain PyTorch: all that an integration needs, and no I/O.
+
+Read in this order: `fold` (rows to bags), `embed` (bags to vectors), `loss` (bags to predict), `schedule`
+(which bag size when), `model` (all of it around a Hugging Face model), `accounting` (what it costs).
+"""
+
+from superpose.core.accounting import Cost, cost, flops_per_latent
+from superpose.core.embed import embed_bags
+from superpose.core.fold import IGNORE_INDEX, MODES, Mode, fold, fold_mask, shift_labels, split_window, window_length
+from superpose.core.loss import bag_weights, count_rows, linear_multi_hot_cross_entropy, multi_hot_cross_entropy
+from superpose.core.model import SuperposedLM, SuperposedOutput
+from superpose.core.schedule import Schedule, Stage
+
+__all__ = [
+    "IGNORE_INDEX",
+    "MODES",
+    "Cost",
+    "Mode",
+    "Schedule",
+    "Stage",
+    "SuperposedLM",
+    "SuperposedOutput",
+    "bag_weights",
+    "cost",
+    "count_rows",
+    "embed_bags",
+    "flops_per_latent",
+    "fold",
+    "fold_mask",
+    "linear_multi_hot_cross_entropy",
+    "multi_hot_cross_entropy",
+    "shift_labels",
+    "split_window",
+    "window_length",
+]

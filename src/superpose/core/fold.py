@@ -1,0 +1,118 @@
+"""From rows of tokens to bags: what goes in, and what has to come out.
+
+    window   t0 t1 t2 t3 | t4 t5 t6 t7 | t8 t9 t10 t11        bag_size 4, latents 2: 4 x (2 + 1) tokens
+    inputs   [t0 .. t3]    [t4 .. t7]                         bag j = tokens js to js + s - 1
+    targets  [t4 .. t7]    [t8 .. t11]                        bag j predicts bag j + 1
+
+Shapes: B rows of a batch, L latents (positions of bags, what the model sees), S tokens in a bag.
+
+A row carries one bag more than it has latents; that last bag is only ever a target. Windows whose starts lie
+S x L tokens apart therefore read every token of a text once as input and predict each once, as the usual
+L + 1 tokens do in ordinary training (arXiv 2605.06546, section 3.1).
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Marks a token that takes part neither in the mean embedding nor in the loss (PyTorch's own default)."""
+
+Mode = Literal["full", "input", "output"]
+"""What a superposition stage changes: both sides, only the input side, only the output side."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+def window_length(latents: int, bag_size: int, mode: Mode = "full") -> int:
+    """Tokens a row needs for `latents` positions: S x (L + 1), or L + S in mode "output"."""
+    return latents + bag_size if mode == "output" else bag_size * (latents + 1)
+
+
+def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Tensor, Tensor]:
+    """Splits rows of tokens into model inputs and their targets, with nothing skipped, leaked or padded.
+
+    Args:
+        window: token ids [B, `window_length(L, bag_size, mode)`].
+        bag_size: S, tokens in a bag.
+        mode: "full" bags in, next bag out; "input" bags in, first token of the next bag out;
+            "output" tokens in, the next S tokens out.
+
+    Returns:
+        inputs and targets, views of the window where possible:
+
+        ======== ============ ============
+        mode     inputs       targets
+        ======== ============ ============
+        full     [B, L, S]    [B, L, S]
+        input    [B, L, S]    [B, L]
+        output   [B, L]       [B, L, S]
+        S = 1    [B, L]       [B, L]
+        ======== ============ ============
+
+    Raises:
+        ValueError: the window's shape does not fit the bag size.
+    """
+    if window.dim() != 2:
+        raise ValueError(f"window has shape {list(window.shape)}; expected [rows, tokens]")
+    length = window.shape[1]
+    if bag_size == 1:
+        if length < 2:
+            raise ValueError(f"a window of {length} token(s) has no next token; give latents + 1 tokens a row")
+        return window[:, :-1], window[:, 1:]
+    if mode == "output":
+        if length <= bag_size:
+            raise ValueError(
+                f"a window of {length} tokens has no full target bag; give latents + {bag_size} tokens a row"
+            )
+        return window[:, :-bag_size], window[:, 1:].unfold(1, bag_size, 1)
+    if length % bag_size or length < 2 * bag_size:
+        raise ValueError(
+            f"a window of {length} tokens cannot be cut into bags of {bag_size} and one bag to predict; "
+            f"give bag_size x (latents + 1) tokens a row"
+        )
+    bags = fold(window, bag_size)
+    inputs, targets = bags[:, :-1], bags[:, 1:]
+    return inputs, targets if mode == "full" else targets[:, :, 0]
+
+
+def shift_labels(labels: Tensor, bag_size: int) -> Tensor:
+    """Targets for frameworks whose labels are already shifted by one and whose rows lack the extra bag.
+
+    Such a framework hands over ids [B, S x L] and labels with `labels[:, i]` the token after `ids[:, i]`. Bag j
+    then has to predict labels (j + 1)S - 1 to (j + 2)S - 2; of the last bag's targets only the first is known.
+
+    Args:
+        labels: [B, S x L], shifted by one.
+        bag_size: S, tokens in a bag.
+
+    Returns:
+        targets [B, L, S] ([B, L], unchanged, at bag size 1); what the row does not hold is `IGNORE_INDEX`.
+    """
+    if bag_size == 1:
+        return labels
+    missing = labels.new_full((labels.shape[0], bag_size - 1), IGNORE_INDEX)
+    return fold(torch.cat([labels[:, bag_size - 1 :], missing], dim=1), bag_size)
+
+
+def fold(values: Tensor, bag_size: int) -> Tensor:
+    """Cuts a per-token side input (document ids, features, ...) as tokens are cut: [B, S x L, ...] to [B, L, S, ...].
+
+    Raises:
+        ValueError: the row is not a whole number of bags.
+    """
+    if values.dim() < 2 or values.shape[1] % bag_size:
+        raise ValueError(
+            f"a tensor of shape {list(values.shape)} is not rows of whole bags of {bag_size}; "
+            f"cut or pad dimension 1 to a multiple of {bag_size}"
+        )
+    bags: Tensor = values.unflatten(1, (-1, bag_size))
+    return bags
+
+
+def fold_mask(mask: Tensor, bag_size: int) -> Tensor:
+    """Attention mask of the bags: one that holds any token to attend to is attended to. [B, S x L] to [B, L], bool."""
+    return fold(mask.bool(), bag_size).any(dim=-1)

@@ -1,0 +1,161 @@
+"""Puts the pieces together for Hugging Face causal language models: window -> fold -> embed -> model -> loss.
+
+The model is used, never changed: bags enter as `inputs_embeds`, the last hidden states leave before the head,
+and the head's weight goes into the loss. What is saved afterwards is the ordinary model it always was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from superpose.core.embed import embed_bags
+from superpose.core.fold import IGNORE_INDEX, Mode, fold_mask, split_window
+from superpose.core.loss import Weighting, bag_weights, count_rows, linear_multi_hot_cross_entropy
+
+
+class SuperposedOutput(NamedTuple):
+    """What a forward pass of `SuperposedLM` returns.
+
+    Attributes:
+        loss: what to call `backward()` on: cross-entropy and, for a mixture of experts, its router loss.
+        cross_entropy: the (multi-hot) cross-entropy alone, in nats, under the same normalisation.
+        router_loss: the router's load-balancing loss before its coefficient; None for a model without one.
+        rows: latents with a valid target, int64.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    router_loss: Tensor | None
+    rows: Tensor
+
+
+class SuperposedLM(nn.Module):
+    """Any Hugging Face causal LM, computing its loss from a window of tokens and a bag size.
+
+    Args:
+        model: a causal LM whose logits are its head applied to its last hidden states; `check()` verifies it.
+        weighting: of the tokens in a target bag, see `bag_weights`.
+
+    The same object serves both phases; at bag size 1 it is the model's ordinary next-token loss::
+
+        lm = SuperposedLM(model)
+        for step, window in enumerate(windows):
+            lm(window, schedule.bag_size_at(step)).loss.backward()
+    """
+
+    def __init__(self, model: nn.Module, weighting: Weighting | Sequence[float] = "uniform") -> None:
+        super().__init__()
+        self.model: Any = model
+        self.weighting = weighting
+        if model.get_output_embeddings() is None:  # type: ignore[operator]  # of transformers' base class
+            raise ValueError(f"{type(model).__name__} has no language-model head; give a ...ForCausalLM model")
+
+    def forward(
+        self,
+        window: Tensor,
+        bag_size: int = 1,
+        mode: Mode = "full",
+        attention_mask: Tensor | None = None,
+        normalizer: Tensor | float | None = None,
+    ) -> SuperposedOutput:
+        """Loss of a batch of windows.
+
+        Args:
+            window: token ids [B, `window_length(L, bag_size, mode)`]; `IGNORE_INDEX` marks tokens that take
+                part in nothing.
+            bag_size: S, tokens in a bag; 1 is ordinary training.
+            mode: see `split_window`.
+            attention_mask: [B, same length], 0 for padding; needed only where padding comes before text, since
+                a causal model never looks ahead. Folded by bag: a bag with any real token is attended to.
+            normalizer: divides the sum of the rows' losses. By default the number of rows with a valid
+                target in this batch; under gradient accumulation that of the whole step, under data
+                parallelism (which averages gradients) the step's rows on all ranks / number of ranks.
+
+        Raises:
+            ValueError: the window does not fit the bag size.
+        """
+        if attention_mask is not None:
+            window = window.masked_fill(attention_mask == 0, IGNORE_INDEX)
+        inputs, targets = split_window(window, bag_size, mode)
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, : inputs[0].numel()]
+            if inputs.dim() == 3:
+                attention_mask = fold_mask(attention_mask, bag_size)
+        hidden, router_loss = self._backbone(inputs, attention_mask)
+
+        head = self.model.get_output_embeddings()
+        weights = bag_weights(bag_size, self.weighting).to(window.device) if targets.dim() == 3 else None
+        rows = count_rows(targets if targets.dim() == 3 else targets.unsqueeze(-1), weights)
+        divisor = rows.clamp(min=1) if normalizer is None else normalizer
+        total = linear_multi_hot_cross_entropy(
+            hidden, head.weight, targets, weights, bias=getattr(head, "bias", None), reduction="sum"
+        )
+        loss = cross_entropy = total / divisor
+        if router_loss is not None:
+            # Weighted by its share of the step's rows, so that accumulation changes nothing here either.
+            loss = loss + self.model.router_aux_loss_coef * router_loss * (rows / divisor)
+        return SuperposedOutput(loss, cross_entropy, router_loss, rows)
+
+    def _backbone(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Last hidden states [B, L, D] of tokens [B, L] or bags [B, L, S], and the router loss if there is one."""
+        arguments: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False}
+        routed = bool(getattr(self.model.config, "output_router_logits", False))
+        if routed:
+            arguments["output_router_logits"] = True
+        outputs = self.model.base_model(inputs_embeds=self._embed(inputs), **arguments)
+        if not routed:
+            return outputs.last_hidden_state, None
+        # The model's own function, from the module that defines the model: each family's, in its own version.
+        balance = getattr(sys.modules[type(self.model).__module__], "load_balancing_loss_func", None)
+        if balance is None:
+            raise ValueError(f"{type(self.model).__name__} asks for router logits but defines no load-balancing loss")
+        return outputs.last_hidden_state, balance(
+            outputs.router_logits, self.model.num_experts, self.model.num_experts_per_tok, attention_mask
+        )
+
+    def _embed(self, inputs: Tensor) -> Tensor:
+        """Embeddings [B, L, D] of bags [B, L, S] or single tokens [B, L]; zeros where all is ignored."""
+        embedding = self.model.get_input_embeddings()
+        if (
+            inputs.dim() == 3
+            and type(embedding) is nn.Embedding
+            and embedding.padding_idx is embedding.max_norm is None
+        ):
+            return embed_bags(inputs, embedding.weight)
+        # Single tokens, or a module that does more than look up (scales, clips, freezes a row): let it.
+        ignored = (inputs == IGNORE_INDEX).unsqueeze(-1)
+        vectors: Tensor = embedding(inputs.masked_fill(ignored.squeeze(-1), 0)).masked_fill(ignored, 0)
+        if inputs.dim() == 2:
+            return vectors
+        return (vectors.float().sum(dim=-2) / (~ignored).sum(dim=-2).clamp(min=1)).to(vectors.dtype)
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Compares this object's next-token loss with the model's own logits on a few tokens.
+
+        Some families scale or cap their logits after the head; training them here would silently optimise
+        something else.
+
+        Raises:
+            ValueError: the two differ.
+        """
+        training = self.model.training
+        self.model.eval()
+        weight = self.model.get_input_embeddings().weight
+        vocab_size = weight.shape[0]
+        window = (torch.arange(9, device=weight.device) * 7919 % vocab_size).unsqueeze(0)
+        ours = self(window).cross_entropy
+        logits = self.model(input_ids=window[:, :-1], use_cache=False).logits.float()
+        theirs = F.cross_entropy(logits.flatten(0, 1), window[0, 1:])
+        self.model.train(training)
+        if not torch.isclose(ours.float(), theirs, rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"{type(self.model).__name__} does not compute its logits as head(hidden): its own loss is "
+                f"{theirs:.3f}, head(hidden) gives {ours:.3f}; logit scaling or capping is not supported"
+            )

@@ -1,0 +1,120 @@
+"""What runs look like while they work: bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+# Without a terminal a line is printed for each validation, and this often for preparation.
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Display:
+    """Progress of preparation and of any number of runs; a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+            transient=True,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._rates: dict[str, tuple[float, int]] = {}
+        self._last_line = -_SECONDS_BETWEEN_LINES
+
+    def __enter__(self) -> Display:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def prepare(self, what: str, share: float) -> None:
+        """Progress of preparation, see `superpose.data.store.Progress`."""
+        task = self._task("prepare", 100)
+        self._progress.update(task, description=what, completed=round(100 * share))
+        if not self._live and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self.console.print(f"{what} ({share:.0%})", highlight=False)
+
+    def prepared(self) -> None:
+        if "prepare" in self._tasks:
+            self._progress.remove_task(self._tasks.pop("prepare"))
+
+    def record(self, name: str, total_steps: int, record: dict[str, Any]) -> None:
+        """A record of a run's metrics."""
+        kind = record["kind"]
+        if kind == "training":
+            latest, spent = self._rates.get(name, (0.0, 0))
+            self._rates[name] = record["seconds"], record["raw_tokens"]
+            rate = (record["raw_tokens"] - spent) / max(record["seconds"] - latest, 1e-9)
+            bag = record["bag_size"]
+            phase = f"superposition, bags of {bag}" if record["phase"] == "superposition" else "recovery"
+            loss = f"bag loss {record['bag_loss']:.3f}" if "bag_loss" in record else f"loss {record['loss']:.3f}"
+            self._progress.update(
+                self._task(name, total_steps),
+                completed=record["step"],
+                description=f"{name} · {phase}",
+                status=f"{loss} · {_thousands(rate)} raw tokens/s",
+            )
+        elif kind == "validation" and not self._live and record["step"]:
+            self.console.print(
+                f"{name}: step {record['step']} of {total_steps}, validation loss {record['val_loss']:.3f}, "
+                f"{_thousands(record['raw_tokens'])} raw tokens, {record['seconds']:.0f} s",
+                highlight=False,
+            )
+        elif kind == "warning":
+            self.console.print(f"[yellow]{name}: {record['message']}[/yellow]", highlight=False)
+        elif kind == "failure":
+            self.console.print(f"{name} failed: {record['message']}", style="red", highlight=False, markup=False)
+        elif kind == "result" and name in self._tasks:
+            self._progress.update(
+                self._tasks[name],
+                completed=total_steps,
+                description=f"{name} · done",
+                status=f"validation loss {record['result']['val_loss']:.3f}",
+            )
+
+    def _task(self, name: str, total: int) -> TaskID:
+        if name not in self._tasks:
+            self._tasks[name] = self._progress.add_task(name, total=total, status="")
+        return self._tasks[name]
+
+
+def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, str, str, str]]) -> None:
+    table = Table(*header[:1], box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in header[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _thousands(number: float) -> str:
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= unit:
+            return f"{number / unit:.1f}{name}"
+    return f"{number:.0f}"

@@ -1,0 +1,192 @@
+"""A recipe: everything a run depends on, read from TOML, checked before anything starts.
+
+    TOML or JSON file  ->  Recipe  ->  --set overrides  ->  Recipe
+
+Every section is typed beside the component that uses it. A wrong name, type or combination is one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from superpose.core.fold import Mode
+from superpose.core.loss import Weighting, bag_weights
+from superpose.core.schedule import Schedule
+from superpose.data.store import DataArgs
+from superpose.errors import UserError
+from superpose.models.build import ModelArgs, did_you_mean
+from superpose.train.optim import OptimArgs
+
+_BagSize = Annotated[int, Field(ge=1)]
+_Ratio = Annotated[float, Field(ge=0, le=1)]
+
+
+class SuperpositionArgs(BaseModel):
+    """The first phase, see `superpose.Schedule`; lists give several stages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    bag_size: _BagSize | tuple[_BagSize, ...] = 4
+    ratio: _Ratio | tuple[_Ratio, ...] = 0.3
+    mode: Mode = "full"
+    weighting: Weighting | tuple[float, ...] = "uniform"
+    """Of the tokens in a target bag, see `superpose.bag_weights`."""
+
+
+class TrainArgs(OptimArgs):
+    """One run. `lr` and what else steers the optimizer stands here too."""
+
+    steps: Annotated[int, Field(ge=1)] = 2000
+    """Optimizer steps, both phases together."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Rows of a step."""
+    latents: Annotated[int, Field(ge=1)] = 128
+    """Positions of a row in both phases; a row reads bag_size x latents tokens."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Parts a step's rows are split into to save memory; the result stays the same."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
+    """Of the initial weights and of the order of the data."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of matrix products (autocast); weights and optimizer stay in float32."""
+    device: str = "cpu"
+    """Where PyTorch computes: cpu, cuda, cuda:1, mps, ..."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 for PyTorch's own choice."""
+    log_every: Annotated[int, Field(ge=1)] = 10
+    eval_every: Annotated[int, Field(ge=1)] = 200
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+
+
+class Recipe(BaseModel):
+    """All settings of a run. The defaults are `recipes/cpu-tiny.toml`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: DataArgs = DataArgs()
+    model: ModelArgs = ModelArgs()
+    superposition: SuperpositionArgs = SuperpositionArgs()
+    train: TrainArgs = TrainArgs()
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which bag size trains at which step."""
+        superposition = self.superposition
+        return Schedule(self.train.steps, superposition.bag_size, superposition.ratio, superposition.mode)
+
+    @property
+    def latents_per_step(self) -> int:
+        return self.train.batch_size * self.train.latents
+
+    def ordinary(self) -> Recipe:
+        """The same run without superposition."""
+        return self.model_copy(update={"superposition": SuperpositionArgs(bag_size=1, ratio=0.0)})
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Recipe:
+        train = self.train
+        for stage in self.schedule.stages:
+            if stage.bag_size > 1:
+                bag_weights(stage.bag_size, self.superposition.weighting)
+        if train.batch_size % train.accumulate:
+            raise ValueError(
+                f"train.batch_size ({train.batch_size}) is not a multiple of train.accumulate ({train.accumulate})"
+            )
+        if train.warmup_steps + train.decay_steps(train.steps) > train.steps:
+            raise ValueError(
+                f"train.warmup_steps ({train.warmup_steps}) and the decay over the last "
+                f"{train.decay_steps(train.steps)} steps do not fit into train.steps ({train.steps}); lower one of them"
+            )
+        return self
+
+
+def load_recipe(path: Path | None = None, overrides: list[str] | None = None) -> Recipe:
+    """Reads a recipe and applies overrides such as `train.lr=1e-3`, in this order.
+
+    Args:
+        path: a TOML recipe or the `config.json` of a run; the defaults if not given.
+        overrides: `section.name=value`, the value written as in TOML, quotes around text optional.
+
+    Raises:
+        UserError: the file, a name, a value or a combination is wrong; it says which.
+    """
+    recipe = Recipe() if path is None else _validate(_read(path), str(path))
+    if not overrides:
+        return recipe
+    settings = recipe.model_dump(mode="json")
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override}: expected NAME=VALUE, such as train.lr=1e-3")
+        _assign(settings, name.strip(), _value(value.strip()))
+    return _validate(settings, "--set")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError:
+        raise UserError(f"recipe {path} is not UTF-8 text; give a TOML file") from None
+    try:
+        settings = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"recipe {path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"recipe {path} holds no sections; expected [data], [model], [superposition], [train]")
+    return settings
+
+
+def _validate(settings: dict[str, Any], source: str) -> Recipe:
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        # A union reports each of its members; the first says what is wrong.
+        problems = {_place(problem["loc"]): _sentence(problem) for problem in reversed(error.errors())}
+        raise UserError(f"{source}: " + "\n".join(reversed(problems.values()))) from None
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """`section.name` of a problem; a dictionary's keys belong to it, a union's members do not."""
+    return ".".join(str(part) for part in location[:2])
+
+
+def _sentence(problem: Any) -> str:
+    place = _place(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"there is no setting {place!r}{did_you_mean(place, _names())}"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])
+    message = str(problem["msg"])
+    return f"{place} is {problem['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _names() -> list[str]:
+    """All names a recipe can set."""
+    return [f"{section}.{name}" for section, values in Recipe() for name in type(values).model_fields]
+
+
+def _assign(settings: dict[str, Any], name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    table = settings
+    for section in sections:
+        inner = table.get(section)
+        if not isinstance(inner, dict):
+            raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
+        table = inner
+    if table is settings:
+        raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
+    table[last] = value
+
+
+def _value(text: str) -> Any:
+    """A value as TOML writes it; what is no TOML is text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

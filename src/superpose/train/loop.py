@@ -1,0 +1,291 @@
+"""One run from the first step to a Hugging Face directory.
+
+store -> windows of a step -> SuperposedLM -> backward -> AdamW -> metrics, checkpoints -> model/
+
+RUN/config.json     the resolved recipe           RUN/checkpoints/   to resume from
+RUN/metrics.jsonl   training and validation       RUN/model/         the final model, as transformers saves it
+RUN/store.json      the tokens it reads           RUN/result.json    what came out, when finished
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from superpose.core.accounting import cost
+from superpose.core.model import SuperposedLM
+from superpose.core.schedule import Schedule, Stage
+from superpose.data.store import TokenStore
+from superpose.data.windows import WindowPlan
+from superpose.errors import UserError
+from superpose.files import read_json, whole_directory, write_json
+from superpose.models.build import build_config, build_model, model_flops_per_latent
+from superpose.train.checkpoint import Progress, load_checkpoint, save_checkpoint
+from superpose.train.config import Recipe
+from superpose.train.metrics import MetricsLog, evaluate
+from superpose.train.optim import build_optimizer, learning_rate
+
+Listener = Callable[[dict[str, Any]], None]
+"""Told of every record that goes into metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """What training changes."""
+
+    model: nn.Module
+    lm: SuperposedLM
+    optimizer: torch.optim.AdamW
+
+
+def train(
+    recipe: Recipe,
+    store: TokenStore,
+    run: Path,
+    resume: bool = False,
+    listener: Listener = lambda record: None,
+) -> dict[str, Any]:
+    """Trains one model and returns what is in its result.json.
+
+    Args:
+        recipe: all settings.
+        store: the prepared corpus.
+        run: directory of the run, made if it does not exist.
+        resume: go on from the newest checkpoint, exactly as if nothing had happened.
+        listener: called with each record as it is written.
+
+    Raises:
+        UserError: the run exists already, or was started with other settings, or its loss is not finite.
+    """
+    args, schedule = recipe.train, recipe.schedule
+    _claim(run, recipe, store, resume)
+    if resume and (run / "result.json").exists():
+        return read_json(run / "result.json")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    trainee = _build(recipe, store)
+    progress = load_checkpoint(run, trainee.model, trainee.optimizer) if resume else Progress()
+    plan = WindowPlan(schedule, args.batch_size, args.latents, len(store.train.tokens), args.seed)
+    flops = model_flops_per_latent(trainee.model, args.latents)
+
+    log = MetricsLog(run / "metrics.jsonl", progress.step)
+
+    def tell(record: dict[str, Any]) -> None:
+        log.write(record)
+        listener(record)
+
+    def validate(step: int) -> None:
+        validation = evaluate(trainee.lm, store.val, args.latents, args.batch_size, args.device)
+        spent = cost(schedule, recipe.latents_per_step, flops, until=step)
+        tell(
+            {
+                "kind": "validation",
+                "step": step,
+                "val_loss": validation.loss,
+                "val_bits_per_byte": validation.bits_per_byte,
+                "raw_tokens": spent.raw_tokens,
+                "latents": spent.latents,
+                "flops": spent.flops,
+                "seconds": seconds,
+            }
+        )
+
+    seconds = progress.seconds
+    if progress.step == 0:
+        trainee.lm.check()
+        validate(0)
+    # Losses stay on the device until they are logged: reading each would make the device wait.
+    losses: list[torch.Tensor] = []
+    started = time.perf_counter()
+    for step in range(progress.step, args.steps):
+        stage = schedule.stage_at(step)
+        lr = learning_rate(args, step, args.steps)
+        loss, grad_norm = _step(trainee, plan, store, recipe, stage, step, lr)
+        losses.append(loss)
+        done = step + 1
+        ends_stage = done in schedule.boundaries
+        if step == 0 and (message := _unexpected_first_loss(float(loss), store.vocab_size)):
+            tell({"kind": "warning", "step": done, "message": message})
+        if done % args.log_every == 0 or ends_stage or done == args.steps:
+            mean_loss = float(torch.stack(losses).mean())
+            losses.clear()
+            if not math.isfinite(mean_loss):
+                raise UserError(
+                    f"{run}: the loss became {mean_loss} at step {done}; lower train.lr, "
+                    f"or raise train.warmup_steps, and start again"
+                )
+            now = time.perf_counter()
+            seconds += now - started
+            started = now
+            tell(
+                {
+                    "kind": "training",
+                    "step": done,
+                    "phase": stage.phase,
+                    "bag_size": stage.bag_size,
+                    # Two different quantities, so two names: a bag's loss is not comparable with a token's.
+                    ("loss" if stage.bag_size == 1 else "bag_loss"): mean_loss,
+                    "lr": lr,
+                    "grad_norm": float(grad_norm),
+                    "raw_tokens": schedule.raw_tokens(recipe.latents_per_step, done),
+                    "seconds": seconds,
+                }
+            )
+        if done % args.eval_every == 0 or ends_stage or done == args.steps:
+            seconds += time.perf_counter() - started
+            validate(done)
+            started = time.perf_counter()
+        if done % args.checkpoint_every == 0 or ends_stage or done == args.steps:
+            seconds += time.perf_counter() - started
+            save_checkpoint(run, trainee.model, trainee.optimizer, Progress(done, seconds))
+            started = time.perf_counter()
+    log.close()
+    return _finish(recipe, store, run, trainee, plan, flops, seconds)
+
+
+def announce(recipe: Recipe, store: TokenStore) -> str:
+    """What a run will read, in a sentence to print before its first step."""
+    args, train_split = recipe.train, store.train
+    plan = WindowPlan(recipe.schedule, args.batch_size, args.latents, len(train_split.tokens), args.seed)
+    passes = f"{plan.epochs:.2f} epochs" + (
+        ", so text is read again: TST's gain is less certain there" if plan.epochs > 1 else ""
+    )
+    return (
+        f"{plan.raw_tokens:,} raw tokens of {len(train_split.tokens):,} "
+        f"({train_split.documents:,} documents, {train_split.bytes / 1e6:.0f} MB) = {passes}"
+    )
+
+
+def _claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool) -> None:
+    """Makes the run's directory, or checks that it is the one to go on with."""
+    settings = recipe.model_dump(mode="json")
+    path = run / "config.json"
+    if not path.exists():
+        if resume:
+            raise UserError(f"{run} holds no run to resume; start it without --resume")
+        if run.exists() and any(run.iterdir()):
+            raise UserError(f"{run} is not empty and holds no run; give a new directory")
+        write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(store.path)})
+        write_json(path, settings)
+        return
+    if not resume:
+        raise UserError(f"{run} holds a run already; add --resume to go on with it, or give a new directory")
+    if read_json(run / "store.json").get("fingerprint") != store.fingerprint:
+        raise UserError(f"{run} was started on other text than the corpus holds now; give a new directory")
+    before = read_json(path)
+    changed = [
+        f"{section}.{name}"
+        for section, values in settings.items()
+        for name, value in values.items()
+        # The number of threads is the machine's business, not the run's.
+        if before.get(section, {}).get(name) != value and name != "threads"
+    ]
+    if changed:
+        raise UserError(
+            f"{run} was started with another {', '.join(changed)}; resume with {path}, or give a new directory"
+        )
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Finds out before any work whether the recipe's model can be built, and computed where the recipe says.
+
+    Raises:
+        UserError: it cannot.
+    """
+    build_model(build_config(recipe.model, recipe.data.vocab_size, recipe.train.latents, end_of_text=0), "meta")
+    try:
+        torch.zeros((), device=recipe.train.device)
+    except (RuntimeError, AssertionError) as error:
+        message = str(error).strip().splitlines()[0]
+        raise UserError(f"train.device is {recipe.train.device!r}, which PyTorch cannot use here: {message}") from None
+
+
+def _build(recipe: Recipe, store: TokenStore) -> Trainee:
+    torch.manual_seed(recipe.train.seed)
+    config = build_config(recipe.model, store.vocab_size, recipe.train.latents, store.end_of_text)
+    model = build_model(config).to(recipe.train.device).train()
+    lm = SuperposedLM(model, recipe.superposition.weighting)
+    return Trainee(model, lm, build_optimizer(recipe.train, model))
+
+
+def _step(
+    trainee: Trainee, plan: WindowPlan, store: TokenStore, recipe: Recipe, stage: Stage, step: int, lr: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step: mean cross-entropy over its rows, and the norm of the gradient before clipping."""
+    args = recipe.train
+    window = plan.read(store.train.tokens, step).to(args.device)
+    # Nothing is ignored in training windows, so every latent counts, in whatever parts the step is computed.
+    rows = args.batch_size * args.latents
+    total = torch.zeros((), device=args.device)
+    for part in window.chunk(args.accumulate):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
+            output = trainee.lm(part, stage.bag_size, stage.mode, normalizer=rows)
+        output.loss.backward()
+        total += output.cross_entropy.detach()
+    grad_norm = nn.utils.clip_grad_norm_(trainee.model.parameters(), args.grad_clip or math.inf)
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = lr
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad(set_to_none=True)
+    return total, grad_norm
+
+
+def _unexpected_first_loss(loss: float, vocab_size: int) -> str | None:
+    """A fresh model guesses: its loss is log V in both phases. Anything else means the parts are wired wrongly."""
+    expected = math.log(vocab_size)
+    if abs(loss - expected) <= 0.2 * expected:
+        return None
+    return (
+        f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}; "
+        f"check the model's initialisation before trusting this run"
+    )
+
+
+def _finish(
+    recipe: Recipe,
+    store: TokenStore,
+    run: Path,
+    trainee: Trainee,
+    plan: WindowPlan,
+    flops: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Exports the model, if it is one that can generate, and writes result.json: the sign that the run is finished."""
+    schedule: Schedule = recipe.schedule
+    validation = evaluate(trainee.lm, store.val, recipe.train.latents, recipe.train.batch_size, recipe.train.device)
+    if not schedule.ends_in_superposition:
+        with whole_directory(run / "model") as aside:
+            transformers_logging.disable_progress_bar()
+            model: Any = trainee.model
+            model.save_pretrained(aside)
+            shutil.copytree(store.tokenizer_path, aside, dirs_exist_ok=True)
+    spent = cost(schedule, recipe.latents_per_step, flops)
+    result = {
+        "val_loss": validation.loss,
+        "val_bits_per_byte": validation.bits_per_byte,
+        "ends_in_superposition": schedule.ends_in_superposition,
+        "steps": spent.steps,
+        "raw_tokens": spent.raw_tokens,
+        "epochs": plan.epochs,
+        "latents": spent.latents,
+        "flops": spent.flops,
+        "seconds": seconds,
+        "parameters": sum(parameter.numel() for parameter in trainee.model.parameters()),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")},
+        },
+    }
+    write_json(run / "result.json", result)
+    return result

@@ -1,0 +1,82 @@
+"""What a run measures: validation that is always next-token, and its records as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+
+from superpose.core.fold import IGNORE_INDEX
+from superpose.core.model import SuperposedLM
+from superpose.data.store import Split
+from superpose.files import write_text
+
+
+class Validation(NamedTuple):
+    """Next-token loss on held-out text.
+
+    Attributes:
+        loss: nats per token.
+        bits_per_byte: the same in bits per UTF-8 byte of text; unlike the loss it can be compared between
+            tokenizers. Predicting the ends of documents is part of it.
+    """
+
+    loss: float
+    bits_per_byte: float
+
+
+@torch.no_grad()
+def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, device: str = "cpu") -> Validation:
+    """Next-token loss over a whole split, every token but the first predicted once, in rows of `latents`.
+
+    It does not know of bags: in either phase it measures the model that training is to end with.
+    """
+    training = lm.training
+    lm.eval()
+    total = 0.0
+    windows = _windows(split, latents)
+    for batch in torch.split(windows, rows):
+        total += float(lm(batch.to(device), bag_size=1, normalizer=1.0).cross_entropy)
+    lm.train(training)
+    nats = total / (len(split.tokens) - 1)
+    return Validation(nats, total / math.log(2) / split.bytes)
+
+
+def _windows(split: Split, latents: int) -> Tensor:
+    """Rows of latents + 1 tokens that overlap by one: [rows, latents + 1]; the last is filled with `IGNORE_INDEX`."""
+    tokens = torch.from_numpy(split.tokens.astype("int64"))
+    count = -(-(len(tokens) - 1) // latents)
+    padded = torch.full((count * latents + 1,), IGNORE_INDEX)
+    padded[: len(tokens)] = tokens
+    return padded.unfold(0, latents + 1, latents)
+
+
+class MetricsLog:
+    """Appends records to a JSON-lines file; a run that resumes drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        kept = [record for record in read_metrics(path) if record["step"] <= first_step] if path.exists() else []
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run; a last line that was cut short by a crash is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
