@@ -145,15 +145,15 @@ class SuperposedLM(nn.Module):
         Raises:
             ValueError: the two differ.
         """
-        training = self.model.training
-        self.model.eval()
+        training = self.training
+        self.eval()
         weight = self.model.get_input_embeddings().weight
         vocab_size = weight.shape[0]
         window = (torch.arange(9, device=weight.device) * 7919 % vocab_size).unsqueeze(0)
         ours = self(window).cross_entropy
         logits = self.model(input_ids=window[:, :-1], use_cache=False).logits.float()
         theirs = F.cross_entropy(logits.flatten(0, 1), window[0, 1:])
-        self.model.train(training)
+        self.train(training)
         if not torch.isclose(ours.float(), theirs, rtol=1e-2, atol=1e-2):
             raise ValueError(
                 f"{type(self.model).__name__} does not compute its logits as head(hidden): its own loss is "

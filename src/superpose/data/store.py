@@ -44,7 +44,7 @@ class DataArgs(BaseModel):
 
     corpus: Annotated[str, Field(min_length=1)] = PYTHON_SOURCES
     """`python` (the Python sources installed on this machine), a text file, or a folder of text files."""
-    max_megabytes: Annotated[float, Field(gt=0)] = 64
+    max_megabytes: Annotated[float, Field(gt=0)] = 32
     """Size of the training side, in 10^6 bytes of text."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Share of the documents that is held out."""
@@ -178,6 +178,8 @@ def write_store(
 ) -> None:
     """Tokenizes both sides of a corpus, on all cores, into a new store at `path`."""
     vocab_size = tokenizer.get_vocab_size()
+    # Where a text spells out a special token, it is text: only we end documents.
+    tokenizer.encode_special_tokens = True
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     assert end_of_text is not None  # train_tokenizer made it
     dtype = "<u2" if vocab_size <= 2**16 else "<u4"
@@ -219,7 +221,7 @@ def _write_split(
         for first in range(0, len(documents), _BATCH_DOCUMENTS):
             progress(f"tokenizing {side}", first / len(documents))
             texts = [document.text for document in documents[first : first + _BATCH_DOCUMENTS]]
-            # encode_batch runs on all cores; special tokens are ours to add, not the text's to forge.
+            # encode_batch runs on all cores.
             for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
                 ids = np.array([*encoding.ids, end_of_text], dtype=dtype)
                 file.write(ids.tobytes())

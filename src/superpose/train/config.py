@@ -41,9 +41,9 @@ class SuperpositionArgs(BaseModel):
 class TrainArgs(OptimArgs):
     """One run. `lr` and what else steers the optimizer stands here too."""
 
-    steps: Annotated[int, Field(ge=1)] = 2000
+    steps: Annotated[int, Field(ge=1)] = 3000
     """Optimizer steps, both phases together."""
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int, Field(ge=1)] = 16
     """Rows of a step."""
     latents: Annotated[int, Field(ge=1)] = 128
     """Positions of a row in both phases; a row reads bag_size x latents tokens."""
@@ -58,8 +58,8 @@ class TrainArgs(OptimArgs):
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 for PyTorch's own choice."""
     log_every: Annotated[int, Field(ge=1)] = 10
-    eval_every: Annotated[int, Field(ge=1)] = 200
-    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+    eval_every: Annotated[int, Field(ge=1)] = 300
+    checkpoint_every: Annotated[int, Field(ge=1)] = 1000
 
 
 class Recipe(BaseModel):

@@ -13,7 +13,8 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +33,8 @@ from superpose.errors import UserError
 from superpose.files import read_json, whole_directory, write_json
 from superpose.models.build import build_config, build_model, model_flops_per_latent
 from superpose.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from superpose.train.config import Recipe
-from superpose.train.metrics import MetricsLog, evaluate
+from superpose.train.config import Recipe, TrainArgs
+from superpose.train.metrics import Validation, evaluate, metrics_log
 from superpose.train.optim import build_optimizer, learning_rate
 
 Listener = Callable[[dict[str, Any]], None]
@@ -79,79 +80,109 @@ def train(
     plan = WindowPlan(schedule, args.batch_size, args.latents, len(store.train.tokens), args.seed)
     flops = model_flops_per_latent(trainee.model, args.latents)
 
-    log = MetricsLog(run / "metrics.jsonl", progress.step)
+    with metrics_log(run / "metrics.jsonl", progress.step) as log:
 
-    def tell(record: dict[str, Any]) -> None:
-        log.write(record)
-        listener(record)
+        def tell(record: dict[str, Any]) -> None:
+            log(record)
+            listener(record)
 
-    def validate(step: int) -> None:
-        validation = evaluate(trainee.lm, store.val, args.latents, args.batch_size, args.device)
-        spent = cost(schedule, recipe.latents_per_step, flops, until=step)
-        tell(
-            {
-                "kind": "validation",
-                "step": step,
-                "val_loss": validation.loss,
-                "val_bits_per_byte": validation.bits_per_byte,
-                "raw_tokens": spent.raw_tokens,
-                "latents": spent.latents,
-                "flops": spent.flops,
-                "seconds": seconds,
-            }
+        clock = _Clock(progress.seconds)
+        validation: Validation | None = None
+        if progress.step == 0:
+            with clock.paused():
+                trainee.lm.check()
+                tell(_validation_record(recipe, 0, _validate(trainee, store, args, run, 0), flops, clock.seconds))
+        # Losses stay on the device until they are logged: reading each would make the device wait.
+        losses: list[torch.Tensor] = []
+        for step in range(progress.step, args.steps):
+            stage = schedule.stage_at(step)
+            lr = learning_rate(args, step, args.steps)
+            loss, grad_norm = _step(trainee, plan, store, recipe, stage, step, lr)
+            losses.append(loss)
+            done = step + 1
+            turning = done in schedule.boundaries or done == args.steps
+            if step == 0 and (message := _unexpected_first_loss(float(loss), store.vocab_size)):
+                tell({"kind": "warning", "step": done, "message": message})
+            if done % args.log_every == 0 or turning:
+                mean_loss, norm = float(torch.stack(losses).mean()), float(grad_norm)
+                losses.clear()
+                _expect_finite(run, done, mean_loss, norm)
+                raw_tokens = schedule.raw_tokens(recipe.latents_per_step, done)
+                tell(_training_record(stage, done, mean_loss, lr, norm, raw_tokens, clock.seconds))
+            if done % args.eval_every == 0 or turning:
+                with clock.paused():
+                    validation = _validate(trainee, store, args, run, done)
+                    tell(_validation_record(recipe, done, validation, flops, clock.seconds))
+            if done % args.checkpoint_every == 0 or turning:
+                with clock.paused():
+                    save_checkpoint(run, trainee.model, trainee.optimizer, Progress(done, clock.seconds))
+        with clock.paused():
+            if validation is None:  # resumed after the last step
+                validation = _validate(trainee, store, args, run, args.steps)
+            return _finish(recipe, store, run, trainee, plan, flops, validation, clock.seconds)
+
+
+class _Clock:
+    """Seconds spent training, without start-up, validation and checkpoints."""
+
+    def __init__(self, seconds: float) -> None:
+        self._spent = seconds
+        self._since: float | None = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + (0 if self._since is None else time.perf_counter() - self._since)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._spent, self._since = self.seconds, None
+        yield
+        self._since = time.perf_counter()
+
+
+def _validate(trainee: Trainee, store: TokenStore, args: TrainArgs, run: Path, step: int) -> Validation:
+    validation = evaluate(trainee.lm, store.val, args.latents, args.batch_size, args.device)
+    _expect_finite(run, step, validation.loss)
+    return validation
+
+
+def _expect_finite(run: Path, step: int, *values: float) -> None:
+    if not all(map(math.isfinite, values)):
+        raise UserError(
+            f"{run}: the loss or its gradient is no longer finite at step {step}; lower train.lr or raise "
+            f"train.warmup_steps, and start again in a new directory"
         )
 
-    seconds = progress.seconds
-    if progress.step == 0:
-        trainee.lm.check()
-        validate(0)
-    # Losses stay on the device until they are logged: reading each would make the device wait.
-    losses: list[torch.Tensor] = []
-    started = time.perf_counter()
-    for step in range(progress.step, args.steps):
-        stage = schedule.stage_at(step)
-        lr = learning_rate(args, step, args.steps)
-        loss, grad_norm = _step(trainee, plan, store, recipe, stage, step, lr)
-        losses.append(loss)
-        done = step + 1
-        ends_stage = done in schedule.boundaries
-        if step == 0 and (message := _unexpected_first_loss(float(loss), store.vocab_size)):
-            tell({"kind": "warning", "step": done, "message": message})
-        if done % args.log_every == 0 or ends_stage or done == args.steps:
-            mean_loss = float(torch.stack(losses).mean())
-            losses.clear()
-            if not math.isfinite(mean_loss):
-                raise UserError(
-                    f"{run}: the loss became {mean_loss} at step {done}; lower train.lr, "
-                    f"or raise train.warmup_steps, and start again"
-                )
-            now = time.perf_counter()
-            seconds += now - started
-            started = now
-            tell(
-                {
-                    "kind": "training",
-                    "step": done,
-                    "phase": stage.phase,
-                    "bag_size": stage.bag_size,
-                    # Two different quantities, so two names: a bag's loss is not comparable with a token's.
-                    ("loss" if stage.bag_size == 1 else "bag_loss"): mean_loss,
-                    "lr": lr,
-                    "grad_norm": float(grad_norm),
-                    "raw_tokens": schedule.raw_tokens(recipe.latents_per_step, done),
-                    "seconds": seconds,
-                }
-            )
-        if done % args.eval_every == 0 or ends_stage or done == args.steps:
-            seconds += time.perf_counter() - started
-            validate(done)
-            started = time.perf_counter()
-        if done % args.checkpoint_every == 0 or ends_stage or done == args.steps:
-            seconds += time.perf_counter() - started
-            save_checkpoint(run, trainee.model, trainee.optimizer, Progress(done, seconds))
-            started = time.perf_counter()
-    log.close()
-    return _finish(recipe, store, run, trainee, plan, flops, seconds)
+
+def _training_record(
+    stage: Stage, step: int, loss: float, lr: float, grad_norm: float, raw_tokens: int, seconds: float
+) -> dict[str, Any]:
+    return {
+        "kind": "training",
+        "step": step,
+        "phase": stage.phase,
+        "bag_size": stage.bag_size,
+        # Two different quantities, so two names: a bag's loss is not comparable with a token's.
+        ("loss" if stage.bag_size == 1 else "bag_loss"): loss,
+        "lr": lr,
+        "grad_norm": grad_norm,
+        "raw_tokens": raw_tokens,
+        "seconds": seconds,
+    }
+
+
+def _validation_record(recipe: Recipe, step: int, validation: Validation, flops: int, seconds: float) -> dict[str, Any]:
+    spent = cost(recipe.schedule, recipe.latents_per_step, flops, until=step)
+    return {
+        "kind": "validation",
+        "step": step,
+        "val_loss": validation.loss,
+        "val_bits_per_byte": validation.bits_per_byte,
+        "raw_tokens": spent.raw_tokens,
+        "latents": spent.latents,
+        "flops": spent.flops,
+        "seconds": seconds,
+    }
 
 
 def announce(recipe: Recipe, store: TokenStore) -> str:
@@ -259,11 +290,11 @@ def _finish(
     trainee: Trainee,
     plan: WindowPlan,
     flops: int,
+    validation: Validation,
     seconds: float,
 ) -> dict[str, Any]:
     """Exports the model, if it is one that can generate, and writes result.json: the sign that the run is finished."""
     schedule: Schedule = recipe.schedule
-    validation = evaluate(trainee.lm, store.val, recipe.train.latents, recipe.train.batch_size, recipe.train.device)
     if not schedule.ends_in_superposition:
         with whole_directory(run / "model") as aside:
             transformers_logging.disable_progress_bar()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,20 +57,22 @@ def _windows(split: Split, latents: int) -> Tensor:
     return padded.unfold(0, latents + 1, latents)
 
 
-class MetricsLog:
-    """Appends records to a JSON-lines file; a run that resumes drops what came after its checkpoint."""
+@contextmanager
+def metrics_log(path: Path, first_step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields a function that appends a record to a JSON-lines file.
 
-    def __init__(self, path: Path, first_step: int) -> None:
-        kept = [record for record in read_metrics(path) if record["step"] <= first_step] if path.exists() else []
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file: TextIO = path.open("a", encoding="utf-8")
+    A run that resumes at `first_step` drops what it recorded after the checkpoint of that step, and one that
+    starts drops everything.
+    """
+    kept = [record for record in read_metrics(path) if record["step"] <= first_step] if first_step else []
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    with path.open("a", encoding="utf-8") as file:
 
-    def write(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        def write(record: dict[str, Any]) -> None:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
 
-    def close(self) -> None:
-        self._file.close()
+        yield write
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,119 @@
+"""Small models, a small store, and one directory for caches, shared by all tests."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import hypothesis
+import pytest
+import torch
+
+from superpose.data.store import DataArgs, prepare
+from superpose.train.config import Recipe
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("superpose", deadline=None, max_examples=60, derandomize=True)
+hypothesis.settings.load_profile("superpose")
+
+MODELS = {
+    "llama": {"num_attention_heads": 2, "intermediate_size": 32},
+    "qwen3": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32},
+    "qwen3_moe": {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "output_router_logits": True,
+        "router_aux_loss_coef": 0.01,
+    },
+    # Dropout off: two forward passes are to be compared.
+    "gpt2": {"num_attention_heads": 2, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+}
+"""The four families of the first release, as small as they go; gpt2 ties its embeddings."""
+
+
+def make_model(family: str, vocab_size: int = 50):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=2,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **MODELS[family],
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture(params=MODELS)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("cache")
+    os.environ["SUPERPOSE_CACHE"] = str(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """A text file with some structure: numbered sentences in paragraphs."""
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    words = ["alpha", "beta", "gamma", "delta", "omega", "sigma"]
+    lines = [
+        f"{number}: the {words[number % 6]} of {words[number * number % 6]} is {number % 10}.\n"
+        + ("\n" if number % 5 == 0 else "")
+        for number in range(20_000)
+    ]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_args(corpus) -> DataArgs:
+    return DataArgs(corpus=str(corpus), vocab_size=300, val_fraction=0.1, val_megabytes=0.02)
+
+
+@pytest.fixture(scope="session")
+def store(cache, data_args):
+    return prepare(data_args)
+
+
+@pytest.fixture(scope="session")
+def recipe(data_args) -> Recipe:
+    """A run of seconds: 20 steps, the switch at step 8."""
+    return Recipe.model_validate(
+        {
+            "data": data_args.model_dump(),
+            "model": {
+                "config": {
+                    "hidden_size": 16,
+                    "intermediate_size": 32,
+                    "num_hidden_layers": 1,
+                    "num_attention_heads": 2,
+                    "tie_word_embeddings": False,
+                }
+            },
+            "superposition": {"bag_size": 4, "ratio": 0.4},
+            "train": {
+                "steps": 20,
+                "batch_size": 4,
+                "latents": 16,
+                "warmup_steps": 2,
+                "log_every": 1,
+                "eval_every": 10,
+                "checkpoint_every": 3,
+                "threads": 1,
+            },
+        }
+    )

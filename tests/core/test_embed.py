@@ -1,0 +1,68 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superpose import IGNORE_INDEX, embed_bags
+
+
+def reference(input_ids, weight):
+    """Mean over valid tokens, one bag at a time, in float64."""
+    out = torch.zeros(*input_ids.shape[:-1], weight.shape[1], dtype=torch.float64) + 0 * weight.sum()
+    for place in torch.cartesian_prod(*[torch.arange(n) for n in input_ids.shape[:-1]]).view(-1, input_ids.dim() - 1):
+        bag = input_ids[tuple(place)]
+        bag = bag[bag != IGNORE_INDEX]
+        if len(bag):
+            out[tuple(place)] = weight.double()[bag].mean(0)
+    return out
+
+
+@st.composite
+def bags(draw, vocab_size=7):
+    rows, latents, bag_size = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    ids = st.one_of(st.just(IGNORE_INDEX), st.integers(0, vocab_size - 1))
+    values = draw(st.lists(ids, min_size=rows * latents * bag_size, max_size=rows * latents * bag_size))
+    return torch.tensor(values).view(rows, latents, bag_size)
+
+
+@pytest.mark.error(5)
+@given(bags())
+def test_equals_the_mean_over_valid_tokens(input_ids):
+    weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    out = embed_bags(input_ids, weight)
+    expected = reference(input_ids, weight)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    torch.testing.assert_close(*(torch.autograd.grad((value * upstream).sum(), weight)[0] for value in (out, expected)))
+
+
+@pytest.mark.error(5)
+def test_a_bag_of_nothing_is_zeros_and_gets_no_gradient():
+    weight = torch.randn(5, 4, requires_grad=True)
+    out = embed_bags(torch.full((1, 2, 3), IGNORE_INDEX), weight)
+    assert (out == 0).all()
+    out.sum().backward()
+    assert (weight.grad == 0).all()
+
+
+def test_gradient_by_finite_differences():
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    input_ids = torch.tensor([[[0, 0, 4], [1, IGNORE_INDEX, 2]]])
+    assert torch.autograd.gradcheck(lambda table: embed_bags(input_ids, table), weight)
+
+
+def test_half_precision_is_summed_in_float32():
+    # Summed in bfloat16, small numbers vanish beside large ones.
+    torch.manual_seed(0)
+    weight = (torch.randn(64, 32) + 8).to(torch.bfloat16)
+    input_ids = torch.randint(0, 64, (4, 8, 16))
+    out = embed_bags(input_ids, weight)
+    assert out.dtype == torch.bfloat16
+    exact = weight.double()[input_ids].mean(-2)
+    # Two roundings to 8 bits: of the sum and of the mean.
+    assert ((out.double() - exact).abs() <= exact.abs() * 2 * 2**-8).all()
+
+
+def test_shapes_that_are_no_bags_are_refused():
+    with pytest.raises(ValueError, match="bags"):
+        embed_bags(torch.zeros(3, dtype=torch.long), torch.zeros(4, 2))

@@ -1,0 +1,243 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from superpose import IGNORE_INDEX, Schedule, SuperposedLM, bag_weights, split_window, window_length
+from tests.conftest import make_model
+
+V = 50
+
+
+def window_of(latents, bag_size, mode="full", rows=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, V, (rows, window_length(latents, bag_size, mode)), generator=generator)
+
+
+def bag_loss(model, window, bag_size, weights=None):
+    """The method written out with whole logits and s ordinary cross-entropies."""
+    inputs, targets = split_window(window, bag_size)
+    weights = torch.full((bag_size,), 1 / bag_size) if weights is None else weights
+    vectors = model.get_input_embeddings()(inputs).mean(dim=2)
+    logits = model(inputs_embeds=vectors).logits.flatten(0, 1)
+    return sum(weight * F.cross_entropy(logits, targets[..., i].flatten()) for i, weight in enumerate(weights))
+
+
+def test_a_bag_of_one_is_the_models_own_loss(family):
+    model = make_model(family)
+    window = window_of(10, 1)
+    ours = SuperposedLM(model)(window).loss
+    # transformers shifts labels itself, so it is given the row it will cut the last token from.
+    theirs = model(input_ids=window[:, :-1], labels=window[:, :-1], shift_labels=window[:, 1:].contiguous()).loss
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(
+        torch.autograd.grad(ours, list(model.parameters()), retain_graph=True),
+        torch.autograd.grad(theirs, list(model.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.error(1)
+@pytest.mark.parametrize("weighting", ["uniform", "power"])
+def test_bags_equal_the_method_written_out(family, weighting):
+    model = make_model(family)
+    window = window_of(6, 4)
+    ours = SuperposedLM(model, weighting)(window, 4).cross_entropy
+    expected = bag_loss(model, window, 4, bag_weights(4, weighting))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip(
+        torch.autograd.grad(ours, list(model.parameters()), retain_graph=True, allow_unused=True),
+        torch.autograd.grad(expected, list(model.parameters()), allow_unused=True),
+        strict=True,
+    ):
+        if a is not None or b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_ordinary_training_step_for_step():
+    """At s = 1 a plain loop and ours end with the same weights, bit for bit up to the head's arithmetic."""
+    plain, ours = make_model("llama").double(), make_model("llama").double()
+    lm, schedule = SuperposedLM(ours), Schedule(10, 1, 0.5)
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2) for model in (plain, ours)]
+    for step in range(10):
+        window = window_of(8, 1, seed=step)
+        logits = plain(input_ids=window[:, :-1]).logits
+        expected = F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten())
+        loss = lm(window, schedule.bag_size_at(step)).loss
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+        for value, optimizer in zip((expected, loss), optimizers, strict=True):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    for a, b in zip(plain.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.error(1)
+@pytest.mark.parametrize("mode", ["full", "input", "output"])
+def test_no_loss_sees_its_own_target(mode):
+    """The gradient of position j's loss reaches no token of the bag it predicts, nor any later one."""
+    model = make_model("llama")
+    bag_size, latents = 3, 4
+    window = torch.arange(window_length(latents, bag_size, mode)).unsqueeze(0)  # each token its own embedding
+    inputs, targets = split_window(window, bag_size, mode)
+    lm = SuperposedLM(model)
+    hidden, _ = lm._backbone(inputs, None)
+    table = model.get_input_embeddings().weight
+    for j in range(latents):
+        (gradient,) = torch.autograd.grad(hidden[0, j].sum(), table, retain_graph=True)
+        seen = set(gradient.abs().sum(dim=1).nonzero().flatten().tolist())
+        assert seen == set(inputs[0, : j + 1].flatten().tolist())
+        assert not seen & set(targets[0, j].flatten().tolist())
+
+
+@pytest.mark.error(2)
+@pytest.mark.parametrize("mode", ["full", "input", "output"])
+def test_the_first_loss_is_log_vocabulary(family, mode):
+    lm = SuperposedLM(make_model(family))
+    loss = lm(window_of(8, 4, mode), 4, mode).cross_entropy
+    assert loss.item() == pytest.approx(math.log(V), abs=0.15)
+
+
+@pytest.mark.error(5)
+def test_ignored_tokens_change_nothing(family):
+    """Padding after the text, by mark or by mask, gives the loss of the text alone."""
+    lm = SuperposedLM(make_model(family))
+    window = window_of(4, 3)
+    alone = lm(window, 3)
+    padded = torch.cat([window, torch.full((3, 6), IGNORE_INDEX)], dim=1)
+    by_mark = lm(padded, 3)
+    torch.testing.assert_close(by_mark.cross_entropy, alone.cross_entropy)
+    assert by_mark.rows == alone.rows
+    mask = (padded != IGNORE_INDEX).long()
+    by_mask = lm(padded.masked_fill(mask == 0, 7), 3, attention_mask=mask)
+    torch.testing.assert_close(by_mask.cross_entropy, alone.cross_entropy)
+
+
+@pytest.mark.error(5)
+def test_ignored_tokens_inside_a_bag_are_left_out_of_mean_and_loss():
+    model = make_model("llama")
+    window = window_of(3, 4)
+    window[:, 5] = IGNORE_INDEX
+    inputs, targets = split_window(window, 4)
+    table = model.get_input_embeddings().weight
+    valid = (inputs != IGNORE_INDEX).unsqueeze(-1)
+    vectors = (table[inputs.clamp(min=0)] * valid).sum(2) / valid.sum(2)
+    log_p = model(inputs_embeds=vectors).logits.log_softmax(-1)
+    picked = log_p.gather(-1, targets.clamp(min=0)) * (targets != IGNORE_INDEX)
+    expected = -(picked.sum(-1) / (targets != IGNORE_INDEX).sum(-1)).mean()
+    torch.testing.assert_close(SuperposedLM(model)(window, 4).loss, expected)
+
+
+@pytest.mark.error(5)
+def test_padding_before_the_text_is_not_attended_to():
+    """The mask of a bag is that of any of its tokens: padded on the left by whole bags, bags are the same."""
+    model = make_model("gpt2")
+    torch.nn.init.zeros_(model.transformer.wpe.weight)  # positions move with the padding
+    lm = SuperposedLM(model)
+    window = window_of(4, 3)
+    padded = torch.cat([torch.full((3, 3), 5), window], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :3] = 0
+    # The padded bag itself predicts the first real one; its row is what differs.
+    ours = lm(padded, 3, attention_mask=mask, normalizer=1.0)
+    first = lm(torch.cat([torch.full((3, 3), IGNORE_INDEX), window[:, :3]], dim=1), 3, normalizer=1.0)
+    alone = lm(window, 3, normalizer=1.0)
+    torch.testing.assert_close(ours.loss - first.loss, alone.loss, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.error(4)
+def test_accumulation_changes_nothing(family):
+    """Parts of a step with different numbers of valid rows sum to the whole step, router loss included."""
+    model = make_model(family)
+    lm = SuperposedLM(model)
+    window = window_of(6, 4, rows=4)
+    window[0, 12:] = IGNORE_INDEX
+    window[1, :9] = IGNORE_INDEX
+    rows = int(lm(window, 4).rows)
+    whole = torch.autograd.grad(lm(window, 4).cross_entropy, model.get_output_embeddings().weight)[0]
+    parts = [lm(part, 4, normalizer=rows) for part in window.split(1)]
+    gradient = torch.autograd.grad(sum(part.cross_entropy for part in parts), model.get_output_embeddings().weight)[0]
+    torch.testing.assert_close(whole, gradient, rtol=1e-4, atol=1e-6)
+    assert sum(int(part.rows) for part in parts) == rows
+
+
+def test_router_loss_is_counted_over_bags():
+    model = make_model("qwen3_moe")
+    output = SuperposedLM(model)(window_of(6, 4), 4)
+    # Perfectly balanced routing of top-2 costs 2; a fresh router is close to it.
+    assert output.router_loss.item() == pytest.approx(2, abs=0.3)
+    torch.testing.assert_close(output.loss, output.cross_entropy + 0.01 * output.router_loss)
+
+
+@pytest.mark.error(11)
+def test_every_parameter_is_used_in_both_phases(family):
+    """A parameter without a gradient in one phase stops DDP; experts may be idle, but not absent from the graph."""
+    model = make_model(family)
+    lm = SuperposedLM(model)
+    for bag_size in (4, 1):
+        model.zero_grad(set_to_none=True)
+        lm(window_of(8, bag_size), bag_size).loss.backward()
+        assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.error(11)
+def test_the_body_sees_one_shape_in_both_phases():
+    """So a compiled model is not compiled again at the switch."""
+    model = make_model("llama")
+    lm, shapes = SuperposedLM(model), set()
+    model.model.layers[0].register_forward_pre_hook(lambda module, args: shapes.add(tuple(args[0].shape)))
+    for bag_size in (8, 4, 1):
+        lm(window_of(6, bag_size), bag_size)
+    assert shapes == {(3, 6, 16)}
+
+
+@pytest.mark.error(7)
+def test_a_model_is_left_as_it_was(family):
+    model = make_model(family)
+    names, forward = set(model.state_dict()), model.forward.__func__
+    lm = SuperposedLM(model)
+    lm(window_of(4, 4), 4).loss.backward()
+    assert set(model.state_dict()) == names
+    assert model.forward.__func__ is forward
+    assert not any("superpose" in key for key in model.config.to_dict())
+
+
+@pytest.mark.error(6)
+def test_a_model_that_scales_its_logits_is_refused():
+    model = make_model("llama")
+    SuperposedLM(model).check()
+
+    class Scaled(type(model)):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * 30
+            return output
+
+    model.__class__ = Scaled
+    with pytest.raises(ValueError, match="head\\(hidden\\)"):
+        SuperposedLM(model).check()
+
+
+@pytest.mark.error(6)
+def test_an_embedding_that_scales_is_asked_and_not_bypassed():
+    model = make_model("llama")
+    window = window_of(4, 3)
+
+    class Scaled(torch.nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids) * 2
+
+    plain = model.get_input_embeddings()
+    scaled = Scaled(*plain.weight.shape)
+    scaled.weight.data = plain.weight.data / 2
+    expected = SuperposedLM(model)(window, 3).loss
+    model.set_input_embeddings(scaled)
+    torch.testing.assert_close(SuperposedLM(model)(window, 3).loss, expected)
+
+
+def test_a_model_without_a_head_is_refused():
+    with pytest.raises(ValueError, match="ForCausalLM"):
+        SuperposedLM(make_model("llama").model)

@@ -1,0 +1,113 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.train.test_loop import changed
+
+TINY = [
+    "--set=train.batch_size=4",
+    "--set=train.latents=16",
+    "--set=train.warmup_steps=2",
+    "--set=train.eval_every=10",
+    "--set=data.vocab_size=300",
+    "--set=data.val_fraction=0.1",
+    "--set=data.val_megabytes=0.02",
+    "--set=model.config.hidden_size=16",
+]
+
+
+def superpose(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "superpose", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=240
+    )
+
+
+def refused(*arguments, cwd=None):
+    """The one sentence a wrong call prints."""
+    done = superpose(*arguments, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("superpose: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_help_reads_well():
+    text = superpose("--help").stdout
+    for command in ("compare", "train", "generate"):
+        assert command in text
+        help_text = superpose(command, "--help").stdout
+        assert "Usage: superpose" in help_text
+        assert "None" not in help_text
+
+
+def test_help_needs_no_pytorch():
+    code = (
+        "import sys\nfrom superpose.cli import app\n"
+        "try: app(['compare', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_compare_train_and_generate_end_to_end(corpus, tmp_path):
+    done = superpose("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("validation loss", "bits per byte", "raw tokens read", "training FLOPs", "epochs", "95 % interval"):
+        assert word in done.stdout
+    demo = tmp_path / "runs" / "demo"
+    assert {"comparison.json", "summary.md", "loss.png", "tst-seed2"} <= {path.name for path in demo.iterdir()}
+
+    said = superpose("generate", demo / "tst-seed1", "the alpha", "--max-new-tokens", 4)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("the alpha")
+    assert said.stdout == superpose("generate", demo / "tst-seed1", "the alpha", "--max-new-tokens", 4).stdout
+    assert "tst-seed1" in refused("generate", demo, "the alpha")
+    assert "context" in refused("generate", demo / "tst-seed1", "the alpha " * 20)
+
+    # The same arm alone, from the configuration the comparison wrote, ends with the same bits.
+    alone = superpose("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")
+    assert alone.returncode == 0, alone.stderr
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "alone/model" / name).read_bytes() == (demo / "tst-seed1/model" / name).read_bytes()
+    assert "--resume" in refused("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")
+
+
+def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path):
+    from superpose.train.loop import train
+
+    ended = tmp_path / "ended"
+    train(changed(recipe, "superposition", ratio=1.0), store, ended)
+    assert "ended inside superposition" in refused("generate", ended, "the")
+    (ended / "result.json").unlink()
+    assert "not finished" in refused("generate", ended, "the")
+    assert "not a run" in refused("generate", tmp_path / "none", "the")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--set", "train.lrr=1"], "did you mean 'train.lr'"),
+        (["compare", "--ratio", "0"], "only one phase"),
+        (["compare", "--ratio", "1.5"], "superposition.ratio"),
+        (["compare", "--stages", "8:0.1,oops"], "oops"),
+        (["compare", "--stages", "8:0.1", "--ratio", "0.1"], "leave out"),
+        (["compare", "--seeds", "1,x"], "whole numbers"),
+        (["compare", "--corpus", "no/such/path"], "no/such/path"),
+        (["compare", "no/such.toml"], "no/such.toml"),
+        (["train", "no/such.toml", "--out", "x"], "no/such.toml"),
+    ],
+)
+def test_wrong_calls_are_one_sentence_and_exit_2(arguments, message, tmp_path):
+    assert message in refused(*arguments, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_small_a_corpus_for_the_batch(corpus):
+    assert "one step reads" in refused("compare", "--corpus", corpus, "--set", "train.batch_size=4000", *TINY[1:])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_device_that_is_not_there():
+    assert "train.device" in refused("compare", "--set", "train.device=cuda")

@@ -1,0 +1,49 @@
+import pytest
+
+from superpose.errors import UserError
+from superpose.files import read_json, whole_directory, whole_file, write_json
+
+
+class DiskFullError(Exception):
+    pass
+
+
+def fail_after(path):
+    path.write_text("half")
+    raise DiskFullError
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
+    path = tmp_path / "file.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(DiskFullError), whole_file(path) as aside:
+        fail_after(aside)
+    assert read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_a_directory_is_whole_or_absent(tmp_path):
+    path = tmp_path / "made"
+    with pytest.raises(DiskFullError), whole_directory(path) as aside:
+        fail_after(aside / "one")
+    assert list(tmp_path.iterdir()) == []
+    for text in ("first", "second"):
+        with whole_directory(path) as aside:
+            (aside / "one").write_text(text)
+    assert (path / "one").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", "\x00"])
+def test_files_that_are_no_json_objects_are_named(tmp_path, content):
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"file\.json"):
+        read_json(path)
+
+
+def test_what_json_cannot_say_is_never_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "file.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []

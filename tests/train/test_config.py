@@ -1,0 +1,102 @@
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superpose.errors import UserError
+from superpose.train.config import Recipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def written(tmp_path, text):
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_tiny_recipe_is_the_defaults():
+    assert load_recipe(RECIPES / "cpu-tiny.toml") == Recipe()
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path):
+    load_recipe(path)
+
+
+def test_overrides_win_over_the_file(tmp_path):
+    path = written(tmp_path, "[train]\nlr = 1.0\nsteps = 400\n")
+    recipe = load_recipe(path, ["train.lr=1e-3", "data.corpus=some/path", "model.config.hidden_size=32"])
+    assert (recipe.train.lr, recipe.train.steps, recipe.data.corpus) == (1e-3, 400, "some/path")
+    assert recipe.model.config == {**Recipe().model.config, "hidden_size": 32}
+
+
+def test_several_stages(tmp_path):
+    path = written(tmp_path, "[superposition]\nbag_size = [8, 4]\nratio = [0.1, 0.2]\n[train]\nsteps = 1000\n")
+    assert load_recipe(path).schedule.boundaries == (100, 300)
+
+
+def test_what_a_run_writes_can_be_read_back(tmp_path):
+    recipe = load_recipe(None, ["superposition.bag_size=[8, 4]", "superposition.ratio=[0.1, 0.1]", "train.seed=7"])
+    path = tmp_path / "config.json"
+    path.write_text(recipe.model_dump_json())
+    assert load_recipe(path) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lrr=1", "no setting 'train.lrr'; did you mean 'train.lr'"),
+        ("trian.lr=1", "did you mean 'train.lr'"),
+        ("train.lr.x=1", "no setting 'train.lr.x'"),
+        ("train=1", "SECTION.NAME=VALUE"),
+        ("train.lr", "NAME=VALUE"),
+        ("train.lr=fast", "train.lr is 'fast'"),
+        ("train.steps=1.5", "train.steps is 1.5"),
+        ("train.lr=-1", "greater than 0"),
+        ("superposition.ratio=1.2", "ratio"),
+        ("superposition.mode=both", "mode"),
+        ("superposition.bag_size=[4, 2]", "one ratio for each"),
+        ("superposition.weighting=[1.0]", "1 weights for bags of 4"),
+        ("superposition.ratio=0.00001", "less than one step"),
+        ("train.warmup_steps=5000", "do not fit into train.steps"),
+        ("train.accumulate=5", "not a multiple of train.accumulate"),
+        ("data.vocab_size=200", "vocab_size"),
+        ("model.config=3", "model.config is 3"),
+    ],
+)
+def test_wrong_settings_are_one_clear_sentence(override, message):
+    with pytest.raises(UserError) as caught:
+        load_recipe(None, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(UserError) as caught:
+        load_recipe(None, ["train.lr=fast", "train.steps=0"])
+    assert "train.lr is" in str(caught.value)
+    assert "train.steps is" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"[train", b"\xff\xfe", b"train = 3", b"[train]\nlr = nan"])
+def test_files_that_are_no_recipe_are_named(tmp_path, content):
+    path = tmp_path / "recipe.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"recipe\.toml"):
+        load_recipe(path)
+
+
+@given(st.text(max_size=40))
+def test_no_override_ends_in_a_traceback(text):
+    with contextlib.suppress(UserError):
+        load_recipe(None, [text])
+
+
+@given(st.sampled_from(["train.lr", "superposition.bag_size", "model.config", "data.corpus", "train.betas"]), st.text())
+def test_no_value_ends_in_a_traceback(name, text):
+    with contextlib.suppress(UserError):
+        load_recipe(None, [f"{name}={text}"])

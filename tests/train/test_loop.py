@@ -1,0 +1,238 @@
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from superpose.data.windows import WindowPlan
+from superpose.errors import UserError
+from superpose.train import loop
+from superpose.train.checkpoint import load_checkpoint, save_checkpoint
+from superpose.train.config import Recipe
+from superpose.train.loop import announce, check_recipe, train
+from superpose.train.metrics import read_metrics
+
+
+def changed(recipe: Recipe, section: str, **values) -> Recipe:
+    settings = recipe.model_dump()
+    settings[section].update(values)
+    return Recipe.model_validate(settings)
+
+
+def weights(run):
+    return load_file(run / "model" / "model.safetensors")
+
+
+class KilledError(Exception):
+    pass
+
+
+def killed_after(step):
+    def listener(record):
+        if record["step"] >= step and record["kind"] == "training":
+            raise KilledError
+
+    return listener
+
+
+@pytest.fixture(scope="module")
+def finished(recipe, store, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    train(recipe, store, run)
+    return run
+
+
+def test_a_run_leaves_what_it_promises(finished, recipe):
+    assert Recipe.model_validate(json.loads((finished / "config.json").read_text())) == recipe
+    result = json.loads((finished / "result.json").read_text())
+    assert result["raw_tokens"] == (8 * 4 + 12) * 4 * 16
+    assert result["latents"] == 20 * 4 * 16
+    assert result["val_loss"] < math.log(300)
+    assert not result["ends_in_superposition"]
+    records = read_metrics(finished / "metrics.jsonl")
+    assert [record["step"] for record in records if record["kind"] == "validation"] == [0, 8, 10, 20]
+
+
+@pytest.mark.error(7)
+def test_bag_losses_and_token_losses_have_different_names(finished):
+    for record in read_metrics(finished / "metrics.jsonl"):
+        if record["kind"] == "training":
+            superposed = record["step"] <= 8
+            assert record["phase"] == ("superposition" if superposed else "recovery")
+            assert ("bag_loss" in record, "loss" in record) == (superposed, not superposed)
+
+
+def test_transformers_loads_the_final_model(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    ids = tokenizer("the alpha of beta", return_tensors="pt")["input_ids"]
+    assert model(ids).logits.shape == (1, ids.shape[1], 300)
+    config = (finished / "model" / "config.json").read_text()
+    assert "superpos" not in config
+    assert "bag" not in config
+
+
+@pytest.mark.error(9)
+@pytest.mark.parametrize("step", [1, 5, 8, 9, 16])
+def test_a_killed_run_resumes_to_the_same_bits(finished, recipe, store, tmp_path, step):
+    """Killed in either phase, at the switch, and before the first checkpoint."""
+    run = tmp_path / "killed"
+    with pytest.raises(KilledError):
+        train(recipe, store, run, listener=killed_after(step))
+    train(recipe, store, run, resume=True)
+    for name, tensor in weights(finished).items():
+        assert torch.equal(tensor, weights(run)[name])
+
+    def untimed(directory):
+        return [{**record, "seconds": 0} for record in read_metrics(directory / "metrics.jsonl")]
+
+    assert untimed(run) == untimed(finished)
+
+
+@pytest.mark.error(9)
+def test_dropout_goes_on_as_it_would_have(recipe, store, tmp_path):
+    """The random generator's state is part of a checkpoint."""
+    settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "resid_pdrop": 0.5}
+    dropping = changed(recipe, "model", architecture="gpt2", config=settings)
+    train(dropping, store, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train(dropping, store, tmp_path / "killed", listener=killed_after(11))
+    train(dropping, store, tmp_path / "killed", resume=True)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "killed")[name])
+
+
+@pytest.mark.error(8)
+def test_the_loop_asks_nothing_but_the_schedule(recipe, store, tmp_path, monkeypatch):
+    """Bag sizes seen by the model are those of the schedule, also where stages change more than once."""
+    staged = changed(recipe, "superposition", bag_size=[4, 2], ratio=[0.25, 0.25])
+    seen = []
+    forward = loop.SuperposedLM.forward
+
+    def watched(self, window, bag_size=1, *args, **kwargs):
+        if self.training:
+            seen.append((bag_size, window.shape[1]))
+        return forward(self, window, bag_size, *args, **kwargs)
+
+    monkeypatch.setattr(loop.SuperposedLM, "forward", watched)
+    train(staged, store, tmp_path / "run")
+    assert seen == [(4, 68)] * 5 + [(2, 34)] * 5 + [(1, 17)] * 10
+
+
+@pytest.mark.error(4)
+def test_accumulation_trains_the_same_model(finished, recipe, store, tmp_path):
+    train(changed(recipe, "train", accumulate=4), store, tmp_path / "run")
+    for name, tensor in weights(finished).items():
+        torch.testing.assert_close(tensor, weights(tmp_path / "run")[name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["input", "output"])
+def test_the_other_modes_train(recipe, store, tmp_path, mode):
+    result = train(changed(recipe, "superposition", mode=mode), store, tmp_path / "run")
+    assert result["val_loss"] < math.log(300)
+
+
+def test_bfloat16_trains_close_to_float32(finished, recipe, store, tmp_path):
+    result = train(changed(recipe, "train", precision="bfloat16"), store, tmp_path / "run")
+    expected = json.loads((finished / "result.json").read_text())["val_loss"]
+    assert result["val_loss"] == pytest.approx(expected, abs=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "run").values())
+
+
+@pytest.mark.error(7)
+def test_a_model_that_ends_in_superposition_is_not_shipped(recipe, store, tmp_path):
+    result = train(changed(recipe, "superposition", ratio=1.0), store, tmp_path / "run")
+    assert result["ends_in_superposition"]
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_run_is_never_overwritten_or_mixed_up(finished, recipe, store, tmp_path):
+    with pytest.raises(UserError, match="--resume"):
+        train(recipe, store, finished)
+    with pytest.raises(UserError, match=r"another train\.lr"):
+        train(changed(recipe, "train", lr=1.0), store, finished, resume=True)
+    with pytest.raises(UserError, match="no run to resume"):
+        train(recipe, store, tmp_path / "none", resume=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        train(recipe, store, tmp_path)
+
+
+def test_resuming_a_finished_run_returns_its_result(finished, recipe, store):
+    assert train(recipe, store, finished, resume=True) == json.loads((finished / "result.json").read_text())
+
+
+def test_a_torn_checkpoint_is_named(recipe, store, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(KilledError):
+        train(recipe, store, run, listener=killed_after(10))
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    file = newest / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=newest.name):
+        train(recipe, store, run, resume=True)
+    shutil.rmtree(newest)
+    train(recipe, store, run, resume=True)
+
+
+def test_only_the_newest_checkpoints_are_kept(finished):
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-00000018", "step-00000020"]
+
+
+def test_a_runaway_loss_stops_with_advice(recipe, store, tmp_path):
+    with pytest.raises(UserError, match=r"lower train\.lr"):
+        train(changed(recipe, "train", lr=1e30, grad_clip=0), store, tmp_path / "run")
+
+
+@pytest.mark.error(2)
+def test_a_first_loss_far_from_log_vocabulary_is_said_aloud(recipe, store, tmp_path):
+    records = []
+    loud = changed(recipe, "model", config={**recipe.model.config, "initializer_range": 1.0})
+    train(loud, store, tmp_path / "run", listener=records.append)
+    assert any(record["kind"] == "warning" and "log(vocabulary)" in record["message"] for record in records)
+
+
+@pytest.mark.error(12)
+def test_more_than_one_epoch_is_said_aloud(recipe, store):
+    assert "read again" not in announce(recipe, store)
+    assert "read again" in announce(changed(recipe, "train", steps=20_000), store)
+
+
+@pytest.mark.error(10)
+def test_reading_a_bags_window_takes_a_small_part_of_a_step(store):
+    """Counted, not timed: a step reads its window in one indexing operation, whatever the bag size."""
+    plan = WindowPlan(loop.Schedule(10, 16, 0.5), 4, 16, len(store.train.tokens), 1)
+
+    class Counted:
+        reads = 0
+
+        def __getitem__(self, places):
+            Counted.reads += 1
+            return store.train.tokens[places]
+
+    plan.read(Counted(), 0)
+    assert Counted.reads == 1
+
+
+def test_models_are_checked_before_any_work(recipe):
+    with pytest.raises(UserError, match="did you mean"):
+        check_recipe(changed(recipe, "model", architecture="llamma"))
+    with pytest.raises(UserError, match=r"train\.device"):
+        check_recipe(changed(recipe, "train", device="nonsense"))
+
+
+def test_checkpoints_restore_every_tensor(recipe, store, tmp_path):
+    trainee = loop._build(recipe, store)
+    plan = WindowPlan(recipe.schedule, 4, 16, len(store.train.tokens), 1)
+    loop._step(trainee, plan, store, recipe, recipe.schedule.stage_at(0), 0, 1e-2)
+    save_checkpoint(tmp_path, trainee.model, trainee.optimizer, loop.Progress(1, 2.5))
+    fresh = loop._build(changed(recipe, "train", seed=9), store)
+    assert load_checkpoint(tmp_path, fresh.model, fresh.optimizer) == loop.Progress(1, 2.5)
+    for a, b in zip(trainee.model.parameters(), fresh.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        for name, value in trainee.optimizer.state[a].items():
+            assert torch.equal(value, fresh.optimizer.state[b][name])
