@@ -32,7 +32,7 @@ def test_arms_differ_in_superposition_alone(recipe):
     assert ordinary.recipe.train.seed == tst.recipe.train.seed == 5
 
 
-@pytest.mark.error(12)
+@pytest.mark.error(n=12)
 def test_flops_are_equal_and_raw_tokens_are_not(compared):
     _, comparison, _ = compared
     ordinary, tst = comparison.results["ordinary"][0], comparison.results["tst"][0]

@@ -7,7 +7,7 @@ from superpose.models.build import model_flops_per_latent
 from tests.conftest import make_model
 
 
-@pytest.mark.error(12)
+@pytest.mark.error(n=12)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
 def test_flops_are_what_pytorch_counts(family):
     model = make_model(family)
@@ -18,7 +18,7 @@ def test_flops_are_what_pytorch_counts(family):
     assert model_flops_per_latent(model, 32) * 3 * 32 == pytest.approx(counter.get_total_flops(), rel=0.01)
 
 
-@pytest.mark.error(12)
+@pytest.mark.error(n=12)
 def test_only_active_experts_are_counted():
     model = make_model("qwen3_moe")
     all_experts = model.config.num_experts
@@ -28,7 +28,7 @@ def test_only_active_experts_are_counted():
     assert model_flops_per_latent(model, 32) - few == 6 * experts // 2
 
 
-@pytest.mark.error(12)
+@pytest.mark.error(n=12)
 def test_the_four_axes_are_kept_apart():
     tst, ordinary = Schedule(100, 4, 0.3), Schedule(100)
     a, b = cost(tst, 64, 1000), cost(ordinary, 64, 1000)

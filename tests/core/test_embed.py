@@ -25,7 +25,7 @@ def bags(draw, vocab_size=7):
     return torch.tensor(values).view(rows, latents, bag_size)
 
 
-@pytest.mark.error(5)
+@pytest.mark.error(n=5)
 @given(bags())
 def test_equals_the_mean_over_valid_tokens(input_ids):
     weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
@@ -36,7 +36,7 @@ def test_equals_the_mean_over_valid_tokens(input_ids):
     torch.testing.assert_close(*(torch.autograd.grad((value * upstream).sum(), weight)[0] for value in (out, expected)))
 
 
-@pytest.mark.error(5)
+@pytest.mark.error(n=5)
 def test_a_bag_of_nothing_is_zeros_and_gets_no_gradient():
     weight = torch.randn(5, 4, requires_grad=True)
     out = embed_bags(torch.full((1, 2, 3), IGNORE_INDEX), weight)

@@ -13,14 +13,14 @@ def window_of(rows, latents, bag_size, mode="full"):
     return torch.arange(rows * length).view(rows, length)
 
 
-@pytest.mark.error(1)
+@pytest.mark.error(n=1)
 def test_bags_against_indices_written_by_hand():
     inputs, targets = split_window(torch.arange(12).view(1, 12), bag_size=4)
     assert inputs.tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7]]]
     assert targets.tolist() == [[[4, 5, 6, 7], [8, 9, 10, 11]]]
 
 
-@pytest.mark.error(1)
+@pytest.mark.error(n=1)
 def test_other_modes_against_indices_written_by_hand():
     inputs, targets = split_window(torch.arange(12).view(1, 12), bag_size=4, mode="input")
     assert inputs.tolist() == [[[0, 1, 2, 3], [4, 5, 6, 7]]]
@@ -30,7 +30,7 @@ def test_other_modes_against_indices_written_by_hand():
     assert targets.tolist() == [[[1, 2, 3], [2, 3, 4], [3, 4, 5]]]
 
 
-@pytest.mark.error(1)
+@pytest.mark.error(n=1)
 @given(**shapes, mode=st.sampled_from(MODES))
 def test_every_position_predicts_exactly_what_follows_its_own_input(rows, latents, bag_size, mode):
     window = window_of(rows, latents, bag_size, mode)
@@ -52,7 +52,7 @@ def test_all_tokens_go_in_once_and_come_out_once_over_windows_a_stride_apart(row
     assert targets.flatten().tolist() == list(range(bag_size, rows * stride + bag_size))
 
 
-@pytest.mark.error(1)
+@pytest.mark.error(n=1)
 @given(**shapes)
 def test_shifted_labels_are_the_window_targets_where_the_row_holds_them(rows, latents, bag_size):
     window = window_of(rows, latents, bag_size)
@@ -65,13 +65,13 @@ def test_shifted_labels_are_the_window_targets_where_the_row_holds_them(rows, la
     assert (shifted[~known] == IGNORE_INDEX).all()
 
 
-@pytest.mark.error(5)
+@pytest.mark.error(n=5)
 def test_a_bag_is_attended_to_if_any_of_its_tokens_is():
     mask = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0]])
     assert fold_mask(mask, 2).tolist() == [[False, True, True, False]]
 
 
-@pytest.mark.error(6)
+@pytest.mark.error(n=6)
 def test_side_inputs_fold_as_tokens_do():
     features = torch.randn(2, 6, 5)
     assert torch.equal(fold(features, 3)[1, 1, 2], features[1, 5])

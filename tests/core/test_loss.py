@@ -50,7 +50,7 @@ def bags(draw):
 reductions = st.sampled_from(["mean", "sum", "none"])
 
 
-@pytest.mark.error(4)
+@pytest.mark.error(n=4)
 @given(bags(), reductions)
 def test_equals_the_formula(bag, reduction):
     targets, weights = bag
@@ -64,7 +64,7 @@ def test_equals_the_formula(bag, reduction):
     )
 
 
-@pytest.mark.error(4)
+@pytest.mark.error(n=4)
 @given(bags(), reductions, st.integers(1, 7), st.booleans())
 def test_through_the_head_equals_whole_logits(bag, reduction, chunk_rows, with_bias):
     targets, weights = bag
@@ -102,7 +102,7 @@ def test_gradients_by_finite_differences(reduction):
     )
 
 
-@pytest.mark.error(4)
+@pytest.mark.error(n=4)
 def test_duplicated_targets_keep_their_weight():
     logits = torch.randn(1, V, dtype=torch.float64)
     twice = multi_hot_cross_entropy(logits, torch.tensor([[3, 3, 1]]))
@@ -110,7 +110,7 @@ def test_duplicated_targets_keep_their_weight():
     torch.testing.assert_close(twice, -(2 * log_p[3] + log_p[1]) / 3)
 
 
-@pytest.mark.error(2)
+@pytest.mark.error(n=2)
 @pytest.mark.parametrize("bag_size", [1, 4, 16])
 def test_at_initialisation_a_bag_costs_log_vocabulary_whatever_its_size(bag_size):
     targets = torch.randint(0, 1000, (64, bag_size))
@@ -118,7 +118,7 @@ def test_at_initialisation_a_bag_costs_log_vocabulary_whatever_its_size(bag_size
     assert loss.item() == pytest.approx(math.log(1000), rel=1e-5)
 
 
-@pytest.mark.error(2)
+@pytest.mark.error(n=2)
 def test_floor_is_the_entropy_of_the_target():
     targets = torch.tensor([[0, 1, 2, 3]])
     logits = torch.full((1, V), -1e4)
@@ -137,7 +137,7 @@ def test_one_target_a_row_is_ordinary_cross_entropy(rows, chunk_rows):
         torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.error(4)
+@pytest.mark.error(n=4)
 @pytest.mark.parametrize("loss", [multi_hot_cross_entropy, None])
 def test_a_batch_without_a_target_is_zero_not_nan(loss):
     hidden = torch.randn(4, V, requires_grad=True)
@@ -152,7 +152,7 @@ def test_a_batch_without_a_target_is_zero_not_nan(loss):
     assert (hidden.grad == 0).all()
 
 
-@pytest.mark.error(4)
+@pytest.mark.error(n=4)
 @given(bags(), st.data())
 def test_cutting_a_step_into_parts_changes_nothing(bag, data):
     targets, weights = bag
@@ -168,7 +168,7 @@ def test_cutting_a_step_into_parts_changes_nothing(bag, data):
     torch.testing.assert_close(whole, parts / count_rows(targets, weights).clamp(min=1))
 
 
-@pytest.mark.error(3)
+@pytest.mark.error(n=3)
 def test_one_head_product_for_the_whole_bag_and_never_all_logits():
     """Counts matrix products and the largest tensor, forward and backward."""
     from torch.utils._python_dispatch import TorchDispatchMode

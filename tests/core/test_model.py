@@ -39,7 +39,7 @@ def test_a_bag_of_one_is_the_models_own_loss(family):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.error(1)
+@pytest.mark.error(n=1)
 @pytest.mark.parametrize("weighting", ["uniform", "power"])
 def test_bags_equal_the_method_written_out(family, weighting):
     model = make_model(family)
@@ -75,7 +75,7 @@ def test_ordinary_training_step_for_step():
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.error(1)
+@pytest.mark.error(n=1)
 @pytest.mark.parametrize("mode", ["full", "input", "output"])
 def test_no_loss_sees_its_own_target(mode):
     """The gradient of position j's loss reaches no token of the bag it predicts, nor any later one."""
@@ -93,7 +93,7 @@ def test_no_loss_sees_its_own_target(mode):
         assert not seen & set(targets[0, j].flatten().tolist())
 
 
-@pytest.mark.error(2)
+@pytest.mark.error(n=2)
 @pytest.mark.parametrize("mode", ["full", "input", "output"])
 def test_the_first_loss_is_log_vocabulary(family, mode):
     lm = SuperposedLM(make_model(family))
@@ -101,7 +101,7 @@ def test_the_first_loss_is_log_vocabulary(family, mode):
     assert loss.item() == pytest.approx(math.log(V), abs=0.15)
 
 
-@pytest.mark.error(5)
+@pytest.mark.error(n=5)
 def test_ignored_tokens_change_nothing(family):
     """Padding after the text, by mark or by mask, gives the loss of the text alone."""
     lm = SuperposedLM(make_model(family))
@@ -116,7 +116,7 @@ def test_ignored_tokens_change_nothing(family):
     torch.testing.assert_close(by_mask.cross_entropy, alone.cross_entropy)
 
 
-@pytest.mark.error(5)
+@pytest.mark.error(n=5)
 def test_ignored_tokens_inside_a_bag_are_left_out_of_mean_and_loss():
     model = make_model("llama")
     window = window_of(3, 4)
@@ -131,7 +131,7 @@ def test_ignored_tokens_inside_a_bag_are_left_out_of_mean_and_loss():
     torch.testing.assert_close(SuperposedLM(model)(window, 4).loss, expected)
 
 
-@pytest.mark.error(5)
+@pytest.mark.error(n=5)
 def test_padding_before_the_text_is_not_attended_to():
     """The mask of a bag is that of any of its tokens: padded on the left by whole bags, bags are the same."""
     model = make_model("gpt2")
@@ -148,7 +148,7 @@ def test_padding_before_the_text_is_not_attended_to():
     torch.testing.assert_close(ours.loss - first.loss, alone.loss, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.error(4)
+@pytest.mark.error(n=4)
 def test_accumulation_changes_nothing(family):
     """Parts of a step with different numbers of valid rows sum to the whole step, router loss included."""
     model = make_model(family)
@@ -172,7 +172,7 @@ def test_router_loss_is_counted_over_bags():
     torch.testing.assert_close(output.loss, output.cross_entropy + 0.01 * output.router_loss)
 
 
-@pytest.mark.error(11)
+@pytest.mark.error(n=11)
 def test_every_parameter_is_used_in_both_phases(family):
     """A parameter without a gradient in one phase stops DDP; experts may be idle, but not absent from the graph."""
     model = make_model(family)
@@ -183,7 +183,7 @@ def test_every_parameter_is_used_in_both_phases(family):
         assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
 
-@pytest.mark.error(11)
+@pytest.mark.error(n=11)
 def test_the_body_sees_one_shape_in_both_phases():
     """So a compiled model is not compiled again at the switch."""
     model = make_model("llama")
@@ -194,7 +194,7 @@ def test_the_body_sees_one_shape_in_both_phases():
     assert shapes == {(3, 6, 16)}
 
 
-@pytest.mark.error(7)
+@pytest.mark.error(n=7)
 def test_a_model_is_left_as_it_was(family):
     model = make_model(family)
     names, forward = set(model.state_dict()), model.forward.__func__
@@ -205,7 +205,7 @@ def test_a_model_is_left_as_it_was(family):
     assert not any("superpose" in key for key in model.config.to_dict())
 
 
-@pytest.mark.error(6)
+@pytest.mark.error(n=6)
 def test_a_model_that_scales_its_logits_is_refused():
     model = make_model("llama")
     SuperposedLM(model).check()
@@ -221,7 +221,7 @@ def test_a_model_that_scales_its_logits_is_refused():
         SuperposedLM(model).check()
 
 
-@pytest.mark.error(6)
+@pytest.mark.error(n=6)
 def test_an_embedding_that_scales_is_asked_and_not_bypassed():
     model = make_model("llama")
     window = window_of(4, 3)

@@ -12,7 +12,7 @@ schedules = st.builds(
 )
 
 
-@pytest.mark.error(8)
+@pytest.mark.error(n=8)
 @given(schedules)
 def test_all_answers_agree_with_each_other(schedule):
     sizes = [schedule.bag_size_at(step) for step in range(schedule.total_steps)]
@@ -25,7 +25,7 @@ def test_all_answers_agree_with_each_other(schedule):
         assert schedule.raw_tokens(7, until) == 7 * sum(per_step[:until])
 
 
-@pytest.mark.error(12)
+@pytest.mark.error(n=12)
 def test_raw_tokens_are_the_papers():
     # arXiv 2605.06546, Table 1: 2M latents a step; 42B tokens ordinary and 105B with s 6, r 0.3, at 20,000 steps.
     latents = 2 * 2**20
@@ -39,7 +39,7 @@ def test_output_mode_reads_no_more_than_an_ordinary_run():
     assert Schedule(100, 4, 0.5, "output").raw_tokens(8) == Schedule(100).raw_tokens(8)
 
 
-@pytest.mark.error(8)
+@pytest.mark.error(n=8)
 def test_the_boundary_follows_the_final_number_of_steps():
     assert Schedule(1000, 4, 0.3).boundaries == (300,)
     assert Schedule(2000, 4, 0.3).boundaries == (600,)

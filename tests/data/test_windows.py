@@ -36,7 +36,7 @@ def inputs_read(plan, step):
     return inputs.flatten().tolist()
 
 
-@pytest.mark.error(9)
+@pytest.mark.error(n=9)
 @given(plans())
 def test_no_token_is_read_twice_before_all_were_read(plan):
     order = [place for step in range(plan.schedule.total_steps) for place in inputs_read(plan, step)]
@@ -47,7 +47,7 @@ def test_no_token_is_read_twice_before_all_were_read(plan):
         counts[place] += 1
 
 
-@pytest.mark.error(9)
+@pytest.mark.error(n=9)
 @given(plans())
 def test_recovery_goes_on_where_superposition_stopped(plan):
     """Stages take consecutive stretches of the stream: what a stage reads begins at the end of the one before."""
@@ -78,7 +78,7 @@ def test_rows_of_a_batch_come_from_all_over_the_stretch():
     assert starts.max() - starts.min() > plan.raw_tokens / 2
 
 
-@pytest.mark.error(9)
+@pytest.mark.error(n=9)
 def test_phase_one_rows_are_s_times_longer():
     plan = WindowPlan(Schedule(10, 4, 0.5), 2, 8, 10_000, 1)
     tokens = np.arange(10_000)

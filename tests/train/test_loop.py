@@ -55,7 +55,7 @@ def test_a_run_leaves_what_it_promises(finished, recipe):
     assert [record["step"] for record in records if record["kind"] == "validation"] == [0, 8, 10, 20]
 
 
-@pytest.mark.error(7)
+@pytest.mark.error(n=7)
 def test_bag_losses_and_token_losses_have_different_names(finished):
     for record in read_metrics(finished / "metrics.jsonl"):
         if record["kind"] == "training":
@@ -76,7 +76,7 @@ def test_transformers_loads_the_final_model(finished):
     assert "bag" not in config
 
 
-@pytest.mark.error(9)
+@pytest.mark.error(n=9)
 @pytest.mark.parametrize("step", [1, 5, 8, 9, 16])
 def test_a_killed_run_resumes_to_the_same_bits(finished, recipe, store, tmp_path, step):
     """Killed in either phase, at the switch, and before the first checkpoint."""
@@ -93,7 +93,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, recipe, store, tmp_path
     assert untimed(run) == untimed(finished)
 
 
-@pytest.mark.error(9)
+@pytest.mark.error(n=9)
 def test_dropout_goes_on_as_it_would_have(recipe, store, tmp_path):
     """The random generator's state is part of a checkpoint."""
     settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "resid_pdrop": 0.5}
@@ -106,7 +106,7 @@ def test_dropout_goes_on_as_it_would_have(recipe, store, tmp_path):
         assert torch.equal(tensor, weights(tmp_path / "killed")[name])
 
 
-@pytest.mark.error(8)
+@pytest.mark.error(n=8)
 def test_the_loop_asks_nothing_but_the_schedule(recipe, store, tmp_path, monkeypatch):
     """Bag sizes seen by the model are those of the schedule, also where stages change more than once."""
     staged = changed(recipe, "superposition", bag_size=[4, 2], ratio=[0.25, 0.25])
@@ -123,7 +123,7 @@ def test_the_loop_asks_nothing_but_the_schedule(recipe, store, tmp_path, monkeyp
     assert seen == [(4, 68)] * 5 + [(2, 34)] * 5 + [(1, 17)] * 10
 
 
-@pytest.mark.error(4)
+@pytest.mark.error(n=4)
 def test_accumulation_trains_the_same_model(finished, recipe, store, tmp_path):
     train(changed(recipe, "train", accumulate=4), store, tmp_path / "run")
     for name, tensor in weights(finished).items():
@@ -143,7 +143,7 @@ def test_bfloat16_trains_close_to_float32(finished, recipe, store, tmp_path):
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "run").values())
 
 
-@pytest.mark.error(7)
+@pytest.mark.error(n=7)
 def test_a_model_that_ends_in_superposition_is_not_shipped(recipe, store, tmp_path):
     result = train(changed(recipe, "superposition", ratio=1.0), store, tmp_path / "run")
     assert result["ends_in_superposition"]
@@ -188,7 +188,7 @@ def test_a_runaway_loss_stops_with_advice(recipe, store, tmp_path):
         train(changed(recipe, "train", lr=1e30, grad_clip=0), store, tmp_path / "run")
 
 
-@pytest.mark.error(2)
+@pytest.mark.error(n=2)
 def test_a_first_loss_far_from_log_vocabulary_is_said_aloud(recipe, store, tmp_path):
     records = []
     loud = changed(recipe, "model", config={**recipe.model.config, "initializer_range": 1.0})
@@ -196,13 +196,13 @@ def test_a_first_loss_far_from_log_vocabulary_is_said_aloud(recipe, store, tmp_p
     assert any(record["kind"] == "warning" and "log(vocabulary)" in record["message"] for record in records)
 
 
-@pytest.mark.error(12)
+@pytest.mark.error(n=12)
 def test_more_than_one_epoch_is_said_aloud(recipe, store):
     assert "read again" not in announce(recipe, store)
     assert "read again" in announce(changed(recipe, "train", steps=20_000), store)
 
 
-@pytest.mark.error(10)
+@pytest.mark.error(n=10)
 def test_reading_a_bags_window_takes_a_small_part_of_a_step(store):
     """Counted, not timed: a step reads its window in one indexing operation, whatever the bag size."""
     plan = WindowPlan(loop.Schedule(10, 16, 0.5), 4, 16, len(store.train.tokens), 1)
@@ -226,11 +226,11 @@ def test_models_are_checked_before_any_work(recipe):
 
 
 def test_checkpoints_restore_every_tensor(recipe, store, tmp_path):
-    trainee = loop._build(recipe, store)
+    trainee = loop.build_trainee(recipe, store)
     plan = WindowPlan(recipe.schedule, 4, 16, len(store.train.tokens), 1)
-    loop._step(trainee, plan, store, recipe, recipe.schedule.stage_at(0), 0, 1e-2)
+    loop.optimizer_step(trainee, plan, store, recipe, recipe.schedule.stage_at(0), 0, 1e-2)
     save_checkpoint(tmp_path, trainee.model, trainee.optimizer, loop.Progress(1, 2.5))
-    fresh = loop._build(changed(recipe, "train", seed=9), store)
+    fresh = loop.build_trainee(changed(recipe, "train", seed=9), store)
     assert load_checkpoint(tmp_path, fresh.model, fresh.optimizer) == loop.Progress(1, 2.5)
     for a, b in zip(trainee.model.parameters(), fresh.model.parameters(), strict=True):
         assert torch.equal(a, b)

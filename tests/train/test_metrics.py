@@ -11,7 +11,7 @@ from superpose.train.metrics import evaluate, metrics_log, read_metrics
 from tests.conftest import make_model
 
 
-@pytest.mark.error(7)
+@pytest.mark.error(n=7)
 def test_validation_is_next_token_over_every_token():
     model = make_model("llama").train()
     tokens = np.random.default_rng(0).integers(0, 50, 83).astype(np.uint16)

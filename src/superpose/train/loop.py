@@ -75,7 +75,7 @@ def train(
         return read_json(run / "result.json")
     if args.threads:
         torch.set_num_threads(args.threads)
-    trainee = _build(recipe, store)
+    trainee = build_trainee(recipe, store)
     progress = load_checkpoint(run, trainee.model, trainee.optimizer) if resume else Progress()
     plan = WindowPlan(schedule, args.batch_size, args.latents, len(store.train.tokens), args.seed)
     flops = model_flops_per_latent(trainee.model, args.latents)
@@ -97,7 +97,7 @@ def train(
         for step in range(progress.step, args.steps):
             stage = schedule.stage_at(step)
             lr = learning_rate(args, step, args.steps)
-            loss, grad_norm = _step(trainee, plan, store, recipe, stage, step, lr)
+            loss, grad_norm = optimizer_step(trainee, plan, store, recipe, stage, step, lr)
             losses.append(loss)
             done = step + 1
             turning = done in schedule.boundaries or done == args.steps
@@ -242,7 +242,8 @@ def check_recipe(recipe: Recipe) -> None:
         raise UserError(f"train.device is {recipe.train.device!r}, which PyTorch cannot use here: {message}") from None
 
 
-def _build(recipe: Recipe, store: TokenStore) -> Trainee:
+def build_trainee(recipe: Recipe, store: TokenStore) -> Trainee:
+    """Model, loss and optimizer of a run, freshly initialised from its seed."""
     torch.manual_seed(recipe.train.seed)
     config = build_config(recipe.model, store.vocab_size, recipe.train.latents, store.end_of_text)
     model = build_model(config).to(recipe.train.device).train()
@@ -250,7 +251,7 @@ def _build(recipe: Recipe, store: TokenStore) -> Trainee:
     return Trainee(model, lm, build_optimizer(recipe.train, model))
 
 
-def _step(
+def optimizer_step(
     trainee: Trainee, plan: WindowPlan, store: TokenStore, recipe: Recipe, stage: Stage, step: int, lr: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step: mean cross-entropy over its rows, and the norm of the gradient before clipping."""

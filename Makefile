@@ -1,0 +1,30 @@
+# Two commands for users: `make demo` and `make test`. Both set up .venv first.
+# PYTHON=python3.12 make test   uses another interpreter, 3.11 to 3.13.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test mutants clean
+
+demo: .venv/ready
+	$(BIN)/superpose compare --name demo
+
+test: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2
+
+# Breaks the code in the ways the method is usually got wrong, and shows which tests notice.
+mutants: .venv/ready
+	$(BIN)/python benchmarks/mutants.py
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "superpose needs Python 3.11 or newer; name one: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch .venv/ready
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,356 @@
+"""Breaks the code in the ways the method is usually got wrong, and checks that the tests marked for it notice.
+
+    python benchmarks/mutants.py            all mutants, about ten minutes on two cores
+    python benchmarks/mutants.py 1 9        those of errors 1 and 9
+
+Each mutant is one replacement in a copy of src/. The numbers are those of the twelve errors in docs/method.md.
+A mutant that survives ends the script with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replaces `old` by `new` in a source file; `tests` are where it has to be noticed."""
+
+    error: int
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        1,
+        "targets shifted by one token and then folded: s - 1 of s targets are in the input",
+        "core/fold.py",
+        "inputs, targets = bags[:, :-1], bags[:, 1:]",
+        "inputs, targets = bags[:, :-1], fold(window[:, 1 : length - bag_size + 1], bag_size)",
+        "tests/core",
+    ),
+    Mutant(
+        1,
+        "targets shifted by one token and then by a bag: a token is skipped",
+        "core/fold.py",
+        "inputs, targets = bags[:, :-1], bags[:, 1:]",
+        "inputs, targets = bags[:, :-1], fold(window.roll(-1, 1), bag_size)[:, 1:]",
+        "tests/core",
+    ),
+    Mutant(
+        1,
+        "labels that are already shifted are shifted by a whole bag more",
+        "core/fold.py",
+        "[labels[:, bag_size - 1 :], missing]",
+        "[labels[:, bag_size:], missing, missing[:, :1]]",
+        "tests/core/test_fold.py",
+    ),
+    Mutant(
+        2,
+        "the loss of a bag divided by its size once too often",
+        "core/loss.py",
+        "return rows.sum() if",
+        "rows = rows / targets.shape[-1]\n    return rows.sum() if",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        2,
+        "the same through the head",
+        "core/model.py",
+        "loss = cross_entropy = total / divisor",
+        "loss = cross_entropy = total / divisor / bag_size",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        2,
+        "nobody looks at the first loss",
+        "train/loop.py",
+        "if abs(loss - expected) <= 0.2 * expected:",
+        "if True:",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        3,
+        "one head product for each target of a bag",
+        "core/loss.py",
+        "logits = F.linear(hidden[rows], weight).to(wide)",
+        "logits = [F.linear(hidden[rows], weight).to(wide) for _ in targets[0]][0]",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        3,
+        "all N x V logits at once",
+        "core/loss.py",
+        "for start in range(0, hidden.shape[0], chunk_rows):",
+        "chunk_rows = hidden.shape[0]\n        for start in range(0, hidden.shape[0], chunk_rows):",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        4,
+        "rows without a valid target count in the mean",
+        "core/loss.py",
+        "return valid.any(dim=-1).sum()",
+        "return torch.tensor(valid[..., 0].numel())",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        4,
+        "a row without a valid target is NaN",
+        "core/loss.py",
+        "return weighted / mass.masked_fill(mass == 0, 1)",
+        "return weighted / mass",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        4,
+        "each part of a step is normalised by itself",
+        "core/model.py",
+        "divisor = rows.clamp(min=1) if normalizer is None else normalizer",
+        "divisor = rows.clamp(min=1)",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        4,
+        "duplicated targets count once",
+        "core/loss.py",
+        "grad_logits.scatter_add_(",
+        "grad_logits.scatter_(",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        5,
+        "ignored tokens are embedded as token 0",
+        "core/embed.py",
+        "per_sample_weights=valid.flatten(0, -2).to(weight.dtype)",
+        "per_sample_weights=0 * valid.flatten(0, -2).to(weight.dtype) + 1",
+        "tests/core/test_embed.py",
+    ),
+    Mutant(
+        5,
+        "the mean divides by the bag size, ignored tokens included",
+        "core/embed.py",
+        "counts = valid.sum(dim=-1).clamp(min=1)",
+        "counts = valid.sum(dim=-1).clamp(min=valid.shape[-1])",
+        "tests/core/test_embed.py",
+    ),
+    Mutant(
+        5,
+        "the mask of a bag is that of its first token",
+        "core/fold.py",
+        "fold(mask.bool(), bag_size).any(dim=-1)",
+        "fold(mask.bool(), bag_size)[..., 0]",
+        "tests/core/test_fold.py",
+    ),
+    Mutant(
+        5,
+        "the mask of a row is cut instead of folded",
+        "core/model.py",
+        "attention_mask = fold_mask(attention_mask, bag_size)",
+        "attention_mask = attention_mask[:, : inputs.shape[1]]",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        6,
+        "side inputs fold across bags",
+        "core/fold.py",
+        "values.unflatten(1, (-1, bag_size))",
+        "values.unflatten(1, (bag_size, -1)).transpose(1, 2)",
+        "tests/core/test_fold.py",
+    ),
+    Mutant(
+        6,
+        "an embedding's own scale is bypassed",
+        "core/model.py",
+        "type(embedding) is nn.Embedding",
+        "isinstance(embedding, nn.Embedding)",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        6,
+        "logits that a model scales are trained unscaled",
+        "core/model.py",
+        "if not torch.isclose(",
+        "if False and not torch.isclose(",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        7,
+        "validation in bag mode",
+        "train/metrics.py",
+        "bag_size=1, normalizer=1.0",
+        "bag_size=2, normalizer=1.0",
+        "tests/train/test_metrics.py",
+    ),
+    Mutant(
+        7,
+        "bag loss and token loss under one name",
+        "train/loop.py",
+        '("loss" if stage.bag_size == 1 else "bag_loss")',
+        '"loss"',
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        7,
+        "a model that ends in superposition is shipped",
+        "train/loop.py",
+        "if not schedule.ends_in_superposition:",
+        "if True:",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        8,
+        "the loop switches a step late",
+        "train/loop.py",
+        "stage = schedule.stage_at(step)",
+        "stage = schedule.stage_at(max(0, step - 1))",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        8,
+        "the boundary does not follow the number of steps",
+        "core/schedule.py",
+        "stop = int(self.total_steps * share + Fraction(1, 2))",
+        "stop = min(self.total_steps, int(1000 * share))",
+        "tests/core/test_schedule.py",
+    ),
+    Mutant(
+        9,
+        "recovery starts the corpus again",
+        "data/windows.py",
+        "for stage in self.schedule.stages:\n            width",
+        "for stage in self.schedule.stages:\n            place = 0\n            width",
+        "tests/data/test_windows.py",
+    ),
+    Mutant(
+        9,
+        "windows are drawn at random, some twice",
+        "data/windows.py",
+        "index = permute(index, stretch.shuffled, ",
+        "index = stretch.shuffled and index // 2 + 0 * permute(index, stretch.shuffled, ",
+        "tests/data/test_windows.py",
+    ),
+    Mutant(
+        9,
+        "the optimizer's state is not restored",
+        "train/checkpoint.py",
+        "    _restore(optimizer, tensors)\n",
+        "",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        9,
+        "the random generator's state is not restored",
+        "train/checkpoint.py",
+        'torch.set_rng_state(tensors.pop("rng"))',
+        'tensors.pop("rng")',
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        10,
+        "rows are read one by one",
+        "data/windows.py",
+        "tokens[(places + self._origin) % self.num_tokens]",
+        "np.stack([tokens[row % self.num_tokens] for row in places + self._origin])",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        11,
+        "the embedding is unused in superposition",
+        "core/model.py",
+        "return embed_bags(inputs, embedding.weight)",
+        "return embed_bags(inputs, embedding.weight.detach())",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        11,
+        "the body sees another length in superposition",
+        "core/model.py",
+        "return embed_bags(inputs, embedding.weight)",
+        "return embedding(inputs.flatten(1))",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        12,
+        "raw tokens counted as latents",
+        "core/schedule.py",
+        'return 1 if self.mode == "output" else self.bag_size',
+        "return 1",
+        "tests/core/test_schedule.py",
+    ),
+    Mutant(
+        12,
+        "FLOPs counted by raw tokens",
+        "core/accounting.py",
+        "latents * flops_of_latent)",
+        "schedule.raw_tokens(latents_per_step, until) * flops_of_latent)",
+        "tests/core/test_accounting.py",
+    ),
+    Mutant(
+        12,
+        "all experts counted as active",
+        "models/build.py",
+        "count += parameter.numel() * config.num_experts_per_tok // experts",
+        "count += parameter.numel()",
+        "tests/core/test_accounting.py",
+    ),
+    Mutant(
+        12,
+        "a second epoch is not mentioned",
+        "train/loop.py",
+        "if plan.epochs > 1 else",
+        "if plan.epochs > 1e9 else",
+        "tests/train/test_loop.py",
+    ),
+]
+
+
+def killed(mutant: Mutant) -> bool:
+    """Whether a test marked for the mutant's error fails on it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "src")
+        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        file = source / "superpose" / mutant.file
+        text = file.read_text(encoding="utf-8")
+        if mutant.old not in text:
+            sys.exit(f"{mutant.file} no longer holds {mutant.old!r}; bring the mutant up to date")
+        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", f"error(n={mutant.error})"]
+        done = subprocess.run(
+            [*command, mutant.tests],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(source)},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode not in (0, 1):
+        sys.exit(f"pytest did not run for {mutant.what!r}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 1
+
+
+def main() -> None:
+    wanted = {int(number) for number in sys.argv[1:]}
+    survivors = 0
+    for mutant in MUTANTS:
+        if wanted and mutant.error not in wanted:
+            continue
+        caught = killed(mutant)
+        survivors += not caught
+        print(f"{'caught  ' if caught else 'SURVIVED'}  error {mutant.error:2}  {mutant.what}", flush=True)
+    print(f"{survivors} survived")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
