@@ -93,13 +93,17 @@ def compare(
         for run in planned[:2]:
             console.print(f"{run.arm}: {announce(run.recipe, store)}", highlight=False)
         limit = jobs or _cores()
-        outcomes = execute(
-            planned,
-            store,
-            directory,
-            min(limit, len(planned)),
-            lambda run, record: display.record(run.name, settings.train.steps, record),
-        )
+        try:
+            outcomes = execute(
+                planned,
+                store,
+                directory,
+                min(limit, len(planned)),
+                lambda run, record: display.record(run.name, settings.train.steps, record),
+            )
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from the last checkpoints", highlight=False)
+            raise
     comparison = Comparison(settings, outcomes)
     if comparison.seeds:
         comparison.write(directory, store)

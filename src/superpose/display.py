@@ -72,7 +72,7 @@ class Display:
             self._rates[name] = record["seconds"], record["raw_tokens"]
             rate = (record["raw_tokens"] - spent) / max(record["seconds"] - latest, 1e-9)
             bag = record["bag_size"]
-            phase = f"superposition, bags of {bag}" if record["phase"] == "superposition" else "recovery"
+            phase = f"superposition, bags of {bag}" if record["phase"] == "superposition" else record["phase"]
             loss = f"bag loss {record['bag_loss']:.3f}" if "bag_loss" in record else f"loss {record['loss']:.3f}"
             self._progress.update(
                 self._task(name, total_steps),

@@ -60,6 +60,11 @@ def test_knows_whether_recovery_follows():
     assert not Schedule(10).ends_in_superposition
 
 
+def test_phases_have_the_papers_names():
+    assert [stage.phase for stage in Schedule(10, 4, 0.3).stages] == ["superposition", "recovery"]
+    assert [stage.phase for stage in Schedule(10).stages] == ["ordinary"]
+
+
 def test_is_frozen_and_hashable():
     schedule = Schedule(10, [4, 2], [0.2, 0.2])
     assert hash(schedule) == hash(Schedule(10, (4, 2), (0.2, 0.2)))

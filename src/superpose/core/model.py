@@ -148,8 +148,8 @@ class SuperposedLM(nn.Module):
         training = self.training
         self.eval()
         weight = self.model.get_input_embeddings().weight
-        vocab_size = weight.shape[0]
-        window = (torch.arange(9, device=weight.device) * 7919 % vocab_size).unsqueeze(0)
+        latents = min(8, getattr(self.model.config, "max_position_embeddings", 8))
+        window = (torch.arange(latents + 1, device=weight.device) * 7919 % weight.shape[0]).unsqueeze(0)
         ours = self(window).cross_entropy
         logits = self.model(input_ids=window[:, :-1], use_cache=False).logits.float()
         theirs = F.cross_entropy(logits.flatten(0, 1), window[0, 1:])

@@ -22,7 +22,8 @@ from typing import Literal
 
 from superpose.core.fold import MODES, Mode
 
-Phase = Literal["superposition", "recovery"]
+Phase = Literal["superposition", "recovery", "ordinary"]
+"""A run without superposition has nothing to recover from: all of it is ordinary."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Schedule:
         ]
         end = stages[-1].stop if stages else 0
         if end < self.total_steps:
-            stages.append(Stage(end, self.total_steps, 1, "recovery", "full"))
+            stages.append(Stage(end, self.total_steps, 1, "recovery" if stages else "ordinary", "full"))
         return tuple(stages)
 
     @property

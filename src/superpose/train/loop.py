@@ -101,9 +101,11 @@ def train(
             losses.append(loss)
             done = step + 1
             turning = done in schedule.boundaries or done == args.steps
+            saving = done % args.checkpoint_every == 0 or turning
             if step == 0 and (message := _unexpected_first_loss(float(loss), store.vocab_size)):
                 tell({"kind": "warning", "step": done, "message": message})
-            if done % args.log_every == 0 or turning:
+            # Logged with every checkpoint too, so that a resumed run's log is that of a run never stopped.
+            if done % args.log_every == 0 or saving:
                 mean_loss, norm = float(torch.stack(losses).mean()), float(grad_norm)
                 losses.clear()
                 _expect_finite(run, done, mean_loss, norm)
@@ -113,7 +115,7 @@ def train(
                 with clock.paused():
                     validation = _validate(trainee, store, args, run, done)
                     tell(_validation_record(recipe, done, validation, flops, clock.seconds))
-            if done % args.checkpoint_every == 0 or turning:
+            if saving:
                 with clock.paused():
                     save_checkpoint(run, trainee.model, trainee.optimizer, Progress(done, clock.seconds))
         with clock.paused():

@@ -1,0 +1,44 @@
+"""What the documentation shows is what the code does."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from superpose import cli
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    superpose ")]
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_its_code_runs(code):
+    exec(compile(code, "README.md", "exec"), {})  # our own text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
+    """Everything up to the work itself: names, options and the recipe's values."""
+    loaded = []
+
+    class ReachedError(Exception):
+        pass
+
+    def reached(*arguments, **settings):
+        loaded.append(arguments)
+        raise ReachedError
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(cli, "_prepare", reached)
+    monkeypatch.setattr("superpose.generate.load_model", reached)
+    result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
+    assert isinstance(result.exception, ReachedError), result.output
+
+
+def test_links_lead_somewhere():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
