@@ -1,6 +1,6 @@
 """Breaks the code in the ways the method is usually got wrong, and checks that the tests marked for it notice.
 
-    python benchmarks/mutants.py            all mutants, about ten minutes on two cores
+    python benchmarks/mutants.py            all mutants, some minutes
     python benchmarks/mutants.py 1 9        those of errors 1 and 9
 
 Each mutant is one replacement in a copy of src/. The numbers are those of the twelve errors in docs/method.md.
@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -341,13 +342,12 @@ def killed(mutant: Mutant) -> bool:
 
 def main() -> None:
     wanted = {int(number) for number in sys.argv[1:]}
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant.error in wanted]
     survivors = 0
-    for mutant in MUTANTS:
-        if wanted and mutant.error not in wanted:
-            continue
-        caught = killed(mutant)
-        survivors += not caught
-        print(f"{'caught  ' if caught else 'SURVIVED'}  error {mutant.error:2}  {mutant.what}", flush=True)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, caught in zip(chosen, pool.map(killed, chosen), strict=True):
+            survivors += not caught
+            print(f"{'caught  ' if caught else 'SURVIVED'}  error {mutant.error:2}  {mutant.what}", flush=True)
     print(f"{survivors} survived")
     sys.exit(survivors > 0)
 

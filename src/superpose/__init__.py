@@ -8,28 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from superpose.core import (
-        IGNORE_INDEX,
-        MODES,
-        Cost,
-        Mode,
-        Schedule,
-        Stage,
-        SuperposedLM,
-        SuperposedOutput,
-        bag_weights,
-        cost,
-        count_rows,
-        embed_bags,
-        flops_per_latent,
-        fold,
-        fold_mask,
-        linear_multi_hot_cross_entropy,
-        multi_hot_cross_entropy,
-        shift_labels,
-        split_window,
-        window_length,
-    )
+    from superpose.core import *  # noqa: F403
 
 __version__ = "0.1.0"
 

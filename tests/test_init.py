@@ -1,0 +1,25 @@
+import subprocess
+import sys
+
+import superpose
+from superpose import core
+
+
+def test_all_of_the_core_is_re_exported():
+    assert set(superpose.__all__) - {"__version__"} == set(core.__all__)
+    for name in core.__all__:
+        assert getattr(superpose, name) is getattr(core, name)
+
+
+def test_importing_the_package_does_not_import_pytorch():
+    code = "import superpose, sys; superpose.__version__; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_core_imports_nothing_of_the_trainer_nor_transformers():
+    code = (
+        "import superpose.core, sys\n"
+        "loaded = [m for m in sys.modules if m.startswith('superpose.') and not m.startswith('superpose.core')]\n"
+        "assert not loaded, loaded\nassert 'transformers' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
