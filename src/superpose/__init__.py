@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from superpose.core import *  # noqa: F403
+    from superpose.core import *
 
 __version__ = "0.1.0"
 
