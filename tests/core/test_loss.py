@@ -215,17 +215,19 @@ def test_half_precision_is_accumulated_in_float32(dtype):
     assert abs(loss.item() - exact.item()) < 1e-3
 
 
-def test_autocast_runs_the_products_in_its_dtype():
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_autocast_runs_the_products_in_its_dtype(reduction):
     torch.manual_seed(0)
     hidden = torch.randn(64, 32, requires_grad=True)
     head = (0.1 * torch.randn(512, 32)).requires_grad_()
+    bias = torch.randn(512, requires_grad=True)
     targets = torch.randint(0, 512, (64, 4))
     with torch.autocast("cpu", torch.bfloat16):
-        loss = linear_multi_hot_cross_entropy(hidden, head, targets)
+        loss = linear_multi_hot_cross_entropy(hidden, head, targets, bias=bias, reduction=reduction).mean()
     loss.backward()
-    exact = multi_hot_cross_entropy(hidden.double() @ head.double().T, targets)
+    exact = multi_hot_cross_entropy(hidden.double() @ head.double().T + bias.double(), targets)
     assert 0 < abs(loss.item() - exact.item()) < 1e-2
-    assert hidden.grad.dtype == head.grad.dtype == torch.float32
+    assert hidden.grad.dtype == head.grad.dtype == bias.grad.dtype == torch.float32
 
 
 def test_weights_of_the_paper():

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from superpose.core.fold import IGNORE_INDEX
 
@@ -156,7 +157,7 @@ def linear_multi_hot_cross_entropy(
     with torch.autocast(hidden.device.type, enabled=False):
         if reduction == "none":
             rows = [
-                torch.utils.checkpoint.checkpoint(
+                checkpoint(
                     _rows_of_chunk, chunk, lm_head_weight, bias, aims, weights, ignore_index, use_reentrant=False
                 )
                 for chunk, aims in zip(hidden.split(chunk_rows), targets.split(chunk_rows), strict=True)
@@ -177,6 +178,7 @@ def linear_multi_hot_cross_entropy(
 def _rows_of_chunk(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor | None, ignore_index: int
 ) -> Tensor:
+    bias = None if bias is None else bias.to(hidden.dtype)  # autocast is off here
     return multi_hot_cross_entropy(F.linear(hidden, weight, bias), targets, weights, ignore_index, "none")
 
 
