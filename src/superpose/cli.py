@@ -72,7 +72,7 @@ def compare(
     """
     from rich.console import Console
 
-    from superpose.compare.experiment import execute, plan_runs
+    from superpose.compare.experiment import available_cores, execute, plan_runs
     from superpose.compare.report import Comparison
     from superpose.display import Display, print_table
     from superpose.train.loop import announce
@@ -92,13 +92,12 @@ def compare(
         store = _prepare(settings, display)
         for run in planned[:2]:
             console.print(f"{run.arm}: {announce(run.recipe, store)}", highlight=False)
-        limit = jobs or _cores()
         try:
             outcomes = execute(
                 planned,
                 store,
                 directory,
-                min(limit, len(planned)),
+                min(jobs or available_cores(), len(planned)),
                 lambda run, record: display.record(run.name, settings.train.steps, record),
             )
         except KeyboardInterrupt:
@@ -222,9 +221,3 @@ def _seeds(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--seeds {text}: expected whole numbers with commas between, such as 1,2,3") from None
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

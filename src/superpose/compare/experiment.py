@@ -84,7 +84,7 @@ def execute(
     """Trains all runs, `jobs` at a time, each on its share of the cores."""
     context = multiprocessing.get_context("spawn")
     records: Any = context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, available_cores() // jobs)
     waiting = dict(enumerate(runs))
     running: dict[int, BaseProcess] = {}
     outcomes: dict[int, Outcome] = {}
@@ -116,6 +116,11 @@ def execute(
             process.terminate()
             process.join()
     return [outcomes[number] for number in range(len(runs))]
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train(number: int, run: Run, store: Path, directory: Path, threads: int, records: Any) -> None:
