@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 
+from superpose.__main__ import main
 from tests.train.test_loop import changed
 
 TINY = [
@@ -24,14 +25,22 @@ def superpose(*arguments, cwd=None):
     )
 
 
-def refused(*arguments, cwd=None):
-    """The one sentence a wrong call prints."""
-    done = superpose(*arguments, cwd=cwd)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("superpose: ")
-    assert done.stderr.count("\n") == 1
-    return done.stderr
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """Calls the command line with something wrong and returns the one sentence it prints."""
+
+    def call(*arguments, cwd=tmp_path):
+        monkeypatch.setattr(sys, "argv", ["superpose", *map(str, arguments)])
+        monkeypatch.chdir(cwd)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert printed.startswith("superpose: ")
+        assert printed.count("\n") == 1
+        return printed
+
+    return call
 
 
 def test_help_reads_well():
@@ -43,6 +52,12 @@ def test_help_reads_well():
         assert "None" not in help_text
 
 
+def test_a_process_ends_with_the_sentence_and_the_code():
+    done = superpose("compare", "--seeds", "one")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "superpose: --seeds one: expected whole numbers with commas between, such as 1,2,3\n"
+
+
 def test_help_needs_no_pytorch():
     code = (
         "import sys\nfrom superpose.cli import app\n"
@@ -51,7 +66,7 @@ def test_help_needs_no_pytorch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_compare_train_and_generate_end_to_end(corpus, tmp_path):
+def test_compare_train_and_generate_end_to_end(corpus, tmp_path, refused):
     done = superpose("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("validation loss", "bits per byte", "raw tokens read", "training FLOPs", "epochs", "95 % interval"):
@@ -64,7 +79,7 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path):
     assert said.stdout.startswith("the alpha")
     assert said.stdout == superpose("generate", demo / "tst-seed1", "the alpha", "--max-new-tokens", 4).stdout
     assert "tst-seed1" in refused("generate", demo, "the alpha")
-    assert "context" in refused("generate", demo / "tst-seed1", "the alpha " * 20)
+    assert "trained on 16" in refused("generate", demo / "tst-seed1", "the alpha " * 20)
 
     # The same arm alone, from the configuration the comparison wrote, ends with the same bits.
     alone = superpose("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")
@@ -74,7 +89,7 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path):
     assert "--resume" in refused("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")
 
 
-def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path):
+def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused):
     from superpose.train.loop import train
 
     ended = tmp_path / "ended"
@@ -99,15 +114,23 @@ def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path):
         (["train", "no/such.toml", "--out", "x"], "no/such.toml"),
     ],
 )
-def test_wrong_calls_are_one_sentence_and_exit_2(arguments, message, tmp_path):
-    assert message in refused(*arguments, cwd=tmp_path)
+def test_wrong_calls_are_one_sentence_and_exit_2(arguments, message, tmp_path, refused):
+    assert message in refused(*arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_small_a_corpus_for_the_batch(corpus):
+def test_a_place_that_cannot_be_written_to(corpus, tmp_path, refused):
+    (tmp_path / "file").write_text("in the way")
+    message = refused(
+        "train", "recipes/cpu-tiny.toml", "--out", tmp_path / "file" / "run", f"--set=data.corpus={corpus}", *TINY
+    )
+    assert "check the path" in message
+
+
+def test_too_small_a_corpus_for_the_batch(corpus, refused):
     assert "one step reads" in refused("compare", "--corpus", corpus, "--set", "train.batch_size=4000", *TINY[1:])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
-def test_a_device_that_is_not_there():
+def test_a_device_that_is_not_there(refused):
     assert "train.device" in refused("compare", "--set", "train.device=cuda")

@@ -8,9 +8,10 @@ from superpose.errors import UserError
 
 def main() -> None:
     try:
-        app()
-    except UserError as error:
-        print(f"superpose: {error}", file=sys.stderr)
+        app(prog_name="superpose")
+    except (UserError, OSError) as error:
+        problem = UserError.from_system(error) if isinstance(error, OSError) else error
+        print(f"superpose: {problem}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

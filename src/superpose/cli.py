@@ -77,7 +77,8 @@ def compare(
     from superpose.display import Display, print_table
     from superpose.train.loop import announce
 
-    console = Console()
+    # What is printed holds names from outside, which are text and not markup.
+    console = Console(markup=False, highlight=False)
     shortcuts = {
         "data.corpus": corpus,
         "train.steps": steps,
@@ -91,7 +92,7 @@ def compare(
     with Display(console) as display:
         store = _prepare(settings, display)
         for run in planned[:2]:
-            console.print(f"{run.arm}: {announce(run.recipe, store)}", highlight=False)
+            console.print(f"{run.arm}: {announce(run.recipe, store)}")
         try:
             outcomes = execute(
                 planned,
@@ -101,7 +102,7 @@ def compare(
                 lambda run, record: display.record(run.name, settings.train.steps, record),
             )
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from the last checkpoints", highlight=False)
+            console.print("stopped; the same command goes on from the last checkpoints")
             raise
     comparison = Comparison(settings, outcomes)
     if comparison.seeds:
@@ -111,8 +112,8 @@ def compare(
         if len(comparison.seeds) > 1:
             console.print()
             print_table(console, ("seed", "ordinary", "TST", "difference"), comparison.seed_rows())
-        console.print(f"\n{comparison.verdict()}\n", highlight=False)
-        console.print(f"Table, curves, metrics and both models: {directory}/", highlight=False)
+        console.print(f"\n{comparison.verdict()}\n")
+        console.print(f"Table, curves, metrics and both models: {directory}/")
     failed = [outcome.run.name for outcome in outcomes if outcome.result is None]
     if failed:
         raise UserError(
@@ -135,30 +136,28 @@ def train(
     from superpose.train.loop import announce
     from superpose.train.loop import train as train_run
 
-    console = Console()
+    console = Console(markup=False, highlight=False)
     settings = _load(recipe, {}, None, overrides)
     with Display(console) as display:
         store = _prepare(settings, display)
-        console.print(announce(settings, store), highlight=False)
+        console.print(announce(settings, store))
         try:
             result = train_run(
                 settings, store, out, resume, lambda record: display.record(out.name, settings.train.steps, record)
             )
         except KeyboardInterrupt:
-            console.print(f"stopped; go on with: superpose train {recipe} --out {out} --resume", highlight=False)
+            console.print(f"stopped; go on with: superpose train {recipe} --out {out} --resume")
             raise
     console.print(
         f"validation loss {result['val_loss']:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per byte, "
-        f"{result['seconds']:.0f} s of training",
-        highlight=False,
+        f"{result['seconds']:.0f} s of training"
     )
     if result["ends_in_superposition"]:
         console.print(
-            "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text.",
-            highlight=False,
+            "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."
         )
     else:
-        console.print(f"model: {out / 'model'}", highlight=False)
+        console.print(f"model: {out / 'model'}")
 
 
 @app.command()

@@ -30,10 +30,10 @@ class Display:
         self._live = console.is_terminal
         self._progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not self._live,
@@ -58,7 +58,7 @@ class Display:
         self._progress.update(task, description=what, completed=round(100 * share))
         if not self._live and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            self.console.print(f"{what} ({share:.0%})", highlight=False)
+            self.console.print(f"{what} ({share:.0%})")
 
     def prepared(self) -> None:
         if "prepare" in self._tasks:
@@ -84,12 +84,11 @@ class Display:
             self.console.print(
                 f"{name}: step {record['step']} of {total_steps}, validation loss {record['val_loss']:.3f}, "
                 f"{_thousands(record['raw_tokens'])} raw tokens, {record['seconds']:.0f} s",
-                highlight=False,
             )
         elif kind == "warning":
-            self.console.print(f"[yellow]{name}: {record['message']}[/yellow]", highlight=False)
+            self.console.print(f"{name}: {record['message']}", style="yellow")
         elif kind == "failure":
-            self.console.print(f"{name} failed: {record['message']}", style="red", highlight=False, markup=False)
+            self.console.print(f"{name} failed: {record['message']}", style="red")
         elif kind == "result" and name in self._tasks:
             self._progress.update(
                 self._tasks[name],

@@ -139,6 +139,8 @@ def _train(number: int, run: Run, store: Path, directory: Path, threads: int, re
         records.put((number, {"kind": "result", "result": result}))
     except UserError as error:
         records.put((number, {"kind": "failure", "message": str(error)}))
+    except OSError as error:
+        records.put((number, {"kind": "failure", "message": str(UserError.from_system(error))}))
     except KeyboardInterrupt:
         pass
     except Exception:
