@@ -105,7 +105,7 @@ def made_up(recipe, losses):
         ([(3.0, 3.1)], ["TST lost", "higher", "anecdote"]),
         ([(3.0, 2.9), (3.1, 3.01), (3.2, 3.1)], ["TST won", "95 % interval"]),
         ([(3.0, 3.1), (3.1, 3.19), (3.2, 3.3)], ["TST lost", "95 % interval"]),
-        ([(3.0, 2.9), (3.1, 3.3), (3.2, 3.1)], ["Undecided", "includes 0"]),
+        ([(3.0, 2.9), (3.1, 3.3), (3.2, 3.1)], ["Undecided", "includes 0", "lower at 2 of 3 seeds"]),
     ],
 )
 def test_the_verdict_says_which_way_it_went(recipe, losses, words):

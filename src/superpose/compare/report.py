@@ -85,14 +85,16 @@ class Comparison:
                 f"One seed is an anecdote: seeds differ, because the step at which a small model learns to copy "
                 f"does. Run --seeds 1,2,3,4,5 for an interval."
             )
-        interval = f"95 % interval {loss.low:+.4f} to {loss.high:+.4f} over {loss.seeds} seeds"
+        pairs = zip(self.values("ordinary", "val_loss"), self.values("tst", "val_loss"), strict=True)
+        lower = sum(tst < ordinary for ordinary, tst in pairs)
+        interval = f"95 % interval {loss.low:+.4f} to {loss.high:+.4f}; it was lower at {lower} of {loss.seeds} seeds"
         if loss.high < 0:
             return f"TST won: its validation loss ended {amount}, at equal FLOPs ({interval})."
         if loss.low > 0:
             return f"TST lost: its validation loss ended {amount}, at equal FLOPs ({interval})."
         return (
-            f"Undecided: TST's validation loss ended {amount} on average, at equal FLOPs, but the {interval} "
-            f"includes 0. Give more seeds or more steps."
+            f"Undecided: TST's validation loss ended {amount} on average, at equal FLOPs, but the interval "
+            f"includes 0 ({interval}). Give more seeds or more steps."
         )
 
     def write(self, directory: Path, store: TokenStore) -> None:
