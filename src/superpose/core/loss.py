@@ -151,6 +151,9 @@ def linear_multi_hot_cross_entropy(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, lm_head_weight = hidden.to(dtype), lm_head_weight.to(dtype)
+    if not torch.is_grad_enabled():
+        # The forward pass forms gradients for whatever asks for them, and cannot see that none will be taken.
+        hidden, lm_head_weight, bias = hidden.detach(), lm_head_weight.detach(), None if bias is None else bias.detach()
     leading = hidden.shape[:-1]
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
     chunk_rows = chunk_rows or max(_MIN_CHUNK_ROWS, _CHUNK_LOGITS // lm_head_weight.shape[0])
