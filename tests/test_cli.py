@@ -71,6 +71,7 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, refused):
     assert done.returncode == 0, done.stderr
     for word in ("validation loss", "bits per byte", "raw tokens read", "training FLOPs", "epochs", "95 % interval"):
         assert word in done.stdout
+    assert "are finished" not in done.stdout
     demo = tmp_path / "runs" / "demo"
     assert {"comparison.json", "summary.md", "loss.png", "tst-seed2"} <= {path.name for path in demo.iterdir()}
 
@@ -80,6 +81,9 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, refused):
     assert said.stdout == superpose("generate", demo / "tst-seed1", "the alpha", "--max-new-tokens", 4).stdout
     assert "tst-seed1" in refused("generate", demo, "the alpha")
     assert "trained on 16" in refused("generate", demo / "tst-seed1", "the alpha " * 20)
+
+    again = superpose("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
+    assert "4 of 4 runs in runs/demo are finished" in again.stdout
 
     # The same arm alone, from the configuration the comparison wrote, ends with the same bits.
     alone = superpose("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")

@@ -93,6 +93,11 @@ def compare(
         store = _prepare(settings, display)
         for run in planned[:2]:
             console.print(f"{run.arm}: {announce(run.recipe, store)}")
+        finished = sum((directory / run.name / "result.json").exists() for run in planned)
+        if finished:
+            console.print(
+                f"{finished} of {len(planned)} runs in {directory} are finished; remove it to train them again"
+            )
         try:
             outcomes = execute(
                 planned,
