@@ -79,8 +79,10 @@ def test_one_failure_loses_one_run(recipe, store, tmp_path):
 
 def test_a_process_that_dies_is_noticed(recipe, store, tmp_path, monkeypatch):
     monkeypatch.setattr(experiment, "_train", _die)
-    (outcome,) = execute([Run("tst", 1, recipe)], store, tmp_path, 1)
+    records = []
+    (outcome,) = execute([Run("tst", 1, recipe)], store, tmp_path, 1, lambda run, record: records.append(record))
     assert outcome.result is None
+    assert [record["kind"] for record in records] == ["failure"]  # and so the user is told
     assert "exit code 9" in outcome.failure
 
 
@@ -128,6 +130,8 @@ def test_a_seed_of_which_one_arm_failed_is_left_out(recipe):
 def test_nothing_to_compare_is_refused(recipe):
     with pytest.raises(UserError, match="only one phase"):
         plan_runs(recipe.ordinary(), [1])
+    with pytest.raises(UserError, match="ends in superposition"):
+        plan_runs(changed(recipe, "superposition", bag_size=[4, 2], ratio=[0.5, 0.5]), [1])
     with pytest.raises(UserError, match="twice"):
         plan_runs(recipe, [1, 1])
 

@@ -39,6 +39,17 @@ def test_the_same_text_is_prepared_once(store, data_args, monkeypatch):
     assert prepare(data_args).path == store.path
 
 
+def test_text_that_differs_in_white_space_alone_is_other_text(tmp_path, data_args):
+    path = tmp_path / "text.txt"
+    args = data_args.model_copy(update={"corpus": str(path), "val_fraction": 0.4})
+    stores = []
+    for space in (" ", "  "):
+        path.write_text("".join(f"line{space}{n} of the text\n\n" for n in range(20_000)))
+        stores.append(prepare(args))
+    assert stores[0].path != stores[1].path
+    assert "line  " in next(decoded(stores[1], "train"))
+
+
 def test_ids_fit_the_vocabulary_and_take_two_bytes(store):
     assert store.train.tokens.dtype == np.uint16
     assert int(store.train.tokens.max()) < store.vocab_size == 300

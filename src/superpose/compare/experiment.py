@@ -71,6 +71,11 @@ def plan_runs(recipe: Recipe, seeds: list[int]) -> list[Run]:
             "this recipe has only one phase, so there is nothing to compare; "
             "give superposition.bag_size above 1 and superposition.ratio between 0 and 1"
         )
+    if recipe.schedule.ends_in_superposition:
+        raise UserError(
+            "this recipe ends in superposition, so its model could not be compared with an ordinary one; "
+            "give ratios that add up to less than 1"
+        )
     runs = []
     for seed in seeds:
         seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
@@ -102,11 +107,12 @@ def execute(
             try:
                 number, record = records.get(timeout=0.5)
             except queue.Empty:
-                for number in [number for number, process in running.items() if not process.is_alive()]:
-                    # It ended without a word: killed, or out of memory.
-                    code = running.pop(number).exitcode
-                    outcomes[number] = Outcome(runs[number], None, f"its process ended with exit code {code}")
-                continue
+                dead = [number for number, process in running.items() if not process.is_alive()]
+                if not dead:
+                    continue
+                # It ended without a word: killed, or out of memory.
+                number, code = dead[0], running[dead[0]].exitcode
+                record = {"kind": "failure", "message": f"its process ended with exit code {code}"}
             if record["kind"] in ("result", "failure"):
                 running.pop(number).join()
                 outcomes[number] = Outcome(runs[number], record.get("result"), record.get("message"))
