@@ -33,6 +33,7 @@ __all__ = [
     "multi_hot_cross_entropy",
     "shift_labels",
     "split_window",
+    "vocab_parallel_multi_hot_cross_entropy",
     "window_length",
 ]
 

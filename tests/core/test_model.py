@@ -3,9 +3,19 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from superpose import IGNORE_INDEX, Schedule, SuperposedLM, bag_weights, split_window, window_length
+from superpose import (
+    IGNORE_INDEX,
+    Schedule,
+    SuperposedLM,
+    bag_weights,
+    multi_hot_cross_entropy,
+    split_window,
+    window_length,
+)
 from tests.conftest import make_model
+from tests.ranks import on_ranks
 
 V = 50
 
@@ -54,6 +64,15 @@ def test_bags_equal_the_method_written_out(family, weighting):
     ):
         if a is not None or b is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_the_bags_total_probability_as_loss():
+    model = make_model("llama")
+    window = window_of(6, 4)
+    inputs, targets = split_window(window, 4)
+    logits = model(inputs_embeds=model.get_input_embeddings()(inputs).mean(dim=2)).logits
+    expected = multi_hot_cross_entropy(logits, targets, variant="mce_alt")
+    torch.testing.assert_close(SuperposedLM(model, variant="mce_alt")(window, 4).loss, expected)
 
 
 def test_ordinary_training_step_for_step():
@@ -217,8 +236,82 @@ def test_a_model_that_scales_its_logits_is_refused():
             return output
 
     model.__class__ = Scaled
-    with pytest.raises(ValueError, match="head\\(hidden\\)"):
+    with pytest.raises(ValueError, match="not supported"):
         SuperposedLM(model).check()
+
+
+@pytest.mark.error(n=6)
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [
+        ("gemma2", {"final_logit_softcapping": 2.0, "num_key_value_heads": 1, "head_dim": 8}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("granite", {"logits_scaling": 4.0}),
+    ],
+)
+def test_logits_scaled_or_capped_as_the_config_says(family, setting):
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=V,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **setting,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.normal_()  # so that scale and cap matter
+    lm = SuperposedLM(model)
+    lm.check()
+    window = window_of(10, 1)
+    logits = model(input_ids=window[:, :-1]).logits.flatten(0, 1)
+    torch.testing.assert_close(lm(window).loss, F.cross_entropy(logits, window[:, 1:].flatten()))
+    ignored = {name: 1.0 for name in setting if "head" not in name} | {"final_logit_softcapping": None}
+    for name, value in ignored.items():
+        setattr(config, name, value)
+    assert abs(lm(window).loss - F.cross_entropy(logits, window[:, 1:].flatten())) > 0.1
+
+
+def data_parallel_equals_one_process(rank, group):
+    """DDP and FSDP2 on two ranks, each with half of the rows, in both phases: gradients of the whole step."""
+    from torch.distributed.fsdp import fully_shard
+
+    for family, bag_size in (("llama", 4), ("llama", 1), ("gpt2", 4)):
+        window = window_of(6, bag_size, rows=4)
+        window[3, bag_size:] = IGNORE_INDEX  # rows that count differ between the ranks
+        whole = SuperposedLM(make_model(family))
+        expected = whole(window, bag_size)
+        expected.loss.backward()
+        normalizer = expected.rows / group.size()
+        for shard in (False, True):
+            lm = SuperposedLM(make_model(family))
+            if shard:
+                for layer in lm.model.base_model.children():
+                    for block in layer if isinstance(layer, torch.nn.ModuleList) else ():
+                        fully_shard(block)
+                wrapped = fully_shard(lm)
+            else:
+                wrapped = torch.nn.parallel.DistributedDataParallel(lm)
+            part = wrapped(window[2 * rank : 2 * rank + 2], bag_size, normalizer=normalizer)
+            part.loss.backward()
+            loss = part.loss.detach() / group.size()
+            torch.distributed.all_reduce(loss)
+            torch.testing.assert_close(loss, expected.loss.detach())
+            for ours, theirs in zip(lm.parameters(), whole.parameters(), strict=True):
+                gradient = ours.grad.full_tensor() if shard else ours.grad
+                torch.testing.assert_close(gradient, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.error(n=4)
+@pytest.mark.error(n=11)
+def test_data_parallel_gradients_are_those_of_the_whole_step():
+    on_ranks(2, data_parallel_equals_one_process)
 
 
 @pytest.mark.error(n=6)

@@ -7,7 +7,8 @@ Read in this order: `fold` (rows to bags), `embed` (bags to vectors), `loss` (ba
 from superpose.core.accounting import Cost, cost, flops_per_latent
 from superpose.core.embed import embed_bags
 from superpose.core.fold import IGNORE_INDEX, MODES, Mode, fold, fold_mask, shift_labels, split_window, window_length
-from superpose.core.loss import bag_weights, count_rows, linear_multi_hot_cross_entropy, multi_hot_cross_entropy
+from superpose.core.linear_loss import linear_multi_hot_cross_entropy, vocab_parallel_multi_hot_cross_entropy
+from superpose.core.loss import bag_weights, count_rows, multi_hot_cross_entropy
 from superpose.core.model import SuperposedLM, SuperposedOutput
 from superpose.core.schedule import Schedule, Stage
 
@@ -31,5 +32,6 @@ __all__ = [
     "multi_hot_cross_entropy",
     "shift_labels",
     "split_window",
+    "vocab_parallel_multi_hot_cross_entropy",
     "window_length",
 ]

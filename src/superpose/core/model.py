@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from superpose.core.embed import embed_bags
 from superpose.core.fold import IGNORE_INDEX, Mode, fold_mask, split_window
-from superpose.core.loss import Weighting, bag_weights, count_rows, linear_multi_hot_cross_entropy
+from superpose.core.linear_loss import linear_multi_hot_cross_entropy
+from superpose.core.loss import Variant, Weighting, bag_weights, count_rows
 
 
 class SuperposedOutput(NamedTuple):
@@ -39,8 +40,10 @@ class SuperposedLM(nn.Module):
     """Any Hugging Face causal LM, computing its loss from a window of tokens and a bag size.
 
     Args:
-        model: a causal LM whose logits are its head applied to its last hidden states; `check()` verifies it.
+        model: a causal LM whose logits are its head applied to its last hidden states, scaled and soft-capped if
+            its config says so; `check()` verifies it.
         weighting: of the tokens in a target bag, see `bag_weights`.
+        variant: "mce", or "mce_alt" for the bag's total probability, see `superpose.core.loss`.
 
     The same object serves both phases; at bag size 1 it is the model's ordinary next-token loss::
 
@@ -49,10 +52,13 @@ class SuperposedLM(nn.Module):
             lm(window, schedule.bag_size_at(step)).loss.backward()
     """
 
-    def __init__(self, model: nn.Module, weighting: Weighting | Sequence[float] = "uniform") -> None:
+    def __init__(
+        self, model: nn.Module, weighting: Weighting | Sequence[float] = "uniform", variant: Variant = "mce"
+    ) -> None:
         super().__init__()
         self.model: Any = model
         self.weighting = weighting
+        self.variant = variant
         if model.get_output_embeddings() is None:  # type: ignore[operator]  # of transformers' base class
             raise ValueError(f"{type(model).__name__} has no language-model head; give a ...ForCausalLM model")
 
@@ -89,12 +95,23 @@ class SuperposedLM(nn.Module):
                 attention_mask = fold_mask(attention_mask, bag_size)
         hidden, router_loss = self._backbone(inputs, attention_mask)
 
-        head = self.model.get_output_embeddings()
-        weights = bag_weights(bag_size, self.weighting).to(window.device) if targets.dim() == 3 else None
+        head, config = self.model.get_output_embeddings(), self.model.config
+        # Cohere multiplies its logits, Granite divides them; Gemma caps them.
+        scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
+        weights = None
+        if targets.dim() == 3 and self.weighting != "uniform":
+            weights = bag_weights(bag_size, self.weighting).to(window.device)
         rows = count_rows(targets if targets.dim() == 3 else targets.unsqueeze(-1), weights)
         divisor = rows.clamp(min=1) if normalizer is None else normalizer
         total = linear_multi_hot_cross_entropy(
-            hidden, head.weight, targets, weights, bias=getattr(head, "bias", None), reduction="sum"
+            hidden if scale == 1 else hidden * scale,
+            head.weight,
+            targets,
+            weights,
+            bias=getattr(head, "bias", None),
+            reduction="sum",
+            variant=self.variant,
+            softcap=getattr(config, "final_logit_softcapping", None),
         )
         loss = cross_entropy = total / divisor
         if router_loss is not None:
@@ -139,8 +156,8 @@ class SuperposedLM(nn.Module):
     def check(self) -> None:
         """Compares this object's next-token loss with the model's own logits on a few tokens.
 
-        Some families scale or cap their logits after the head; training them here would silently optimise
-        something else.
+        Some families do more to their logits than their config's usual names say; training them here would
+        silently optimise something else.
 
         Raises:
             ValueError: the two differ.
@@ -156,6 +173,6 @@ class SuperposedLM(nn.Module):
         self.train(training)
         if not torch.isclose(ours.float(), theirs, rtol=1e-2, atol=1e-2):
             raise ValueError(
-                f"{type(self.model).__name__} does not compute its logits as head(hidden): its own loss is "
-                f"{theirs:.3f}, head(hidden) gives {ours:.3f}; logit scaling or capping is not supported"
+                f"{type(self.model).__name__} does more than its head to its logits, which is not supported: "
+                f"its own loss is {theirs:.3f}, that of its head's logits {ours:.3f}"
             )

@@ -1,0 +1,26 @@
+"""Runs a function of a test on several processes that form a process group (gloo, on this machine)."""
+
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def on_ranks(world_size, function, *arguments):
+    """Calls function(rank, group, *arguments) on each rank; an exception on any of them is raised here."""
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_one_rank, (world_size, str(Path(folder) / "store"), function, arguments), nprocs=world_size)
+
+
+def _one_rank(rank, world_size, store, function, arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size, timeout=timedelta(seconds=60)
+    )
+    try:
+        function(rank, dist.group.WORLD, *arguments)
+    finally:
+        dist.destroy_process_group()
