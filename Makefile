@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test mutants clean
+.PHONY: demo test mutants bench-loss clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -18,6 +18,11 @@ test: .venv/ready
 # Breaks the code in the ways the method is usually got wrong, and shows which tests notice.
 mutants: .venv/ready
 	$(BIN)/python benchmarks/mutants.py
+
+# The loss and the embedding against the ways they are usually computed: docs/loss.md. Some 40 minutes.
+bench-loss: .venv/ready
+	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/loss.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -82,9 +82,18 @@ def test_the_gradient_in_half_precision_is_summed_in_float32():
 
 
 def test_the_operators_keep_pytorchs_contract():
-    bags, taken = torch.randint(0, 5, (6, 3)), torch.rand(6, 3) < 0.7
-    torch.library.opcheck(embed._sum_bags, (bags, taken, torch.randn(5, 4, requires_grad=True)))
-    torch.library.opcheck(embed._sum_bags_backward, (bags, taken, torch.randn(6, 4), 5))
+    bags = torch.tensor([[0, 4, 2], [IGNORE_INDEX, 1, 1]])
+    torch.library.opcheck(embed._mean_bags, (bags, torch.randn(5, 4, requires_grad=True), IGNORE_INDEX))
+    torch.library.opcheck(embed._mean_bags_backward, (bags, torch.randn(2, 4), IGNORE_INDEX, 5))
+
+
+@pytest.mark.error(n=5)
+@given(bags())
+def test_what_other_devices_run_gives_the_same(input_ids):
+    weight = torch.randn(7, 3, dtype=torch.float64)
+    rows = input_ids.flatten(0, 1)
+    means = embed._mean_of_valid(rows, weight, rows != IGNORE_INDEX)
+    torch.testing.assert_close(means.view(*input_ids.shape[:2], 3), reference(input_ids, weight))
 
 
 def test_compiled_it_is_one_graph():

@@ -42,56 +42,68 @@ def embed_bags(input_ids: Tensor, weight: Tensor, ignore_index: int = IGNORE_IND
             f"input_ids {list(input_ids.shape)} and weight {list(weight.shape)}; "
             f"expected bags [..., bag_size] and a table [vocab_size, width]"
         )
-    valid = input_ids != ignore_index
-    bags, taken = input_ids.masked_fill(~valid, 0).flatten(0, -2), valid.flatten(0, -2)
+    bags = input_ids.flatten(0, -2)
     # PyTorch's own backward pass adds up in the table's dtype on a CPU (5 % off in bfloat16 where tokens are
-    # frequent) and takes twice as long; elsewhere it sorts too, and splits the long bags of frequent tokens.
-    sums = (_sum_bags if weight.device.type == "cpu" else _sum_bags_natively)(bags, taken, weight)
-    counts = valid.sum(dim=-1).clamp(min=1)
+    # frequent) and takes longer; elsewhere it sorts too, and splits the long bags of frequent tokens.
+    means: Tensor = (
+        _mean_bags(bags, weight, ignore_index)
+        if weight.device.type == "cpu"
+        else _mean_of_valid(bags, weight, bags != ignore_index)
+    )
+    return means.reshape(*input_ids.shape[:-1], -1)
+
+
+def _mean_of_valid(bags: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """Means [N, D] over the valid [N, S] tokens of bags [N, S]; zeros where there is none."""
+    tokens = bags.masked_fill(~valid, 0)
+    sums = F.embedding_bag(tokens, weight, mode="sum", per_sample_weights=valid.to(weight.dtype))
     # A product in float32 rounds once more than the sum did; in bfloat16 that is the last bit.
-    sums = sums.reshape(*input_ids.shape[:-1], -1)
-    return sums / counts.unsqueeze(-1).to(weight.dtype)
+    return sums / _divisors(valid, weight.dtype)
 
 
-def _sum_bags_natively(bags: Tensor, taken: Tensor, weight: Tensor) -> Tensor:
-    """Sums [N, D] of the rows of `weight` that are in a bag [N, S] and taken [N, S]."""
-    return F.embedding_bag(bags, weight, mode="sum", per_sample_weights=taken.to(weight.dtype))
+def _divisors(valid: Tensor, dtype: torch.dtype) -> Tensor:
+    return valid.sum(dim=-1, keepdim=True).clamp(min=1).to(dtype)
 
 
-@torch.library.custom_op("superpose::sum_bags", mutates_args=())
-def _sum_bags(bags: Tensor, taken: Tensor, weight: Tensor) -> Tensor:
-    return _sum_bags_natively(bags, taken, weight)
+@torch.library.custom_op("superpose::mean_bags", mutates_args=())
+def _mean_bags(bags: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
+    valid = bags != ignore_index
+    if valid.all():  # as nearly always, and then there is nothing to weigh
+        return F.embedding_bag(bags, weight, mode="mean")
+    return _mean_of_valid(bags, weight, valid)
 
 
-@torch.library.custom_op("superpose::sum_bags_backward", mutates_args=())
-def _sum_bags_backward(bags: Tensor, taken: Tensor, grad: Tensor, vocab_size: int) -> Tensor:
-    """Gradient [V, D] of the table: for each token the sum of the gradients [N, D] of the bags it is taken in."""
-    # Tokens that are not taken sort behind the vocabulary, where no bag reaches. Sorting is stable, so the order
-    # of the sums is that of the text.
-    tokens, order = bags.masked_fill(~taken, vocab_size).flatten().sort(stable=True)
-    starts = torch.searchsorted(tokens, torch.arange(vocab_size + 1, device=tokens.device))
+@torch.library.custom_op("superpose::mean_bags_backward", mutates_args=())
+def _mean_bags_backward(bags: Tensor, grad: Tensor, ignore_index: int, vocab_size: int) -> Tensor:
+    """Gradient [V, D] of the table: for each token the sum over its occurrences of the bag's gradient [N, D]."""
+    valid = bags != ignore_index
+    grad = grad / _divisors(valid, grad.dtype)
+    # Ignored tokens sort behind the vocabulary, where no bag reaches. Sorting is stable, so the order of the sums
+    # is that of the text.
+    tokens, order = bags.masked_fill(~valid, vocab_size).flatten().int().sort(stable=True)
+    starts = F.pad(torch.bincount(tokens, minlength=vocab_size + 1)[:vocab_size].cumsum(0), (1, 0))
     occurrences = torch.div(order, bags.shape[-1], rounding_mode="floor")[: int(starts[-1])]
-    return F.embedding_bag(occurrences, grad.contiguous(), starts, mode="sum", include_last_offset=True)
+    return F.embedding_bag(occurrences, grad, starts, mode="sum", include_last_offset=True)
 
 
-@_sum_bags.register_fake
-def _(bags: Tensor, taken: Tensor, weight: Tensor) -> Tensor:
+@_mean_bags.register_fake
+def _(bags: Tensor, weight: Tensor, ignore_index: int) -> Tensor:
     return weight.new_empty(bags.shape[0], weight.shape[1])
 
 
-@_sum_bags_backward.register_fake
-def _(bags: Tensor, taken: Tensor, grad: Tensor, vocab_size: int) -> Tensor:
+@_mean_bags_backward.register_fake
+def _(bags: Tensor, grad: Tensor, ignore_index: int, vocab_size: int) -> Tensor:
     return grad.new_empty(vocab_size, grad.shape[1])
 
 
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-    bags, taken, weight = inputs
-    ctx.save_for_backward(bags, taken)
-    ctx.vocab_size = weight.shape[0]
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    bags, weight, ignore_index = inputs
+    ctx.save_for_backward(bags)
+    ctx.settings = ignore_index, weight.shape[0]
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[None, None, Tensor]:
-    return None, None, _sum_bags_backward(*ctx.saved_tensors, grad, ctx.vocab_size)
+def _backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    return None, _mean_bags_backward(*ctx.saved_tensors, grad, *ctx.settings), None
 
 
-_sum_bags.register_autograd(torch.autograd.function.once_differentiable(_backward), setup_context=_keep)
+_mean_bags.register_autograd(torch.autograd.function.once_differentiable(_backward), setup_context=_keep)
