@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpose import Schedule, split_window
+from superpose.data.tokens import TokenArray
 from superpose.data.windows import WindowPlan, permute
 from superpose.errors import UserError
 
@@ -24,10 +25,16 @@ def plans(draw):
     return WindowPlan(schedule, rows, latents, draw(st.integers(smallest, 40 * smallest)), draw(st.integers(0, 9)))
 
 
+def token_array(size):
+    """A corpus whose tokens are their own places, in two shards."""
+    places = np.arange(size)
+    return TokenArray([places[: size // 3], places[size // 3 :]], ["a", "b"], size)
+
+
 def inputs_read(plan, step):
     """Places in the corpus that a step's windows feed into the model, in the order of the rows."""
     stage, _ = plan.starts(step)
-    window = plan.read(np.arange(plan.num_tokens), step)
+    window = plan.read(token_array(plan.num_tokens), step)
     inputs, targets = split_window(window, stage.bag_size, stage.mode)
     width = 1 if targets.dim() == inputs.dim() == 2 or stage.mode == "input" else stage.bag_size
     last = inputs.reshape(*inputs.shape[:2], -1)[..., -1:]
@@ -68,7 +75,7 @@ def test_a_step_is_a_pure_function(plan):
 
 
 def test_seeds_read_in_different_orders():
-    first = [WindowPlan(Schedule(10), 4, 8, 10_000, seed).read(np.arange(10_000), 0) for seed in (1, 2)]
+    first = [WindowPlan(Schedule(10), 4, 8, 10_000, seed).read(token_array(10_000), 0) for seed in (1, 2)]
     assert not torch.equal(*first)
 
 
@@ -81,7 +88,7 @@ def test_rows_of_a_batch_come_from_all_over_the_stretch():
 @pytest.mark.error(n=9)
 def test_phase_one_rows_are_s_times_longer():
     plan = WindowPlan(Schedule(10, 4, 0.5), 2, 8, 10_000, 1)
-    tokens = np.arange(10_000)
+    tokens = token_array(10_000)
     assert plan.read(tokens, 4).shape == (2, 4 * 9)
     assert plan.read(tokens, 5).shape == (2, 9)
 

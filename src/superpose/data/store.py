@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 
 from superpose.data.sources import PYTHON_SOURCES, Corpus, Document, collect
 from superpose.data.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
+from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
 from superpose.files import read_json, whole_directory, write_json
 
@@ -58,8 +59,8 @@ class DataArgs(BaseModel):
 class Split:
     """One side of a store."""
 
-    tokens: npt.NDArray[np.unsignedinteger[Any]]
-    """All documents one after another, memory-mapped."""
+    tokens: TokenArray
+    """All documents one after another."""
     offsets: npt.NDArray[np.uint64]
     """Start of each document and end of the last, [documents + 1]."""
     bytes: int
@@ -134,7 +135,11 @@ class TokenStore:
     def _split(self, side: str) -> Split:
         counts = self.manifest["splits"][side]
         return Split(
-            self._map(f"{side}.tokens", self.manifest["dtype"], counts["tokens"]),
+            TokenArray(
+                [self._map(f"{side}.tokens", self.manifest["dtype"], counts["tokens"])],
+                [str(self.path / f"{side}.tokens")],
+                self.vocab_size,
+            ),
             self._map(f"{side}.offsets", "<u8", counts["documents"] + 1),
             counts["bytes"],
         )

@@ -19,7 +19,6 @@ import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from superpose.core.fold import window_length
 from superpose.core.schedule import Schedule, Stage
+from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
 
 
@@ -91,11 +91,11 @@ class WindowPlan:
         rows = np.arange(step * self.rows, (step + 1) * self.rows)
         return stage, np.array([self._start(int(row)) for row in rows], dtype=np.int64)
 
-    def read(self, tokens: npt.NDArray[Any], step: int) -> Tensor:
+    def read(self, tokens: TokenArray, step: int) -> Tensor:
         """The windows of a step from the corpus' tokens [N]: ids [rows, `window_length(...)`], int64."""
         stage, starts = self.starts(step)
-        places = starts[:, None] + np.arange(window_length(self.latents, stage.bag_size, stage.mode))
-        return torch.from_numpy(tokens[(places + self._origin) % self.num_tokens].astype(np.int64))
+        length = window_length(self.latents, stage.bag_size, stage.mode)
+        return torch.from_numpy(np.stack([tokens.read(int(start) + self._origin, length) for start in starts]))
 
     @cached_property
     def _origin(self) -> int:

@@ -50,7 +50,7 @@ def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, device: st
 
 def _windows(split: Split, latents: int) -> Tensor:
     """Rows of latents + 1 tokens that overlap by one: [rows, latents + 1]; the last is filled with `IGNORE_INDEX`."""
-    tokens = torch.from_numpy(split.tokens.astype("int64"))
+    tokens = torch.from_numpy(split.tokens.read(0, len(split.tokens)))
     count = -(-(len(tokens) - 1) // latents)
     padded = torch.full((count * latents + 1,), IGNORE_INDEX)
     padded[: len(tokens)] = tokens
