@@ -292,10 +292,10 @@ MUTANTS = [
     ),
     Mutant(
         10,
-        "rows are read one by one",
+        "tokens are read one by one",
         "data/windows.py",
-        "tokens[(places + self._origin) % self.num_tokens]",
-        "np.stack([tokens[row % self.num_tokens] for row in places + self._origin])",
+        "tokens.read(int(start) + self._origin, length)",
+        "np.concatenate([tokens.read(int(start) + self._origin + i, 1) for i in range(length)])",
         "tests/train/test_loop.py",
     ),
     Mutant(
