@@ -228,7 +228,7 @@ def _linear_multi_hot(
     wide = shares.dtype
     wants_hidden, wants_weight, wants_bias = (form_gradients and want for want in wanted)
     grad_hidden = torch.zeros_like(hidden) if wants_hidden else hidden.new_empty(0)
-    grad_weight = torch.zeros_like(weight, dtype=wide) if wants_weight else weight.new_empty(0)
+    grad_weight = torch.empty_like(weight, dtype=wide) if wants_weight else weight.new_empty(0)
     grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wants_bias else weight.new_empty(0)
 
     head = weight[:vocab_size].to(product_dtype)
@@ -285,10 +285,12 @@ def _linear_multi_hot(
         if wants_hidden:
             grad_hidden[part] = narrow @ head
         if wants_weight:
-            _add_product(grad_weight[:vocab_size], narrow.t(), states)
+            _add_product(grad_weight[:vocab_size], narrow.t(), states, first=start == 0)
         if wants_bias:
             grad_bias[:vocab_size] += narrow.sum(dim=0, dtype=wide)
 
+    if wants_weight:
+        grad_weight[vocab_size if len(hidden) else 0 :] = 0  # what no product has written
     if group and wants_hidden:
         dist.all_reduce(grad_hidden, group=_group(group))
     return rows.sum(), rows, grad_hidden, grad_weight, grad_bias
@@ -328,14 +330,19 @@ def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
     return (same * share.unsqueeze(-2)).sum(-1)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """total += a @ b; half-precision products are summed in float32, on a CPU only from one product to the next."""
+def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
+    """total += a @ b, or total = a @ b at first, which saves clearing and reading a gradient as large as the head.
+
+    Half-precision products are summed in float32, on a CPU only from one product to the next.
+    """
     if total.dtype == a.dtype:
-        total.addmm_(a, b)
-    elif a.is_cuda:
-        total += torch.mm(a, b, out_dtype=total.dtype)
+        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+        return
+    product = torch.mm(a, b, out_dtype=total.dtype) if a.is_cuda else a @ b
+    if first:
+        total.copy_(product)
     else:
-        total += a @ b
+        total += product
 
 
 @_linear_multi_hot.register_fake
