@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from superpose.data.store import prepare
+from superpose.data.config import prepare
 from superpose.data.windows import WindowPlan
 from superpose.train.config import Recipe, load_recipe
 from superpose.train.loop import Trainee, build_trainee, optimizer_step

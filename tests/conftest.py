@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import torch
 
-from superpose.data.store import DataArgs, prepare
+from superpose.data.config import DataArgs, prepare
 from superpose.train.config import Recipe
 
 torch.set_num_threads(1)

@@ -45,9 +45,9 @@ def refused(monkeypatch, capsys, tmp_path):
 
 def test_help_reads_well():
     text = superpose("--help").stdout
-    for command in ("compare", "train", "generate"):
-        assert command in text
-        help_text = superpose(command, "--help").stdout
+    for command in ("compare", "train", "prepare", "tokenizer train", "data show", "data verify", "generate"):
+        assert command.split()[0] in text
+        help_text = superpose(*command.split(), "--help").stdout
         assert "Usage: superpose" in help_text
         assert "None" not in help_text
 
@@ -93,6 +93,28 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, refused):
     assert "--resume" in refused("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")
 
 
+def test_prepare_verify_and_train_on_a_store(corpus, tmp_path, refused):
+    made = superpose("tokenizer", "train", corpus, "--vocab-size", 300, "--out", tmp_path / "tokenizer")
+    assert "300 entries" in made.stdout, made.stderr
+    options = ["--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "store", "--val-fraction", 0.1]
+    done = superpose("prepare", corpus, *options)
+    assert done.returncode == 0, done.stderr
+    assert "vocabulary 300" in done.stdout
+    assert superpose("data", "show", tmp_path / "store").stdout in done.stdout
+    assert "as they were written" in superpose("data", "verify", tmp_path / "store").stdout
+
+    small = [option for option in TINY if "data." not in option]
+    arguments = ["train", "recipes/cpu-tiny.toml", "--out", tmp_path / "run", f"--set=data.corpus={tmp_path / 'store'}"]
+    run = superpose(*arguments, "--set=train.steps=20", *small)
+    assert run.returncode == 0, run.stderr
+    assert "data.vocab_size cannot apply" in refused(*arguments, "--set=data.vocab_size=512", cwd=".")
+
+    assert "holds something else" in refused("prepare", corpus, *options, "--seed", 5)
+    shard = tmp_path / "store" / "train-00000.tokens"
+    shard.write_bytes(b"\x07\x01" + shard.read_bytes()[2:])
+    assert "train-00000.tokens was altered" in refused("data", "verify", tmp_path / "store")
+
+
 def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused):
     from superpose.train.loop import train
 
@@ -116,6 +138,12 @@ def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused)
         (["compare", "--corpus", "no/such/path"], "no/such/path"),
         (["compare", "no/such.toml"], "no/such.toml"),
         (["train", "no/such.toml", "--out", "x"], "no/such.toml"),
+        (["prepare", "python", "--out", "x"], "--tokenizer"),
+        (["prepare", "python", "--out", "x", "--tokenizer", "bytes", "--weights", "1,2"], "expected 1 numbers"),
+        (["prepare", "no/such", "--out", "x", "--tokenizer", "bytes"], "no/such"),
+        (["prepare", "python", "--out", "x", "--tokenizer", "no/such"], "no/such"),
+        (["tokenizer", "train", "no/such", "--vocab-size", "300", "--out", "x"], "no/such"),
+        (["data", "verify", "no/such"], "no/such"),
     ],
 )
 def test_wrong_calls_are_one_sentence_and_exit_2(arguments, message, tmp_path, refused):

@@ -20,9 +20,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -38,13 +38,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
         yield aside
         for folder, _, names in os.walk(aside):
             for name in names:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
         replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.exists():
             path.rename(replaced)
         aside.rename(path)
-        _sync(path.parent)
+        sync(path.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

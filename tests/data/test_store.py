@@ -1,100 +1,90 @@
-import pytest
-from tokenizers import Tokenizer
+import json
+import shutil
 
-from superpose.data import store as store_module
-from superpose.data.sources import collect
-from superpose.data.store import TokenStore, prepare
+import numpy as np
+import pytest
+
+from superpose.data.store import TokenStore
 from superpose.errors import UserError
 
 
-def decoded(store, side):
-    tokenizer = Tokenizer.from_file(str(store.tokenizer_path / "tokenizer.json"))
-    split = getattr(store, side)
-    for start, stop in zip(split.offsets[:-1], split.offsets[1:], strict=True):
-        *ids, last = split.tokens.read(int(start), int(stop - start)).tolist()
-        assert last == store.end_of_text
-        yield tokenizer.decode(ids)
-
-
-@pytest.mark.parametrize("side", ["train", "val"])
-def test_what_goes_in_comes_out(store, data_args, side):
-    corpus = collect(data_args.corpus, 64 * 10**6, data_args.val_fraction, 20_000)
-    expected = [document.text for document in getattr(corpus, side)]
-    assert list(decoded(store, side)) == expected
-    assert getattr(store, side).bytes == sum(len(text.encode()) for text in expected)
-    assert getattr(store, side).documents == len(expected)
-
-
-def test_text_cannot_forge_the_end_of_a_document(tmp_path, data_args):
-    path = tmp_path / "text.txt"
-    path.write_text("".join(f"line {n} <|endoftext|> more\n\n" for n in range(20_000)))
-    store = prepare(data_args.model_copy(update={"corpus": str(path)}))
-    for split in (store.train, store.val):
-        assert (split.tokens.read(0, len(split.tokens)) == store.end_of_text).sum() == split.documents
-
-
-def test_the_same_text_is_prepared_once(store, data_args, monkeypatch):
-    monkeypatch.setattr(store_module, "write_store", None)
-    assert prepare(data_args).path == store.path
-
-
-def test_text_that_differs_in_white_space_alone_is_other_text(tmp_path, data_args):
-    path = tmp_path / "text.txt"
-    args = data_args.model_copy(update={"corpus": str(path), "val_fraction": 0.4})
-    stores = []
-    for space in (" ", "\t"):  # of one length, so that the pieces are cut alike
-        path.write_text("".join(f"line{space}{n} of the text\n\n" for n in range(20_000)))
-        stores.append(prepare(args))
-    assert stores[0].path != stores[1].path
-    assert "line\t" in next(decoded(stores[1], "train"))
+@pytest.fixture
+def copied(store, tmp_path):
+    """A copy of the store, to be broken."""
+    shutil.copytree(store.path, tmp_path / "store")
+    return tmp_path / "store"
 
 
 def test_ids_fit_the_vocabulary_and_take_two_bytes(store):
+    tokens = store.train.tokens
     assert store.manifest["dtype"] == "<u2"
-    assert int(store.train.tokens.read(0, len(store.train.tokens)).max()) < store.vocab_size == 300
+    assert int(tokens.read(0, len(tokens)).max()) < store.vocab_size == 300
+    assert (store.path / "train-00000.tokens").stat().st_size == 2 * len(tokens)
 
 
-def test_an_interrupted_preparation_leaves_nothing(data_args, cache, monkeypatch):
-    args = data_args.model_copy(update={"vocab_size": 301})
-
-    def interrupt(what, share):
-        if what == "tokenizing train":
-            raise KeyboardInterrupt
-
-    before = set((cache / "stores").iterdir())
-    with pytest.raises(KeyboardInterrupt):
-        prepare(args, interrupt)
-    assert set((cache / "stores").iterdir()) == before
+def test_the_manifest_says_what_made_it(store):
+    assert {"superpose", "tokenizers"} == set(store.manifest["versions"])
+    assert "text.txt" in store.manifest["preparation"]["sources"][0]["location"]
+    for side in ("train", "val"):
+        assert f"{getattr(store, side).documents:,} documents" in store.describe()
 
 
-@pytest.mark.parametrize("name", ["train.tokens", "val.tokens", "train.offsets", "manifest.json"])
-def test_a_broken_store_is_named_and_never_opened(data_args, name):
-    store = prepare(data_args.model_copy(update={"vocab_size": 302}))
-    whole = (store.path / name).read_bytes()
-    try:
-        (store.path / name).write_bytes(whole[:-3])
+@pytest.mark.parametrize("name", ["train-00000.tokens", "val-00000.tokens", "train-00000.offsets", "manifest.json"])
+def test_a_file_that_is_cut_short_is_named_and_never_opened(copied, name):
+    whole = (copied / name).read_bytes()
+    for cut in (b"", whole[:-3]):
+        (copied / name).write_bytes(cut)
         with pytest.raises(UserError, match=name):
-            TokenStore.open(store.path)
-    finally:
-        (store.path / name).write_bytes(whole)
+            TokenStore.open(copied)
+    (copied / name).unlink()
+    with pytest.raises(UserError, match=name):
+        TokenStore.open(copied)
 
 
-def test_an_altered_store_is_found_by_its_checksums(data_args):
-    store = prepare(data_args.model_copy(update={"vocab_size": 303}))
-    store.verify()
-    path = store.path / "val.tokens"
-    whole = path.read_bytes()
-    path.write_bytes(b"\x01\x00" + whole[2:])
-    with pytest.raises(UserError, match=r"val\.tokens was altered"):
-        store.verify()
-    path.write_bytes(whole)
+@pytest.mark.parametrize("name", ["train-00000.tokens", "val-00000.offsets", "tokenizer/tokenizer.json"])
+def test_an_altered_file_is_found_by_its_checksum(copied, name):
+    assert TokenStore.open(copied).verify() == []
+    path = copied / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    (problem, *_) = TokenStore.open(copied).verify()
+    assert f"{name} was altered" in problem
 
 
-def test_a_store_of_another_version_is_refused(data_args):
-    store = prepare(data_args.model_copy(update={"vocab_size": 304}))
-    path = store.path / "manifest.json"
-    text = path.read_text()
-    path.write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match="format 2"):
-        TokenStore.open(store.path)
-    path.write_text(text)
+def test_an_id_outside_the_vocabulary_is_never_read(copied):
+    path = copied / "train-00000.tokens"
+    tokens = np.fromfile(path, "<u2")
+    tokens[1000] = 300
+    tokens.tofile(path)
+    store = TokenStore.open(copied)
+    store.train.tokens.read(0, 1000)
+    with pytest.raises(UserError, match=r"train-00000\.tokens holds token 300"):
+        store.train.tokens.read(990, 20)
+
+
+def test_a_store_of_another_version_is_refused(copied):
+    path = copied / "manifest.json"
+    path.write_text(path.read_text().replace("superpose tokens 2", "superpose tokens 9"))
+    with pytest.raises(UserError, match="superpose tokens 9"):
+        TokenStore.open(copied)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": {}},
+        {"splits": {"train": {"shards": []}, "val": {"shards": []}}},
+        {"splits": {"train": {"shards": [{"name": "../train-00000"}]}}},
+        {"splits": {"train": {"shards": [{"name": "train-00000", "tokens": "many"}]}}},
+        {"vocab_size": "large"},
+        {"dtype": "object"},
+        {"sha256": []},
+        {"fingerprint": None, "end_of_text": None},
+    ],
+)
+def test_a_manifest_that_was_altered_is_one_sentence(copied, change):
+    path = copied / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"manifest\.json"):
+        TokenStore.open(copied).verify()

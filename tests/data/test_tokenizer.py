@@ -1,28 +1,76 @@
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.data.sources import Document
-from superpose.data.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
+from superpose.data.tokenizer import BYTES, END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
+from superpose.errors import UserError
 
-documents = [Document(str(number), f"def name{number}(value):\n    return value * {number}\n") for number in range(200)]
-tokenizer = train_tokenizer(documents, 320)
+texts = [f"def name{number}(value):\n    return value * {number}\n" for number in range(200)]
+trained = train_tokenizer(texts, 320, ["<|user|>"])
+plain_bytes = load_tokenizer(BYTES)
+
+
+@given(st.text(), st.sampled_from([trained, plain_bytes]))
+def test_any_text_comes_back_exactly(text, made):
+    ids = made.tokenizer.encode(text, add_special_tokens=False).ids
+    assert made.tokenizer.decode(ids) == text
+    assert max(ids, default=0) < made.vocab_size
 
 
 @given(st.text())
-def test_any_text_comes_back_exactly(text):
-    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+def test_bytes_are_bytes(text):
+    assert len(plain_bytes.tokenizer.encode(text, add_special_tokens=False).ids) == len(text.encode())
+    assert plain_bytes.vocab_size == 257
 
 
 def test_training_is_deterministic():
-    assert train_tokenizer(documents, 320).to_str() == tokenizer.to_str()
+    assert train_tokenizer(texts, 320, ["<|user|>"]).tokenizer.to_str() == trained.tokenizer.to_str()
+
+
+def test_too_few_entries_are_refused():
+    with pytest.raises(ValueError, match="vocab_size is 257"):
+        train_tokenizer(texts, 257, ["<|user|>"])
 
 
 def test_transformers_loads_what_is_saved(tmp_path):
     from transformers import AutoTokenizer
 
-    save_tokenizer(tokenizer, tmp_path)
+    save_tokenizer(trained, tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     text = "def other(value):\n    return  value , 'é'\n"
-    assert loaded(text)["input_ids"] == tokenizer.encode(text).ids
+    assert loaded(text)["input_ids"] == trained.tokenizer.encode(text).ids
     assert loaded.decode(loaded(text)["input_ids"]) == text
     assert loaded.eos_token == END_OF_TEXT
+
+
+def test_what_is_saved_is_loaded_and_saved_again_unchanged(tmp_path):
+    save_tokenizer(trained, tmp_path / "a")
+    settings = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    (tmp_path / "a" / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": "{{ messages }}"}))
+    loaded = load_tokenizer(str(tmp_path / "a"))
+    assert loaded.end_of_text == trained.end_of_text
+    assert loaded.vocab_size == 320
+    save_tokenizer(loaded, tmp_path / "b")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+
+
+def test_the_end_of_text_is_explicit(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    trained.tokenizer.save(str(file))
+    with pytest.raises(UserError, match=r"does not say which token ends a document.*<\|user\|>"):
+        load_tokenizer(str(file))
+    assert load_tokenizer(str(file), "<|user|>").end_of_text == trained.tokenizer.token_to_id("<|user|>")
+    with pytest.raises(UserError, match="no token 'end'"):
+        load_tokenizer(str(file), "end")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json", '{"model": 3}'])
+def test_what_is_no_tokenizer_is_named(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
+        load_tokenizer(str(tmp_path), END_OF_TEXT)
+    with pytest.raises(UserError, match="is not there"):
+        load_tokenizer(str(tmp_path / "none"))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from superpose.data.store import TokenStore
+from superpose.data.workers import available_cores
 from superpose.errors import UserError
 from superpose.train.config import Recipe
 from superpose.train.loop import train
@@ -122,11 +123,6 @@ def execute(
             process.terminate()
             process.join()
     return [outcomes[number] for number in range(len(runs))]
-
-
-def available_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _train(number: int, run: Run, store: Path, directory: Path, threads: int, records: Any) -> None:

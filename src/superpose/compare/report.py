@@ -103,7 +103,9 @@ class Comparison:
             directory / "comparison.json",
             {
                 "recipe": self.recipe.model_dump(mode="json"),
-                "store": {name: store.manifest[name] for name in ("fingerprint", "corpus", "vocab_size", "splits")},
+                "store": {
+                    name: store.manifest[name] for name in ("fingerprint", "preparation", "vocab_size", "splits")
+                },
                 "seeds": self.seeds,
                 "results": self.results,
                 "difference": {name: asdict(self.difference(name)) for name in ("val_loss", "val_bits_per_byte")},

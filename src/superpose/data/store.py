@@ -1,58 +1,32 @@
-"""Tokens on disk: memory-mapped, with document boundaries and a manifest that says what they are.
+"""Tokens on disk: memory-mapped shards with document boundaries, and a manifest that says what they are.
 
-    STORE/manifest.json       format, corpus, tokenizer hash, and for each split counts and checksums
-    STORE/tokenizer/          as Hugging Face saves it
-    STORE/train.tokens        uint16 or uint32, by vocabulary, little-endian; documents one after another,
-    STORE/val.tokens          each ended by the end-of-text token
-    STORE/train.offsets       uint64: where each document starts, and where the last one ends
-    STORE/val.offsets
+    STORE/manifest.json         format, versions, sources, tokenizer, and for each shard its counts and checksums
+    STORE/tokenizer/            as Hugging Face saves it
+    STORE/train-00000.tokens    uint16 or uint32, by vocabulary, little-endian; documents one after another,
+    STORE/val-00000.tokens      each ended by the end-of-text token
+    STORE/train-00000.offsets   uint64: where each document of the shard starts, and where the last one ends
+    STORE/val-00000.offsets
 
-A store is written aside and renamed when whole. Stores are kept in a cache by the hash of all that went in.
+`superpose.data.prepare` writes stores; a directory with a manifest is whole.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
-from tokenizers import Tokenizer
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from superpose.data.sources import PYTHON_SOURCES, Corpus, Document, collect
-from superpose.data.tokenizer import END_OF_TEXT, save_tokenizer, train_tokenizer
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
-from superpose.files import read_json, whole_directory, write_json
+from superpose.files import read_json
 
-_FORMAT = 1
-_BATCH_DOCUMENTS = 512
-
-Progress = Callable[[str, float], None]
-"""Told what is being done and the share of it that is done, 0 to 1."""
-
-
-class DataArgs(BaseModel):
-    """What text to train on, and how it is tokenized."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    corpus: Annotated[str, Field(min_length=1)] = PYTHON_SOURCES
-    """`python` (the Python sources installed on this machine), a text file, or a folder of text files."""
-    max_megabytes: Annotated[float, Field(gt=0)] = 32
-    """Size of the training side, in 10^6 bytes of text."""
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    """Share of the documents that is held out."""
-    val_megabytes: Annotated[float, Field(gt=0)] = 0.5
-    """Size of the held-out side that is evaluated, in 10^6 bytes of text."""
-    vocab_size: Annotated[int, Field(ge=257)] = 1024
-    """Entries of the byte-level BPE tokenizer that is trained on the corpus."""
+FORMAT = "superpose tokens 2"
 
 
 @dataclass(frozen=True)
@@ -61,7 +35,7 @@ class Split:
 
     tokens: TokenArray
     """All documents one after another."""
-    offsets: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.int64]
     """Start of each document and end of the last, [documents + 1]."""
     bytes: int
     """UTF-8 bytes of the text, ends of documents not counted."""
@@ -69,6 +43,36 @@ class Split:
     @property
     def documents(self) -> int:
         return len(self.offsets) - 1
+
+
+class _Shard(BaseModel):
+    name: Annotated[str, Field(pattern=r"^(train|val)-\d{5,}$")]
+    tokens: Annotated[int, Field(gt=0)]
+    documents: Annotated[int, Field(gt=0)]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class _Side(BaseModel):
+    shards: Annotated[list[_Shard], Field(min_length=1)]
+
+
+class _Splits(BaseModel):
+    train: _Side
+    val: _Side
+
+
+class _Manifest(BaseModel):
+    """What is relied on; paths stay inside the store."""
+
+    model_config = ConfigDict(strict=True)
+
+    fingerprint: str
+    inputs: str
+    vocab_size: Annotated[int, Field(gt=0)]
+    end_of_text: Annotated[int, Field(ge=0)]
+    dtype: Literal["<u2", "<u4"]
+    splits: _Splits
+    sha256: dict[Annotated[str, Field(pattern=r"^(tokenizer/)?[\w-][\w.-]*$")], str]
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,19 @@ class TokenStore:
             UserError: a file is missing, of another size than the manifest says, or of an unknown format.
         """
         manifest = read_json(path / "manifest.json")
-        if manifest.get("format") != _FORMAT:
+        if manifest.get("format") != FORMAT:
             raise UserError(
-                f"{path / 'manifest.json'} has format {manifest.get('format')!r}, this version reads {_FORMAT}; "
-                f"delete {path} so that it is made again"
+                f"{path / 'manifest.json'} has format {manifest.get('format')!r}, this version reads {FORMAT!r}; "
+                f"remove {path} and prepare it again"
             )
+        try:
+            _Manifest.model_validate(manifest)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            raise UserError(
+                f"{path / 'manifest.json'} was altered: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+                f"remove {path} and prepare it again"
+            ) from None
         store = cls(path, manifest)
         _ = store.train, store.val
         return store
@@ -113,128 +125,73 @@ class TokenStore:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies tokens and tokenizer; equal for equal text and settings."""
+        """Identifies tokens and tokenizer; equal for equal text and settings, wherever the text lay."""
         return str(self.manifest["fingerprint"])
 
     @property
     def tokenizer_path(self) -> Path:
         return self.path / "tokenizer"
 
-    def verify(self) -> None:
-        """Compares every file with its checksum.
+    def describe(self) -> str:
+        """What the store holds, in a few lines."""
+        lines = []
+        for side in ("train", "val"):
+            split = self._split(side)
+            shards = len(self.manifest["splits"][side]["shards"])
+            lines.append(
+                f"{side}: {split.documents:,} documents, {len(split.tokens):,} tokens, {split.bytes / 1e6:,.1f} MB of "
+                f"text ({split.bytes / len(split.tokens):.2f} bytes per token), {shards} shard{'s' * (shards > 1)}"
+            )
+        counts = {name: self.manifest.get(name, 0) for name in ("repeated_documents", "unreadable_files")}
+        left = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+        lines.append(
+            f"vocabulary {self.vocab_size:,}, end of text {self.end_of_text}; left out: {left}, "
+            f"{self.manifest.get('left_out_bytes', 0) / 1e6:,.1f} MB beyond the mixture or the limit"
+        )
+        return "\n".join(lines)
 
-        Raises:
-            UserError: one was altered.
+    def verify(self) -> list[str]:
+        """Compares every file with its checksum, every id with the vocabulary, every offset with its neighbours.
+
+        Returns:
+            What is wrong, a sentence for each file; empty if all is well.
         """
-        for name, checksum in self.manifest["sha256"].items():
-            if _sha256(self.path / name) != checksum:
-                raise UserError(
-                    f"{self.path / name} was altered since it was written; delete {self.path} and start again"
-                )
+        problems = []
+        for name, checksum in sorted(self.manifest["sha256"].items()):
+            file = self.path / name
+            if not file.is_file():
+                problems.append(f"{file} is missing")
+            elif file_sha256(file) != checksum:
+                problems.append(f"{file} was altered since it was written")
+        for side in ("train", "val"):
+            offsets = self._split(side).offsets
+            if offsets[0] != 0 or (np.diff(offsets) < 1).any():
+                problems.append(f"{self.path}: the offsets of {side} do not ascend")
+        return problems
 
     def _split(self, side: str) -> Split:
-        counts = self.manifest["splits"][side]
+        shards = self.manifest["splits"][side]["shards"]
+        tokens = [self._map(f"{shard['name']}.tokens", self.manifest["dtype"], shard["tokens"]) for shard in shards]
+        offsets = [np.zeros(1, dtype=np.int64)]
+        for shard in shards:
+            within = self._map(f"{shard['name']}.offsets", "<u8", shard["documents"] + 1)
+            offsets.append(within[1:].astype(np.int64) + offsets[-1][-1])
+        files = [str(self.path / f"{shard['name']}.tokens") for shard in shards]
         return Split(
-            TokenArray(
-                [self._map(f"{side}.tokens", self.manifest["dtype"], counts["tokens"])],
-                [str(self.path / f"{side}.tokens")],
-                self.vocab_size,
-            ),
-            self._map(f"{side}.offsets", "<u8", counts["documents"] + 1),
-            counts["bytes"],
+            TokenArray(tokens, files, self.vocab_size), np.concatenate(offsets), sum(shard["bytes"] for shard in shards)
         )
 
     def _map(self, name: str, dtype: str, length: int) -> npt.NDArray[Any]:
         path = self.path / name
         expected = length * np.dtype(dtype).itemsize
         actual = path.stat().st_size if path.is_file() else 0
-        if actual != expected:
+        if actual != expected or expected == 0:
             raise UserError(
-                f"{path} has {actual} bytes, its manifest says {expected}; delete {self.path} and start again"
+                f"{path} has {actual} bytes, its manifest says {expected}; remove {self.path} and prepare it again"
             )
         return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
 
 
-def prepare(args: DataArgs, progress: Progress = lambda what, share: None) -> TokenStore:
-    """Collects the corpus, trains the tokenizer and writes the store, or opens the one made before of the same text.
-
-    Raises:
-        UserError: the corpus cannot be read or is too small.
-    """
-    progress("collecting text", 0)
-    corpus = collect(args.corpus, int(args.max_megabytes * 1e6), args.val_fraction, int(args.val_megabytes * 1e6))
-    key = hashlib.sha256(f"{_FORMAT} {corpus.fingerprint} {args.vocab_size}".encode()).hexdigest()
-    path = cache_directory() / "stores" / key[:16]
-    if not (path / "manifest.json").exists():
-        progress("training the tokenizer", 0)
-        write_store(path, corpus, train_tokenizer(corpus.train, args.vocab_size), key, progress)
-    return TokenStore.open(path)
-
-
-def cache_directory() -> Path:
-    """`$SUPERPOSE_CACHE`, or `superpose` in the user's cache directory."""
-    if chosen := os.environ.get("SUPERPOSE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
-
-
-def write_store(
-    path: Path, corpus: Corpus, tokenizer: Tokenizer, fingerprint: str, progress: Progress = lambda what, share: None
-) -> None:
-    """Tokenizes both sides of a corpus, on all cores, into a new store at `path`."""
-    vocab_size = tokenizer.get_vocab_size()
-    # Where a text spells out a special token, it is text: only we end documents.
-    tokenizer.encode_special_tokens = True
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-    assert end_of_text is not None  # train_tokenizer made it
-    dtype = "<u2" if vocab_size <= 2**16 else "<u4"
-    with whole_directory(path) as aside:
-        save_tokenizer(tokenizer, aside / "tokenizer")
-        splits = {
-            "val": _write_split(aside, "val", corpus.val, tokenizer, end_of_text, dtype, progress),
-            "train": _write_split(aside, "train", corpus.train, tokenizer, end_of_text, dtype, progress),
-        }
-        files = sorted(file.relative_to(aside).as_posix() for file in aside.rglob("*") if file.is_file())
-        write_json(
-            aside / "manifest.json",
-            {
-                "format": _FORMAT,
-                "fingerprint": fingerprint,
-                "corpus": corpus.name,
-                "repeated_documents": corpus.repeated,
-                "unreadable_files": corpus.unreadable,
-                "vocab_size": vocab_size,
-                "end_of_text": end_of_text,
-                "dtype": dtype,
-                "splits": splits,
-                "sha256": {name: _sha256(aside / name) for name in files},
-            },
-        )
-
-
-def _write_split(
-    directory: Path,
-    side: str,
-    documents: list[Document],
-    tokenizer: Tokenizer,
-    end_of_text: int,
-    dtype: str,
-    progress: Progress,
-) -> dict[str, int]:
-    offsets = [0]
-    with (directory / f"{side}.tokens").open("wb") as file:
-        for first in range(0, len(documents), _BATCH_DOCUMENTS):
-            progress(f"tokenizing {side}", first / len(documents))
-            texts = [document.text for document in documents[first : first + _BATCH_DOCUMENTS]]
-            # encode_batch runs on all cores.
-            for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False):
-                ids = np.array([*encoding.ids, end_of_text], dtype=dtype)
-                file.write(ids.tobytes())
-                offsets.append(offsets[-1] + len(ids))
-    np.array(offsets, dtype="<u8").tofile(directory / f"{side}.offsets")
-    return {"tokens": offsets[-1], "documents": len(documents), "bytes": sum(document.size for document in documents)}
-
-
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

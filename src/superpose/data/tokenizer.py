@@ -1,64 +1,145 @@
-"""A byte-level BPE tokenizer, trained on the spot and saved as Hugging Face saves its own."""
+"""Tokenizers: trained on the spot, plain bytes, or anyone's from disk; saved as Hugging Face saves its own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from superpose.data.sources import Document
+from superpose.errors import UserError
+from superpose.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-"""Ends every document."""
+"""Ends every document, in the tokenizers made here."""
 
-# Merges settle long before: more text costs time and changes rare entries only.
-_TRAINING_BYTES = 16 * 2**20
+BYTES = "bytes"
+"""Names the tokenizer that needs no training: the 256 bytes and the end of text."""
+
+TRAINING_BYTES = 16 * 2**20
+"""Text a tokenizer is trained on. Merges settle long before: more costs time and changes rare entries only."""
 
 
-def train_tokenizer(documents: Iterable[Document], vocab_size: int) -> Tokenizer:
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer and the token that ends documents."""
+
+    tokenizer: Tokenizer
+    end_of_text: int
+    directory: Path | None = None
+    """Where Hugging Face saved it, if it was loaded from such a directory."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids are below this number; it counts gaps in the ids too."""
+        return max(self.tokenizer.get_vocab().values()) + 1
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> TextTokenizer:
     """Byte-level BPE: any text can be encoded, and decoding gives it back exactly.
 
     Args:
-        documents: their first 16 MiB are trained on.
-        vocab_size: entries, the 256 bytes and the end of text included.
+        texts: what to train on.
+        vocab_size: entries; the 256 bytes, the end of text and the special tokens included.
+        special_tokens: more of them, which text never turns into.
+
+    Raises:
+        ValueError: vocab_size leaves no room for the bytes and the special tokens.
     """
+    special = list(dict.fromkeys([END_OF_TEXT, *special_tokens]))
+    if vocab_size < 256 + len(special):
+        raise ValueError(f"vocab_size is {vocab_size}; bytes and special tokens alone take {256 + len(special)}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_first_bytes(documents, _TRAINING_BYTES), trainer)
-    return tokenizer
+    tokenizer.train_from_iterator(texts, trainer)
+    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    assert end_of_text is not None
+    return TextTokenizer(tokenizer, end_of_text)
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: Path, model_max_length: int | None = None) -> None:
+def load_tokenizer(location: str, end_of_text: str = "") -> TextTokenizer:
+    """Reads a tokenizer from disk.
+
+    Args:
+        location: a `tokenizer.json`, a directory that holds one (as Hugging Face saves them), or `BYTES`.
+        end_of_text: the token that ends documents; by default the directory's `eos_token`.
+
+    Raises:
+        UserError: there is none, it cannot be read, or nothing says which token ends documents.
+    """
+    if location == BYTES:
+        return train_tokenizer([], 257)
+    path = Path(location)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"tokenizer {location} is not there; give a tokenizer.json, a directory that holds one, or '{BYTES}'"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises its own bare Exception
+        raise UserError(
+            f"{file} is not a tokenizer ({_first_line(error)}); give a Hugging Face tokenizer.json"
+        ) from None
+    token = end_of_text or _eos_token(file.parent / "tokenizer_config.json")
+    special = [added.content for added in tokenizer.get_added_tokens_decoder().values()]
+    if not token:
+        raise UserError(
+            f"{file} does not say which token ends a document; name it with end_of_text"
+            + (f", such as one of its special tokens: {', '.join(special[:8])}" if special else "")
+        )
+    number = tokenizer.token_to_id(token)
+    if number is None:
+        raise UserError(f"{file} has no token {token!r} to end documents; its special tokens: {', '.join(special[:8])}")
+    # Padding and truncation are for inference: here every token of a document counts.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return TextTokenizer(tokenizer, number, path if path.is_dir() else None)
+
+
+def save_tokenizer(text_tokenizer: TextTokenizer, directory: Path) -> None:
     """Writes a directory that `AutoTokenizer.from_pretrained` loads."""
+    if text_tokenizer.directory is not None:
+        # Its settings and templates go with it unchanged.
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+            if (text_tokenizer.directory / name).is_file():
+                shutil.copy(text_tokenizer.directory / name, directory)
+        return
     from transformers import PreTrainedTokenizerFast
 
+    token = text_tokenizer.tokenizer.id_to_token(text_tokenizer.end_of_text)
     fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        bos_token=END_OF_TEXT,
+        tokenizer_object=text_tokenizer.tokenizer,
+        eos_token=token,
+        bos_token=token,
         clean_up_tokenization_spaces=False,
-        **({} if model_max_length is None else {"model_max_length": model_max_length}),
     )
     fast.save_pretrained(directory)
 
 
-def _first_bytes(documents: Iterable[Document], limit: int) -> Iterator[str]:
-    total = 0
-    for document in documents:
-        if total >= limit:
-            return
-        total += document.size
-        yield document.text
+def _eos_token(config: Path) -> str:
+    if not config.is_file():
+        return ""
+    token = read_json(config).get("eos_token")
+    if isinstance(token, dict):  # an AddedToken written out
+        token = token.get("content")
+    return token if isinstance(token, str) else ""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from superpose.core.fold import Mode
 from superpose.core.loss import Weighting, bag_weights
 from superpose.core.schedule import Schedule
-from superpose.data.store import DataArgs
+from superpose.data.config import DataArgs
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, did_you_mean
 from superpose.train.optim import OptimArgs

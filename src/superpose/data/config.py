@@ -1,0 +1,117 @@
+"""What a recipe says of its text, and the store that comes of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from superpose.data.prepare import Preparation, Progress, prepare_store
+from superpose.data.readers import PYTHON_SOURCES, Source
+from superpose.data.store import TokenStore
+from superpose.data.tokenizer import load_tokenizer
+from superpose.errors import UserError
+
+
+class SourceArgs(BaseModel):
+    """One of several sources that are mixed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: Annotated[str, Field(min_length=1)]
+    """See `DataArgs.corpus`; not a prepared store."""
+    weight: Annotated[float, Field(gt=0)] | None = None
+    """Share of the text this source is to have, relative to the others'; all sources have one or none has."""
+    field: str = "text"
+    """Of JSON lines, Parquet and datasets: where a record keeps its text."""
+    encoding: str = "utf-8"
+    """Of text files."""
+    dtype: Literal["auto", "uint16", "uint32"] = "auto"
+    """Of .bin files without a header; auto takes them for uint16."""
+
+    @property
+    def source(self) -> Source:
+        return Source(self.path, self.field, self.encoding, self.dtype)
+
+
+class DataArgs(BaseModel):
+    """What text to train on, and how it is tokenized."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    corpus: Annotated[str, Field(min_length=1)] | Annotated[tuple[SourceArgs, ...], Field(min_length=1)] = (
+        PYTHON_SOURCES
+    )
+    """`python` (the Python sources installed on this machine); a file, folder or pattern of text, JSON lines, Parquet
+    or tokens; a saved dataset; a prepared store; or several sources with weights."""
+    max_megabytes: Annotated[float, Field(gt=0)] = 32
+    """Size of the training side, in 10^6 bytes of text."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Share of the documents that is held out."""
+    val_megabytes: Annotated[float, Field(gt=0)] = 0.5
+    """Size of the held-out side that is evaluated, in 10^6 bytes of text."""
+    tokenizer: str = ""
+    """A `tokenizer.json`, a directory that holds one, or `bytes`; empty to train one on the corpus."""
+    vocab_size: Annotated[int, Field(ge=257)] = 1024
+    """Entries of the byte-level BPE tokenizer that is trained on the corpus."""
+    end_of_text: str = ""
+    """The token of `tokenizer` that ends documents; empty for its `eos_token`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the order of the documents, which also decides which of them `max_megabytes` leaves out."""
+
+    @model_validator(mode="after")
+    def _combinations(self) -> DataArgs:
+        if self.tokenizer and self.vocab_size != DataArgs.model_fields["vocab_size"].default:
+            raise ValueError("data.vocab_size is of a tokenizer that is trained; leave it out where one is given")
+        if not isinstance(self.corpus, str) and len({source.weight is None for source in self.corpus}) > 1:
+            raise ValueError("some sources of data.corpus have a weight and some have none; give all of them one")
+        return self
+
+    @property
+    def store(self) -> Path | None:
+        """The prepared store that `corpus` is, if it is one."""
+        path = Path(self.corpus) if isinstance(self.corpus, str) else None
+        return path if path is not None and (path / "manifest.json").is_file() else None
+
+    @property
+    def preparation(self) -> Preparation:
+        """The same as what `prepare_store` is told."""
+        sources = [SourceArgs(path=self.corpus)] if isinstance(self.corpus, str) else self.corpus
+        weights = [source.weight for source in sources if source.weight is not None]
+        return Preparation(
+            sources=tuple(source.source for source in sources),
+            weights=tuple(weights) or None,
+            tokenizer=self.tokenizer,
+            vocab_size=0 if self.tokenizer else self.vocab_size,
+            end_of_text=self.end_of_text,
+            max_bytes=self.max_megabytes * 1e6,
+            val_fraction=self.val_fraction,
+            val_bytes=self.val_megabytes * 1e6,
+            seed=self.seed,
+        )
+
+
+def prepare(args: DataArgs, progress: Progress = lambda what, share: None) -> TokenStore:
+    """The store of a recipe: opened if it was prepared before, by the user or into the cache, else prepared.
+
+    Raises:
+        UserError: the text cannot be read, there is too little of it, or a setting does not apply to a store.
+    """
+    if args.store is None:
+        return prepare_store(args.preparation, progress=progress)
+    ignored = [
+        f"data.{name}"
+        for name, field in DataArgs.model_fields.items()
+        if name != "corpus" and getattr(args, name) != field.default
+    ]
+    if ignored:
+        raise UserError(f"{args.store} is prepared already, so {', '.join(ignored)} cannot apply; leave it out")
+    return TokenStore.open(args.store)
+
+
+def vocabulary_size(args: DataArgs) -> int:
+    """Entries of the vocabulary a recipe's model will have, known before its text is prepared."""
+    if args.store is not None:
+        return TokenStore.open(args.store).vocab_size
+    return load_tokenizer(args.tokenizer, args.end_of_text).vocab_size if args.tokenizer else args.vocab_size

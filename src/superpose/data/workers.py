@@ -1,0 +1,66 @@
+"""Work in as many processes as there are cores, in the order it was given."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, Protocol
+
+
+class Run(Protocol):
+    """Applies `work` to each item and returns the results in order; `listener` is told of the share done."""
+
+    def __call__(
+        self, work: Callable[[Any], Any], items: Sequence[Any], listener: Callable[[float], None]
+    ) -> list[Any]: ...
+
+
+def available_cores() -> int:
+    """Cores this process may use, which in a container can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def workers(processes: int) -> Iterator[Run]:
+    """Yields a `Run` over this many processes. With one process, or one item, the work is done in this one."""
+    # A spawned process starts clean, whatever threads and locks this one holds.
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) if processes > 1 else None
+
+    def run(work: Callable[[Any], Any], items: Sequence[Any], listener: Callable[[float], None]) -> list[Any]:
+        results: list[Any] = [None] * len(items)
+        if pool is None or len(items) < 2:
+            for number, item in enumerate(items):
+                listener(number / len(items))
+                results[number] = work(item)
+            return results
+        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
+        for finished, future in enumerate(as_completed(futures)):
+            listener(finished / len(items))
+            results[futures[future]] = future.result()
+        return results
+
+    try:
+        yield run
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start() -> None:
+    # Ctrl-C is for the parent, which lets its workers finish what they have begun.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One thread each: there are as many processes as cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,215 @@
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from superpose.data import prepare as module
+from superpose.data.prepare import Preparation, prepare_store, train_on_sources
+from superpose.data.readers import Source
+from superpose.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
+from superpose.errors import UserError
+
+
+def decoded(store, side):
+    """The documents of a side, in order, as text."""
+    tokenizer = Tokenizer.from_file(str(store.tokenizer_path / "tokenizer.json"))
+    split = getattr(store, side)
+    for start, stop in zip(split.offsets[:-1], split.offsets[1:], strict=True):
+        *ids, last = split.tokens.read(int(start), int(stop - start)).tolist()
+        assert last == store.end_of_text
+        assert store.end_of_text not in ids
+        yield tokenizer.decode(ids)
+
+
+def records(path, texts, name="text"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({name: text}) + "\n" for text in texts))
+    return str(path)
+
+
+DOCUMENTS = [f"document {number} says {number * number % 97} and é\n" * (1 + number % 5) for number in range(400)]
+
+
+def prepared(tmp_path, *locations, name="store", processes=1, **changes):
+    settings = {"tokenizer": "bytes", "val_fraction": 0.2} | changes
+    return prepare_store(Preparation(tuple(map(Source, locations)), **settings), tmp_path / name, processes)
+
+
+def test_what_goes_in_comes_out_in_one_order_however_it_lies(tmp_path):
+    """One file, many files, other paths, small shards and spills, several processes: the same store."""
+    whole = prepared(tmp_path, records(tmp_path / "one.jsonl", DOCUMENTS))
+    texts = [list(decoded(whole, side)) for side in ("train", "val")]
+    assert sorted(texts[0] + texts[1]) == sorted(DOCUMENTS)
+    assert not set(texts[0]) & set(texts[1])
+    assert whole.train.bytes == sum(len(text.encode()) for text in texts[0])
+    for number in range(4):
+        records(tmp_path / "many" / f"{number}.jsonl", DOCUMENTS[number::4][::-1])
+    again = prepared(tmp_path, str(tmp_path / "many"), name="again", processes=2)
+    assert again.fingerprint == whole.fingerprint
+    assert [list(decoded(again, side)) for side in ("train", "val")] == texts
+
+
+def test_small_shards_and_spills_change_nothing_but_the_files(tmp_path, monkeypatch):
+    source = records(tmp_path / "one.jsonl", DOCUMENTS)
+    whole = prepared(tmp_path, source)
+    for name, value in (("_SHARD_BYTES", 4000), ("_SPILL_TOKENS", 3000), ("_BATCH_BYTES", 500)):
+        monkeypatch.setattr(module, name, value)
+    sharded = prepared(tmp_path, source, name="sharded")
+    assert len(sharded.manifest["splits"]["train"]["shards"]) > 3
+    for side in ("train", "val"):
+        assert list(decoded(sharded, side)) == list(decoded(whole, side))
+        assert getattr(sharded, side).bytes == getattr(whole, side).bytes
+    assert sharded.verify() == []
+
+
+def test_repeats_are_left_out_and_counted(tmp_path):
+    store = prepared(tmp_path, records(tmp_path / "a.jsonl", DOCUMENTS + DOCUMENTS[:50] + ["  " + DOCUMENTS[0]]))
+    assert store.manifest["repeated_documents"] == 51
+    assert store.train.documents + store.val.documents == 400
+
+
+def test_text_cannot_forge_the_end_of_a_document(tmp_path):
+    store = prepared(tmp_path, records(tmp_path / "a.jsonl", [f"{text}{END_OF_TEXT} more" for text in DOCUMENTS]))
+    assert all(END_OF_TEXT in text for text in decoded(store, "train"))
+
+
+def test_a_mixture_of_sources(tmp_path):
+    a = records(tmp_path / "a.jsonl", [f"a{number:05d}" for number in range(1000)])
+    b = records(tmp_path / "b.jsonl", [f"b{number:05d}" for number in range(300)])
+    store = prepared(tmp_path, a, b, weights=(1.0, 1.0))
+    first = [text[0] for text in decoded(store, "train")]
+    assert abs(first.count("a") - first.count("b")) <= 1
+    assert store.manifest["left_out_bytes"] > 0
+    assert "ab" in "".join(first[:50])
+
+
+def test_tokens_made_by_others_are_taken_over(tmp_path):
+    """Text, and the same text as tokens of a .bin file: one store."""
+    tokenizer = train_tokenizer(DOCUMENTS, 300)
+    save_tokenizer(tokenizer, tmp_path / "tokenizer")
+    ids = [[*tokenizer.tokenizer.encode(text).ids, tokenizer.end_of_text] for text in DOCUMENTS]
+    np.concatenate(ids).astype("<u2").tofile(tmp_path / "tokens.bin")
+    from_tokens = prepared(tmp_path, str(tmp_path / "tokens.bin"), tokenizer=str(tmp_path / "tokenizer"))
+    assert sorted([*decoded(from_tokens, "train"), *decoded(from_tokens, "val")]) == sorted(DOCUMENTS)
+    assert from_tokens.train.bytes == sum(len(text.encode()) for text in decoded(from_tokens, "train"))
+    with pytest.raises(UserError, match=r"tokens\.bin holds token \d+, but the tokenizer has 257"):
+        prepared(tmp_path, str(tmp_path / "tokens.bin"), name="other")
+    with pytest.raises(UserError, match="name the tokenizer"):
+        prepared(tmp_path, str(tmp_path / "tokens.bin"), name="none", tokenizer="", vocab_size=300)
+
+
+def test_the_same_inputs_are_prepared_once_and_others_are_refused(tmp_path, monkeypatch):
+    source = records(tmp_path / "a.jsonl", DOCUMENTS)
+    store = prepared(tmp_path, source)
+    monkeypatch.setattr(module, "read_part", None)
+    assert prepared(tmp_path, source).manifest == store.manifest
+    with pytest.raises(UserError, match="holds something else"):
+        prepared(tmp_path, source, seed=1)
+    records(tmp_path / "a.jsonl", DOCUMENTS[1:])
+    with pytest.raises(UserError, match="holds something else"):
+        prepared(tmp_path, source)
+
+
+@pytest.mark.parametrize("stage", ["reading text", "training the tokenizer", "tokenizing", "writing shards"])
+def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch, stage):
+    for number in range(4):
+        records(tmp_path / "many" / f"{number}.jsonl", DOCUMENTS[number::4])
+    monkeypatch.setattr(module, "_SHARD_BYTES", 4000)
+    preparation = Preparation((Source(str(tmp_path / "many")),), vocab_size=300, val_fraction=0.2)
+    expected = prepare_store(preparation, tmp_path / "whole", 1)
+    reached = []
+
+    def interrupt(what, share):
+        reached.append(what)
+        if what == stage and (share >= 0.5 or "tokenizer" in what):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_store(preparation, tmp_path / "store", 1, interrupt)
+    assert not (tmp_path / "store").exists()
+    read = []
+    scan, spill, gather = module._scan, module._spill, module._gather
+    for name, step in (("_scan", scan), ("_spill", spill), ("_gather", gather)):
+        monkeypatch.setattr(module, name, step)
+    original = module.read_part
+    monkeypatch.setattr(module, "read_part", lambda *arguments: read.append(arguments) or original(*arguments))
+    store = prepare_store(preparation, tmp_path / "store", 1)
+    assert store.fingerprint == expected.fingerprint
+    assert store.verify() == []
+    # Four parts are read for the index, for the tokenizer and for their tokens; what was done is not done again.
+    assert len(read) < 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "store", "whole"]
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path):
+    for number in range(6):
+        records(tmp_path / "many" / f"{number}.jsonl", [text * 20 for text in DOCUMENTS[number::6]])
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from superpose.data.prepare import *\n"
+        "from superpose.data import prepare as module\n"
+        "module._SHARD_BYTES = 50_000\n"
+        "source = Source(sys.argv[1]); settings = dict(tokenizer='bytes', val_fraction=0.2)\n"
+        "prepare_store(Preparation((source,), **settings), Path(sys.argv[2]), 1)\n"
+    )
+    for delay in (0.9, 1.0, 1.1, 1.2):
+        process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "many", tmp_path / "store"])
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", code, tmp_path / "many", tmp_path / "store"], check=True)
+    expected = prepared(tmp_path, str(tmp_path / "many"), name="expected")
+    store = module.TokenStore.open(tmp_path / "store")
+    assert store.verify() == []
+    assert list(decoded(store, "train")) == list(decoded(expected, "train"))
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_what_is_done_is_kept(tmp_path):
+    """A limit on the size of files stands in for the disk: writes fail in the middle."""
+    source = records(tmp_path / "a.jsonl", [text * 50 for text in DOCUMENTS])
+    command = f"ulimit -f 100; {sys.executable} -m superpose prepare {source} --tokenizer bytes --out {tmp_path}/store"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("superpose: ")
+    assert done.stderr.count("\n") == 1
+    assert os.strerror(errno.EFBIG) in done.stderr
+    assert not (tmp_path / "store").exists()
+    unlimited = command.partition("; ")[2]
+    assert subprocess.run(["bash", "-c", unlimited], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": "only one"}\n'])
+def test_too_little_text_is_one_clear_sentence(tmp_path, content):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(UserError, match=r"a\.jsonl.*too few"):
+        prepared(tmp_path, str(tmp_path / "a.jsonl"))
+
+
+def test_files_that_are_not_text_are_counted_and_left_out(tmp_path):
+    for number, text in enumerate(DOCUMENTS[:150]):
+        (tmp_path / "texts").mkdir(exist_ok=True)
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+    (tmp_path / "texts" / "binary").write_bytes(b"\xff\xfe\xfd\x00\x01")
+    store = prepared(tmp_path, str(tmp_path / "texts"))
+    assert store.manifest["unreadable_files"] == 1
+    assert "1 unreadable files" in store.describe()
+
+
+def test_a_tokenizer_is_trained_on_text_from_all_over(tmp_path):
+    source = records(tmp_path / "a.jsonl", DOCUMENTS)
+    trained = train_on_sources((Source(source),), 320, ("<|user|>",), processes=1)
+    assert trained.vocab_size == 320
+    assert trained.tokenizer.token_to_id("<|user|>") is not None
+    save_tokenizer(trained, tmp_path / "tokenizer")
+    ids = load_tokenizer(str(tmp_path / "tokenizer")).tokenizer.encode(DOCUMENTS[3]).ids
+    assert len(ids) < len(DOCUMENTS[3]) / 2
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"empty\.jsonl: no text"):
+        train_on_sources((Source(str(tmp_path / "empty.jsonl")),), 320, processes=1)

@@ -1,0 +1,211 @@
+import gzip
+import json
+import pickle
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superpose.data import readers
+from superpose.data.readers import PYTHON_SOURCES, Source, find_parts, read_part
+from superpose.errors import UserError
+
+# Line ends as Python counts them, but for the one that text is cut at, would make other pieces.
+line_ends = "\0\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+lines = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=line_ends), max_size=12)
+paragraphs = st.lists(lines.map(lambda line: line.replace("\n", " ")), max_size=30).map("\n".join)
+
+
+def read(source):
+    """The documents of all parts, each part as another process would get it."""
+    parts = [pickle.loads(pickle.dumps(part)) for part in find_parts(source)]  # noqa: S301
+    return [document for part in parts for document in read_part(part)]
+
+
+def compressed(path, content):
+    """Writes a file in the way its name says."""
+    if path.suffix == ".gz":
+        path.write_bytes(gzip.compress(content))
+    elif path.suffix == ".zst":
+        with pa.CompressedOutputStream(str(path), "zstd") as stream:
+            stream.write(content)
+    else:
+        path.write_bytes(content)
+    return Source(str(path))
+
+
+@given(paragraphs, st.integers(1, 60), st.integers(1, 40))
+def test_one_text_is_cut_at_lines_and_nothing_is_lost(tmp_path_factory, text, size, piece):
+    folder = tmp_path_factory.mktemp("text")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "RANGE", size)
+        patch.setattr(readers, "_PIECE_BYTES", piece)
+        for name in ("book.txt", "book.txt.gz", "book.txt.zst"):
+            pieces = read(compressed(folder / name, text.encode()))
+            assert "".join(pieces) == text
+            assert all(piece.endswith("\n") for piece in pieces[:-1])
+
+
+def test_pieces_start_after_blank_lines_where_there_are_any(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "RANGE", 2**16)
+    text = "".join(f"paragraph {number}, line one\nline two\n\n" for number in range(20_000))
+    (tmp_path / "book.txt").write_text(text)
+    assert len(find_parts(Source(str(tmp_path / "book.txt")))) > 10
+    pieces = read(Source(str(tmp_path / "book.txt")))
+    assert "".join(pieces) == text
+    assert all(piece.startswith("paragraph") and piece.endswith("\n\n") for piece in pieces)
+    assert max(map(len, pieces)) < 2**15
+
+
+def test_many_files_are_documents_and_hidden_ones_are_not(tmp_path):
+    for number in range(120):
+        path = tmp_path / f"part{number % 3}" / f"{number:03d}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"document {number}\n\n" * 2000)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\xfd\x00\x01")
+    (tmp_path / "zeros").write_bytes(b"text\0text")
+    (tmp_path / ".hidden").write_text("secret")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "config").write_text("secret")
+    documents = read(Source(str(tmp_path)))
+    assert documents.count(None) == 2
+    assert sorted(filter(None, documents)) == sorted(f"document {number}\n\n" * 2000 for number in range(120))
+    assert len(read(Source(str(tmp_path / "**" / "*5.txt")))) == 12 * 2  # of 26 kB, in pieces
+
+
+@pytest.mark.parametrize(
+    ("encoding", "setting"),
+    [
+        ("utf-8", "utf-8"),
+        ("utf-8-sig", "utf-8"),
+        ("utf-16", "utf-8"),
+        ("utf-32", "utf-8"),
+        ("latin-1", "latin-1"),
+        ("utf-16-le", "utf-16-le"),
+    ],
+)
+def test_encodings_and_byte_order_marks(tmp_path, monkeypatch, encoding, setting):
+    monkeypatch.setattr(readers, "RANGE", 50)
+    text = "é line\n\n" * 40
+    (tmp_path / "text.txt").write_bytes(text.encode(encoding))
+    assert "".join(read(Source(str(tmp_path / "text.txt"), encoding=setting))) == text
+
+
+def test_a_file_in_another_encoding_is_not_text(tmp_path):
+    (tmp_path / "text.txt").write_bytes("é".encode("latin-1"))
+    assert read(Source(str(tmp_path / "text.txt"))) == [None]
+    with pytest.raises(UserError, match="no encoding 'utf-9'"):
+        find_parts(Source(str(tmp_path / "text.txt"), encoding="utf-9"))
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=9), max_size=30),
+    st.integers(1, 80),
+)
+def test_json_lines_come_back_whatever_the_parts(tmp_path_factory, texts, size):
+    folder = tmp_path_factory.mktemp("json")
+    content = "\n\n".join(json.dumps({"id": 1, "text": text}) for text in texts).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "RANGE", size)
+        for name in ("a.jsonl", "a.json.gz", "a.ndjson.zst"):
+            assert read(compressed(folder / name, content)) == texts
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}\n')
+    assert read(Source(str(tmp_path / "a.jsonl"))) == ["a\ufffdb"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", r"line 2 is not JSON"),
+        ("[1]", r"line 2 is no record"),
+        ('{"body": "x", "id": 1}', r"line 2 has no text in 'text'; its fields are 'body', 'id'"),
+        ('{"text": 3}', r"line 2 has no text"),
+        ("[" * 100_000, r"line 2 is not JSON"),
+    ],
+)
+def test_a_broken_record_is_named_by_file_and_line(tmp_path, line, message):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line)
+    with pytest.raises(UserError, match=r"a\.jsonl, " + message):
+        read(Source(str(tmp_path / "a.jsonl")))
+
+
+@pytest.fixture
+def table():
+    return pa.table({"id": range(50), "body": [None if number == 7 else f"text {number}" for number in range(50)]})
+
+
+def test_parquet_by_row_groups(tmp_path, table, monkeypatch):
+    monkeypatch.setattr(readers, "RANGE", 200)
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=8)
+    source = Source(str(tmp_path / "a.parquet"), field="body")
+    assert len(find_parts(source)) > 2
+    assert read(source) == [f"text {number}" for number in range(50) if number != 7]
+    with pytest.raises(UserError, match=r"a\.parquet has no column 'text'; its columns are id, body"):
+        read(Source(str(tmp_path / "a.parquet")))
+    with pytest.raises(UserError, match=r"column 'id' holds int"):
+        read(Source(str(tmp_path / "a.parquet"), field="id"))
+
+
+def save_dataset(folder, table, **state):
+    """As `Dataset.save_to_disk` does."""
+    folder.mkdir(parents=True)
+    with pa.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=9)
+    content = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]} | state
+    (folder / "state.json").write_text(json.dumps(content))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def test_a_saved_dataset(tmp_path, table):
+    expected = [f"text {number}" for number in range(50) if number != 7]
+    save_dataset(tmp_path / "all" / "train", table)
+    save_dataset(tmp_path / "all" / "test", table)
+    (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    for folder in ("all", "all/train", "all/test"):
+        assert read(Source(str(tmp_path / folder), field="body")) == expected
+    save_dataset(tmp_path / "shuffled", table, _indices_data_files=[{"filename": "x"}])
+    with pytest.raises(UserError, match="flatten_indices"):
+        find_parts(Source(str(tmp_path / "shuffled")))
+    save_dataset(tmp_path / "outside", table, _data_files=[{"filename": "../all/train/data-00000-of-00001.arrow"}])
+    with pytest.raises(UserError, match="outside"):
+        find_parts(Source(str(tmp_path / "outside")))
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("damage", ["cut", "noise"])
+def test_damaged_files_are_named(tmp_path, table, name, damage):
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(table, path)
+    elif name == "a.arrow":
+        with pa.ipc.new_stream(path, table.schema) as stream:
+            stream.write_table(table)
+    else:
+        compressed(path, b'{"body": "some text"}\n' * 1000)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"noise" * 30)
+    with pytest.raises(UserError, match=name):
+        read(Source(str(path), field="body"))
+
+
+@pytest.mark.parametrize("location", ["no/such/file", "no*such", ""])
+def test_what_is_not_there_is_named(location):
+    with pytest.raises(UserError, match=r"is not there|no name"):
+        find_parts(Source(location))
+
+
+def test_an_empty_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no files"):
+        find_parts(Source(str(tmp_path)))
+
+
+def test_the_default_corpus_is_python():
+    parts = find_parts(Source(PYTHON_SOURCES))
+    assert all(part.kind == "text" and not part.in_pieces for part in parts)
+    documents = [text for text in read_part(parts[0]) if text]
+    assert sum("import " in text for text in documents) > len(documents) / 2

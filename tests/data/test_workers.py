@@ -1,0 +1,59 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from superpose.data.workers import workers
+
+
+def square(number):
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number * number, os.getpid()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_come_in_order_and_errors_come_through(processes):
+    shares = []
+    with workers(processes) as run:
+        results = run(square, range(20), shares.append)
+        assert [value for value, _ in results] == [number * number for number in range(20)]
+        assert (os.getpid() in {process for _, process in results}) == (processes == 1)
+        assert shares == sorted(shares)
+        assert run(square, [], shares.append) == []
+        with pytest.raises(ValueError, match="-1 is negative"):
+            run(square, [1, -1], shares.append)
+
+
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "from superpose.data.workers import workers\n"
+        "def nap(seconds):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(seconds)\n"
+        "if __name__ == '__main__':\n"
+        "    with workers(2) as run: run(nap, [60, 60], lambda share: None)\n"
+    )
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    children = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    for _ in range(100):
+        if not any(map(alive, children)):
+            return
+        time.sleep(0.1)
+    pytest.fail("a worker is still there")
+
+
+def alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except FileNotFoundError:
+        return False
