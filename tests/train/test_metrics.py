@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from superpose import SuperposedLM
 from superpose.data.store import Split
+from superpose.data.tokens import TokenArray
 from superpose.train.metrics import evaluate, metrics_log, read_metrics
 from tests.conftest import make_model
 
@@ -15,7 +16,7 @@ from tests.conftest import make_model
 def test_validation_is_next_token_over_every_token():
     model = make_model("llama").train()
     tokens = np.random.default_rng(0).integers(0, 50, 83).astype(np.uint16)
-    split = Split(tokens, np.array([0, 83], dtype=np.uint64), bytes=200)
+    split = Split(TokenArray([tokens], ["tokens"], 50), np.array([0, 83]), bytes=200)
     validation = evaluate(SuperposedLM(model), split, latents=16, rows=2)
     total = 0.0
     ids = torch.from_numpy(tokens.astype(np.int64))

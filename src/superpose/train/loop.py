@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from superpose.core.accounting import cost
 from superpose.core.model import SuperposedLM
 from superpose.core.schedule import Schedule, Stage
+from superpose.data.config import vocabulary_size
 from superpose.data.store import TokenStore
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
@@ -236,7 +237,7 @@ def check_recipe(recipe: Recipe) -> None:
     Raises:
         UserError: it cannot.
     """
-    build_model(build_config(recipe.model, recipe.data.vocab_size, recipe.train.latents, end_of_text=0), "meta")
+    build_model(build_config(recipe.model, vocabulary_size(recipe.data), recipe.train.latents, end_of_text=0), "meta")
     try:
         torch.zeros((), device=recipe.train.device)
     except (RuntimeError, AssertionError) as error:
