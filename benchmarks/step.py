@@ -2,24 +2,29 @@
 
     python benchmarks/step.py
 
-Steps of all bag sizes are interleaved in one process on one thread; figures are medians. `read` is the share of a
-step that goes into fetching its window from the store.
+Bag sizes are interleaved in one process on one thread; figures are medians. `read` is how long fetching a step's window
+from the store takes, as a share of the step; `wait` is what is left of that when it is read ahead on a thread, as
+training does.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from functools import partial
 
 import torch
 
 from superpose.data.config import prepare
+from superpose.data.loader import read_ahead
 from superpose.data.windows import WindowPlan
 from superpose.train.config import Recipe, load_recipe
 from superpose.train.loop import Trainee, build_trainee, optimizer_step
 
 BAG_SIZES = (1, 4, 8, 16)
-ROUNDS = 15
+ROUNDS = 5
+STEPS = 6
+"""Of a bag size in a round; the first does not count."""
 
 
 def main() -> None:
@@ -31,25 +36,32 @@ def main() -> None:
         recipe = load_recipe(
             None, [f"superposition.bag_size={bag_size}", "superposition.ratio=1.0", "train.steps=1000"]
         )
-        plan = WindowPlan(recipe.schedule, recipe.train.batch_size, recipe.train.latents, len(tokens), seed=1)
-        settings[bag_size] = recipe, build_trainee(recipe, store), plan
+        settings[bag_size] = recipe, build_trainee(recipe, store), recipe.plan(store.train)
     steps: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
+    waits: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     reads: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
-    for number in range(ROUNDS + 2):
+    for turn in range(ROUNDS):
         for bag_size, (recipe, trainee, plan) in settings.items():
-            started = time.perf_counter()
-            plan.read(tokens, number)
-            read = time.perf_counter()
-            optimizer_step(trainee, plan, store, recipe, recipe.schedule.stage_at(number), number, lr=1e-3)
-            stopped = time.perf_counter()
-            if number >= 2:
-                reads[bag_size].append(read - started)
-                steps[bag_size].append(stopped - read)
+            numbers = range(turn * STEPS, (turn + 1) * STEPS)
+            windows = read_ahead(partial(plan.read, tokens), numbers)
+            for number in numbers:
+                started = time.perf_counter()
+                window = next(windows)
+                waited = time.perf_counter()
+                optimizer_step(trainee, recipe, recipe.schedule.stage_at(number), window, lr=1e-3)
+                stopped = time.perf_counter()
+                if number > numbers.start:
+                    waits[bag_size].append(waited - started)
+                    steps[bag_size].append(stopped - waited)
+            for number in range(500 + numbers.start, 500 + numbers.stop):
+                started = time.perf_counter()
+                plan.read(tokens, number)
+                reads[bag_size].append(time.perf_counter() - started)
     ordinary = statistics.median(steps[1])
-    print("bag size   step, ms   against bag size 1   read")
+    print("bag size   step, ms   against bag size 1    read    wait")
     for bag_size in BAG_SIZES:
-        step, read = statistics.median(steps[bag_size]), statistics.median(reads[bag_size])
-        print(f"{bag_size:8}   {1e3 * step:8.1f}   {step / ordinary:18.3f}   {read / step:.2%}")
+        step, wait, read = (statistics.median(times[bag_size]) for times in (steps, waits, reads))
+        print(f"{bag_size:8}   {1e3 * step:8.1f}   {step / ordinary:18.3f}   {read / step:5.2%}   {wait / step:5.2%}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ __all__ = [
     "bag_weights",
     "cost",
     "count_rows",
+    "document_positions",
     "embed_bags",
     "flops_per_latent",
     "fold",

@@ -31,7 +31,7 @@ def test_only_active_experts_are_counted():
 @pytest.mark.error(n=12)
 def test_the_four_axes_are_kept_apart():
     tst, ordinary = Schedule(100, 4, 0.3), Schedule(100)
-    a, b = cost(tst, 64, 1000), cost(ordinary, 64, 1000)
+    a, b = cost(tst, 64, lambda stage: 1000), cost(ordinary, 64, lambda stage: 1000)
     assert (a.latents, a.flops) == (b.latents, b.flops) == (6400, 6_400_000)
     assert (a.raw_tokens, b.raw_tokens) == (12160, 6400)
-    assert cost(tst, 64, 1000, until=30) == type(a)(30, 1920, 7680, 1_920_000)
+    assert cost(tst, 64, lambda stage: 1000, until=30) == type(a)(30, 1920, 7680, 1_920_000)

@@ -3,7 +3,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose import IGNORE_INDEX, MODES, fold, fold_mask, shift_labels, split_window, window_length
+from superpose import (
+    IGNORE_INDEX,
+    MODES,
+    document_positions,
+    fold,
+    fold_mask,
+    shift_labels,
+    split_window,
+    window_length,
+)
 
 shapes = {"rows": st.integers(1, 3), "latents": st.integers(1, 6), "bag_size": st.integers(1, 5)}
 
@@ -95,3 +104,35 @@ def test_windows_that_do_not_fit_are_refused_with_advice(window, bag_size, mode)
 def test_rows_of_broken_bags_are_refused():
     with pytest.raises(ValueError, match="multiple of 4"):
         fold(torch.zeros(1, 6), 4)
+
+
+END = 0
+
+
+def positions(bags):
+    """One latent at a time: restarts where a token follows an end of text, within the bag or since the one before."""
+    out, count, ended = [], -1, False
+    for bag in bags:
+        starts = False
+        for token in bag:
+            if token == IGNORE_INDEX:
+                continue
+            starts |= ended
+            ended = token == END
+        count = 0 if starts or count < 0 else count + 1
+        out.append(count)
+    return out
+
+
+@pytest.mark.error(n=6)
+@given(st.integers(1, 4), st.integers(1, 8), st.data())
+def test_positions_restart_where_a_document_starts(bag_size, latents, data):
+    """Bags are filled from the front, as those of aligned documents are; none is empty."""
+    rows = []
+    for _ in range(latents):
+        held = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=bag_size))
+        rows.append(held + [IGNORE_INDEX] * (bag_size - len(held)))
+    inputs = torch.tensor([rows])
+    assert document_positions(inputs, END)[0].tolist() == positions(rows)
+    if bag_size == 1:
+        assert document_positions(inputs[..., 0], END)[0].tolist() == positions(rows)

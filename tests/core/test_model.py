@@ -315,6 +315,38 @@ def test_data_parallel_gradients_are_those_of_the_whole_step():
 
 
 @pytest.mark.error(n=6)
+@pytest.mark.parametrize("bag_size", [1, 4])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_attention_inside_documents(family, bag_size, attention):
+    """Two documents in a row: the hidden states of each alone, and no gradient from one to the other."""
+    model = make_model(family).eval()
+    model.set_attn_implementation(attention)
+    lm = SuperposedLM(model, end_of_text=0)
+    lm.check()
+    first, second = (torch.randint(1, V, (2, latents, bag_size)) for latents in (3, 5))
+    first[:, -1, -1] = 0
+    both = torch.cat([first, second], dim=1)
+    if bag_size == 1:
+        first, second, both = (inputs.squeeze(-1) for inputs in (first, second, both))
+    together, _ = lm._backbone(both, None)
+    for inputs, part in ((first, together[:, :3]), (second, together[:, 3:])):
+        torch.testing.assert_close(part, lm._backbone(inputs, None)[0], rtol=1e-4, atol=1e-5)
+    # Over the row, the second document sees the first.
+    over_row, _ = SuperposedLM(model)._backbone(both, None)
+    assert (over_row[:, 3:] - together[:, 3:]).abs().max() > 1e-3
+
+
+def test_attention_that_does_not_stay_inside_documents_is_refused(monkeypatch):
+    lm = SuperposedLM(make_model("llama"), end_of_text=0)
+    with pytest.raises(ValueError, match="takes no attention_mask"):
+        lm(window_of(4, 1), attention_mask=torch.ones(3, 5))
+    over_the_row = lambda inputs, end: torch.arange(inputs.shape[1])[None]  # noqa: E731
+    monkeypatch.setattr("superpose.core.model.document_positions", over_the_row)
+    with pytest.raises(ValueError, match="does not keep attention inside documents"):
+        lm.check()
+
+
+@pytest.mark.error(n=6)
 def test_an_embedding_that_scales_is_asked_and_not_bypassed():
     model = make_model("llama")
     window = window_of(4, 3)

@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from superpose.data.config import prepare
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 from superpose.train import loop
@@ -228,7 +230,8 @@ def test_models_are_checked_before_any_work(recipe):
 def test_checkpoints_restore_every_tensor(recipe, store, tmp_path):
     trainee = loop.build_trainee(recipe, store)
     plan = WindowPlan(recipe.schedule, 4, 16, len(store.train.tokens), 1)
-    loop.optimizer_step(trainee, plan, store, recipe, recipe.schedule.stage_at(0), 0, 1e-2)
+    window = plan.read(store.train.tokens, 0)
+    loop.optimizer_step(trainee, recipe, recipe.schedule.stage_at(0), window, 1e-2)
     save_checkpoint(tmp_path, trainee.model, trainee.optimizer, loop.Progress(1, 2.5))
     fresh = loop.build_trainee(changed(recipe, "train", seed=9), store)
     assert load_checkpoint(tmp_path, fresh.model, fresh.optimizer) == loop.Progress(1, 2.5)
@@ -236,3 +239,40 @@ def test_checkpoints_restore_every_tensor(recipe, store, tmp_path):
         assert torch.equal(a, b)
         for name, value in trainee.optimizer.state[a].items():
             assert torch.equal(value, fresh.optimizer.state[b][name])
+
+
+@pytest.mark.error(n=9)
+@pytest.mark.error(n=12)
+def test_aligned_documents_more_rows_and_attention_inside_documents(recipe, tmp_path):
+    """All of it together: trains, counts tokens that are there and FLOPs that are done, resumes to the same bits."""
+    lines = [json.dumps({"text": f"the {number} of {number % 7}"}) for number in range(3000)]
+    (tmp_path / "short.jsonl").write_text("\n".join(lines))
+    recipe = changed(recipe, "data", corpus=str(tmp_path / "short.jsonl"))
+    store = prepare(recipe.data)
+    settings = changed(
+        changed(recipe, "superposition", documents="aligned", expand="batch", bag_size=8, variant="mce_alt"),
+        "train",
+        attention="document",
+        checkpoint_every=4,
+    )
+    assert "% of the places in bags hold nothing" in announce(settings, store)
+    whole = loop.train(settings, store, tmp_path / "whole")
+    plain = loop.train(recipe, store, tmp_path / "plain")
+    assert whole["latents"] == plain["latents"]
+    assert whole["flops"] < plain["flops"]
+    assert whole["raw_tokens"] < settings.schedule.raw_tokens(settings.latents_per_step)
+
+    def stop(record):
+        if record["kind"] == "training" and record["step"] == 6:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        loop.train(settings, store, tmp_path / "stopped", listener=stop)
+    loop.train(settings, store, tmp_path / "stopped", resume=True)
+    ended = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "stopped")]
+    assert ended[0] == ended[1]
+
+
+def test_rows_that_cannot_be_cut_are_refused(recipe):
+    with pytest.raises(ValidationError, match=r"train\.latents \(16\) is not a multiple"):
+        type(recipe).model_validate(changed(recipe, "superposition", expand="batch", bag_size=3).model_dump())

@@ -6,7 +6,17 @@ Read in this order: `fold` (rows to bags), `embed` (bags to vectors), `loss` (ba
 
 from superpose.core.accounting import Cost, cost, flops_per_latent
 from superpose.core.embed import embed_bags
-from superpose.core.fold import IGNORE_INDEX, MODES, Mode, fold, fold_mask, shift_labels, split_window, window_length
+from superpose.core.fold import (
+    IGNORE_INDEX,
+    MODES,
+    Mode,
+    document_positions,
+    fold,
+    fold_mask,
+    shift_labels,
+    split_window,
+    window_length,
+)
 from superpose.core.linear_loss import linear_multi_hot_cross_entropy, vocab_parallel_multi_hot_cross_entropy
 from superpose.core.loss import bag_weights, count_rows, multi_hot_cross_entropy
 from superpose.core.model import SuperposedLM, SuperposedOutput
@@ -24,6 +34,7 @@ __all__ = [
     "bag_weights",
     "cost",
     "count_rows",
+    "document_positions",
     "embed_bags",
     "flops_per_latent",
     "fold",

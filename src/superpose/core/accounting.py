@@ -8,14 +8,16 @@ seconds     measured, never computed
 ==========  =====================================================================================
 
 A superposition step and a recovery step have equal latents and equal FLOPs; it is raw tokens that differ
-(arXiv 2605.06546, section 3.3).
+(arXiv 2605.06546, section 3.3). Where superposition has more rows instead of longer ones, its rows are shorter in
+latents, and attention costs less.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from superpose.core.schedule import Schedule
+from superpose.core.schedule import Schedule, Stage
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,19 @@ def flops_per_latent(matmul_parameters: int, num_layers: int, attention_width: i
     return 6 * matmul_parameters + 12 * num_layers * attention_width * latents
 
 
-def cost(schedule: Schedule, latents_per_step: int, flops_of_latent: int, until: int | None = None) -> Cost:
-    """What steps 0 to `until - 1` (by default all) cost; `latents_per_step` is rows x latents of a row."""
-    steps = schedule.total_steps if until is None else until
-    latents = steps * latents_per_step
-    return Cost(steps, latents, schedule.raw_tokens(latents_per_step, until), latents * flops_of_latent)
+def cost(
+    schedule: Schedule,
+    latents_per_step: int,
+    flops_of_latent: Callable[[Stage], int],
+    until: int | None = None,
+) -> Cost:
+    """What steps 0 to `until - 1` (by default all) cost.
+
+    Args:
+        latents_per_step: rows x latents of a row, the same in every stage.
+        flops_of_latent: of each stage; they differ only where rows are shorter, and attention with them.
+    """
+    until = schedule.total_steps if until is None else until
+    steps_of = {stage: max(0, min(stage.stop, until) - stage.start) for stage in schedule.stages}
+    flops = sum(steps * latents_per_step * flops_of_latent(stage) for stage, steps in steps_of.items())
+    return Cost(until, until * latents_per_step, schedule.raw_tokens(latents_per_step, until), flops)

@@ -116,3 +116,26 @@ def fold(values: Tensor, bag_size: int) -> Tensor:
 def fold_mask(mask: Tensor, bag_size: int) -> Tensor:
     """Attention mask of the bags: one that holds any token to attend to is attended to. [B, S x L] to [B, L], bool."""
     return fold(mask.bool(), bag_size).any(dim=-1)
+
+
+def document_positions(inputs: Tensor, end_of_text: int) -> Tensor:
+    """Position ids that restart where a document starts: for attention that stays inside documents.
+
+    A latent starts a document if the token before its first is the end of a text, or if a text ends inside its bag
+    and another begins there; such a bag, which holds two documents, belongs to the second. A row starts one too.
+
+    Args:
+        inputs: [B, L] tokens or [B, L, S] bags; `IGNORE_INDEX` marks places that hold nothing.
+        end_of_text: id of the token that ends documents.
+
+    Returns:
+        [B, L] int64: for each latent, how many latents of its document are before it in the row.
+    """
+    bags = inputs if inputs.dim() == 3 else inputs.unsqueeze(-1)
+    place = torch.arange(bags.shape[-1], device=bags.device)
+    last = torch.where(bags != IGNORE_INDEX, place, -1).amax(dim=-1, keepdim=True)
+    ends = bags == end_of_text
+    starts = (ends & (place < last)).any(dim=-1)
+    starts[:, 1:] |= (ends & (place == last)).any(dim=-1)[:, :-1]
+    latent = torch.arange(bags.shape[1], device=bags.device).expand(starts.shape)
+    return latent - torch.where(starts, latent, 0).cummax(dim=1).values

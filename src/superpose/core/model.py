@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpose.core.embed import embed_bags
-from superpose.core.fold import IGNORE_INDEX, Mode, fold_mask, split_window
+from superpose.core.fold import IGNORE_INDEX, Mode, document_positions, fold_mask, split_window
 from superpose.core.linear_loss import linear_multi_hot_cross_entropy
 from superpose.core.loss import Variant, Weighting, bag_weights, count_rows
 
@@ -44,6 +44,9 @@ class SuperposedLM(nn.Module):
             its config says so; `check()` verifies it.
         weighting: of the tokens in a target bag, see `bag_weights`.
         variant: "mce", or "mce_alt" for the bag's total probability, see `superpose.core.loss`.
+        end_of_text: id of the token that ends documents, if latents are to attend inside their document alone, with
+            position ids that restart there (`document_positions`); by default they attend to all of their row.
+            `check()` verifies that the model does so.
 
     The same object serves both phases; at bag size 1 it is the model's ordinary next-token loss::
 
@@ -53,12 +56,17 @@ class SuperposedLM(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, weighting: Weighting | Sequence[float] = "uniform", variant: Variant = "mce"
+        self,
+        model: nn.Module,
+        weighting: Weighting | Sequence[float] = "uniform",
+        variant: Variant = "mce",
+        end_of_text: int | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.weighting = weighting
         self.variant = variant
+        self.end_of_text = end_of_text
         if model.get_output_embeddings() is None:  # type: ignore[operator]  # of transformers' base class
             raise ValueError(f"{type(model).__name__} has no language-model head; give a ...ForCausalLM model")
 
@@ -84,9 +92,11 @@ class SuperposedLM(nn.Module):
                 parallelism (which averages gradients) the step's rows on all ranks / number of ranks.
 
         Raises:
-            ValueError: the window does not fit the bag size.
+            ValueError: the window does not fit the bag size, or a mask is given where documents are told apart.
         """
         if attention_mask is not None:
+            if self.end_of_text is not None:
+                raise ValueError("attention inside documents takes no attention_mask; mark padding with IGNORE_INDEX")
             window = window.masked_fill(attention_mask == 0, IGNORE_INDEX)
         inputs, targets = split_window(window, bag_size, mode)
         if attention_mask is not None:
@@ -122,6 +132,9 @@ class SuperposedLM(nn.Module):
     def _backbone(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Last hidden states [B, L, D] of tokens [B, L] or bags [B, L, S], and the router loss if there is one."""
         arguments: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False}
+        if self.end_of_text is not None:
+            # Without a mask, transformers takes position ids that restart for rows of several documents.
+            arguments["position_ids"] = document_positions(inputs, self.end_of_text)
         routed = bool(getattr(self.model.config, "output_router_logits", False))
         if routed:
             arguments["output_router_logits"] = True
@@ -157,16 +170,20 @@ class SuperposedLM(nn.Module):
         """Compares this object's next-token loss with the model's own logits on a few tokens.
 
         Some families do more to their logits than their config's usual names say; training them here would
-        silently optimise something else.
+        silently optimise something else. Where documents are told apart, it is also checked that a document's
+        hidden states are those it has alone.
 
         Raises:
-            ValueError: the two differ.
+            ValueError: one of them differs.
         """
         training = self.training
         self.eval()
         weight = self.model.get_input_embeddings().weight
         latents = min(8, getattr(self.model.config, "max_position_embeddings", 8))
         window = (torch.arange(latents + 1, device=weight.device) * 7919 % weight.shape[0]).unsqueeze(0)
+        if self.end_of_text is not None:
+            window = torch.where(window == self.end_of_text, (window + 1) % weight.shape[0], window)
+            self._check_documents(window[:, :latents], self.end_of_text)
         ours = self(window).cross_entropy
         logits = self.model(input_ids=window[:, :-1], use_cache=False).logits.float()
         theirs = F.cross_entropy(logits.flatten(0, 1), window[0, 1:])
@@ -175,4 +192,17 @@ class SuperposedLM(nn.Module):
             raise ValueError(
                 f"{type(self.model).__name__} does more than its head to its logits, which is not supported: "
                 f"its own loss is {theirs:.3f}, that of its head's logits {ours:.3f}"
+            )
+
+    def _check_documents(self, row: Tensor, end_of_text: int) -> None:
+        """Puts an end of text into the middle of a row [1, L]."""
+        middle = row.shape[1] // 2
+        row = row.clone()
+        row[:, middle - 1] = end_of_text
+        together, _ = self._backbone(row, None)
+        alone, _ = self._backbone(row[:, middle:], None)
+        if not torch.allclose(together[:, middle:].float(), alone.float(), rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"{type(self.model).__name__} with attention {self.model.config._attn_implementation!r} does not keep "
+                f"attention inside documents; choose another implementation, or attention over the row"
             )

@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,21 +28,25 @@ from torch import Tensor
 
 from superpose.core.fold import window_length
 from superpose.core.schedule import Schedule, Stage
+from superpose.data.grid import Aligned, Grid, Joined
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
+
+Expand = Literal["sequence", "batch"]
+"""How a superposition step takes in s times more tokens: by longer rows, or by more of them."""
 
 
 @dataclass(frozen=True)
 class _Stretch:
     """Consecutive windows of one stage within one pass over the corpus, shuffled among themselves."""
 
+    stage: int
+    """Number of its stage."""
     first_row: int
-    """Number of its first row, counted over the whole run."""
+    """Number of its first row, counted from the start of the stage."""
     start: int
-    """Place of its first window in the stream."""
+    """Place of its first window in the stage's grid."""
     windows: int
-    width: int
-    """Tokens from one window to the next."""
     shuffled: int
     """How many windows are shuffled; one that runs into the next pass is read last."""
 
@@ -52,13 +57,20 @@ class WindowPlan:
 
     Args:
         schedule: of bag sizes.
-        rows: rows of a step, all ranks together.
-        latents: L, positions of a row.
+        rows: rows of a step in recovery, all ranks together.
+        latents: L, positions of a row in recovery.
         num_tokens: N, tokens of the corpus.
         seed: chooses where the stream starts and how windows are shuffled.
+        expand: "sequence" keeps rows and latents in superposition, so a row holds S x L tokens (the paper's way).
+            "batch" takes S times as many rows of L / S latents, L tokens each. Equal either way are the raw tokens
+            and the latents of a step, and with them all FLOPs but attention's; "batch" costs less attention and
+            sees less context, and positions from L / S on are first trained in recovery.
+        offsets: starts of the documents and end of the last. If given, every document starts a new bag, and the
+            places its last bag leaves open are `IGNORE_INDEX`; where recovery takes over inside a document it goes
+            on at the same token, a stage with other bags at its next bag.
 
     Raises:
-        UserError: the corpus is smaller than one step.
+        UserError: the corpus is smaller than one step, or rows cannot be cut as `expand` asks.
     """
 
     schedule: Schedule
@@ -66,65 +78,126 @@ class WindowPlan:
     latents: int
     num_tokens: int
     seed: int
+    expand: Expand = "sequence"
+    offsets: npt.NDArray[np.int64] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        largest = max(stage.raw_tokens_per_latent for stage in self.schedule.stages) * self.latents * self.rows
-        if self.num_tokens < largest:
-            raise UserError(
-                f"the corpus has {self.num_tokens:,} tokens but one step reads {largest:,}; "
-                f"give more text, or a smaller batch, row or bag"
-            )
+        for number, stage in enumerate(self.schedule.stages):
+            rows, latents = self.shape(stage)
+            if latents == 0 or rows * latents != self.rows * self.latents:
+                raise UserError(
+                    f"rows of {self.latents} latents cannot be cut for bags of {stage.bag_size}; with "
+                    f"superposition.expand = 'batch', give train.latents as a multiple of the bag size"
+                )
+            step = rows * latents * stage.raw_tokens_per_latent
+            if self._grids[number].places < step:
+                raise UserError(
+                    f"the corpus has {self._grids[number].places:,} tokens but one step reads {step:,}; "
+                    f"give more text, or a smaller batch, row or bag"
+                )
 
-    @property
-    def raw_tokens(self) -> int:
-        """Tokens read in the whole run."""
-        return self.schedule.raw_tokens(self.rows * self.latents)
+    def shape(self, stage: Stage) -> tuple[int, int]:
+        """Rows of a step of this stage, all ranks together, and latents of a row."""
+        parts = stage.raw_tokens_per_latent if self.expand == "batch" else 1
+        return self.rows * parts, self.latents // parts
+
+    def raw_tokens(self, until: int | None = None) -> int:
+        """Tokens read in steps 0 to `until - 1`, by default all; places that hold nothing are not counted.
+
+        Within a stretch of shuffled windows, where that would depend on which were read, it is their average.
+        """
+        until = self.schedule.total_steps if until is None else until
+        total = 0.0
+        for stretch in self._stretches:
+            stage = self.schedule.stages[stretch.stage]
+            rows = max(0, min(until, stage.stop) - stage.start) * self.shape(stage)[0]
+            share = min(1.0, max(0, rows - stretch.first_row) / stretch.windows)
+            grid = self._grids[stretch.stage]
+            stop = stretch.start + stretch.windows * self._width(stage)
+            total += share * (grid.tokens_before(stop) - grid.tokens_before(stretch.start))
+        return round(total)
 
     @property
     def epochs(self) -> float:
         """Passes over the corpus in the whole run."""
-        return self.raw_tokens / self.num_tokens
+        return self.raw_tokens() / self.num_tokens
 
-    def starts(self, step: int) -> tuple[Stage, npt.NDArray[np.int64]]:
-        """The stage of a step and the places [rows] in the stream where its windows start."""
+    @property
+    def unfilled(self) -> float:
+        """Share of the places in bags that hold nothing, 0 where bags run across documents."""
+        places = self.schedule.raw_tokens(self.rows * self.latents)
+        recovery = sum(stage.steps for stage in self.schedule.stages if stage.raw_tokens_per_latent == 1)
+        in_bags = places - recovery * self.rows * self.latents
+        return (places - self.raw_tokens()) / in_bags if in_bags else 0.0
+
+    def starts(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Stage, npt.NDArray[np.int64]]:
+        """The stage of a step and the places [rows / world_size] in its grid where a rank's windows start.
+
+        Raises:
+            UserError: the rows cannot be shared out evenly.
+        """
         stage = self.schedule.stage_at(step)
-        rows = np.arange(step * self.rows, (step + 1) * self.rows)
-        return stage, np.array([self._start(int(row)) for row in rows], dtype=np.int64)
+        rows, _ = self.shape(stage)
+        if rows % world_size:
+            raise UserError(
+                f"train.batch_size: {rows} rows of a step cannot be shared out evenly among {world_size} ranks; "
+                f"give a multiple"
+            )
+        first = (step - stage.start) * rows + rank * (rows // world_size)
+        number = self.schedule.stages.index(stage)
+        return stage, np.array([self._start(number, first + row) for row in range(rows // world_size)], dtype=np.int64)
 
-    def read(self, tokens: TokenArray, step: int) -> Tensor:
-        """The windows of a step from the corpus' tokens [N]: ids [rows, `window_length(...)`], int64."""
-        stage, starts = self.starts(step)
-        length = window_length(self.latents, stage.bag_size, stage.mode)
-        return torch.from_numpy(np.stack([tokens.read(int(start) + self._origin, length) for start in starts]))
+    def read(self, tokens: TokenArray, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """The windows of a step that a rank reads: ids [rows / world_size, `window_length(...)`], int64.
+
+        A pure function of its arguments. Ranks have disjoint rows and together those of the step, however many
+        they are, so a run may go on with more ranks or fewer.
+        """
+        stage, starts = self.starts(step, rank, world_size)
+        length = window_length(self.shape(stage)[1], stage.bag_size, stage.mode)
+        grid = self._grids[self.schedule.stages.index(stage)]
+        return torch.from_numpy(np.stack([grid.read(tokens, int(start), length) for start in starts]))
+
+    def _width(self, stage: Stage) -> int:
+        """Places from one window to the next."""
+        return stage.raw_tokens_per_latent * self.shape(stage)[1]
 
     @cached_property
-    def _origin(self) -> int:
-        return _random(self.seed, "origin") % self.num_tokens
+    def _grids(self) -> list[Grid]:
+        """Of each stage; stages of one bag size share one."""
+        if self.offsets is None:
+            return [Joined(self.num_tokens, _random(self.seed, "origin") % self.num_tokens)] * len(self.schedule.stages)
+        first = _random(self.seed, "origin") % (len(self.offsets) - 1)
+        sizes = [stage.raw_tokens_per_latent for stage in self.schedule.stages]
+        of_size = {size: Aligned(self.offsets, first, size) for size in sizes}
+        return [of_size[size] for size in sizes]
 
-    def _start(self, row: int) -> int:
-        stretch_number = bisect_right(self._stretches, row, key=lambda stretch: stretch.first_row) - 1
-        stretch = self._stretches[stretch_number]
+    def _start(self, stage: int, row: int) -> int:
+        number = bisect_right(self._stretches, (stage, row), key=lambda stretch: (stretch.stage, stretch.first_row)) - 1
+        stretch = self._stretches[number]
         index = row - stretch.first_row
         if index < stretch.shuffled:
-            index = permute(index, stretch.shuffled, _random(self.seed, "shuffle", stretch_number))
-        return stretch.start + index * stretch.width
+            index = permute(index, stretch.shuffled, _random(self.seed, "shuffle", number))
+        return stretch.start + index * self._width(self.schedule.stages[stage])
 
     @cached_property
     def _stretches(self) -> list[_Stretch]:
         stretches: list[_Stretch] = []
-        row = place = 0
-        for stage in self.schedule.stages:
-            width = stage.raw_tokens_per_latent * self.latents
-            remaining = stage.steps * self.rows
+        token = 0
+        for number, stage in enumerate(self.schedule.stages):
+            grid, width = self._grids[number], self._width(stage)
+            place, row = grid.place_at(token), 0
+            remaining = stage.steps * self.shape(stage)[0]
             while remaining:
-                end_of_pass = (place // self.num_tokens + 1) * self.num_tokens
+                end_of_pass = (place // grid.places + 1) * grid.places
                 whole = (end_of_pass - place) // width
                 starting = -(-(end_of_pass - place) // width)
                 windows = min(remaining, starting)
-                stretches.append(_Stretch(row, place, windows, width, min(windows, whole)))
+                stretches.append(_Stretch(number, row, place, windows, min(windows, whole)))
                 row += windows
                 place += windows * width
                 remaining -= windows
+            token = grid.tokens_before(place)
         return stretches
 
 

@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from superpose.core.fold import Mode
-from superpose.core.loss import Weighting, bag_weights
+from superpose.core.loss import Variant, Weighting, bag_weights
 from superpose.core.schedule import Schedule
 from superpose.data.config import DataArgs
+from superpose.data.store import Split
+from superpose.data.windows import Expand, WindowPlan
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, did_you_mean
 from superpose.train.optim import OptimArgs
@@ -36,6 +38,12 @@ class SuperpositionArgs(BaseModel):
     mode: Mode = "full"
     weighting: Weighting | tuple[float, ...] = "uniform"
     """Of the tokens in a target bag, see `superpose.bag_weights`."""
+    variant: Variant = "mce"
+    """Of the loss, see `superpose.multi_hot_cross_entropy`."""
+    expand: Expand = "sequence"
+    """How a step takes in more tokens: by longer rows, or by more of them, see `superpose.data.windows.WindowPlan`."""
+    documents: Literal["joined", "aligned"] = "joined"
+    """Whether bags run across the ends of documents, or every document starts a new bag."""
 
 
 class TrainArgs(OptimArgs):
@@ -47,6 +55,8 @@ class TrainArgs(OptimArgs):
     """Rows of a step."""
     latents: Annotated[int, Field(ge=1)] = 128
     """Positions of a row in both phases; a row reads bag_size x latents tokens."""
+    attention: Literal["row", "document"] = "row"
+    """Whether a latent attends to all before it in its row, or inside its document alone."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Parts a step's rows are split into to save memory; the result stays the same."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
@@ -84,7 +94,22 @@ class Recipe(BaseModel):
 
     def ordinary(self) -> Recipe:
         """The same run without superposition."""
-        return self.model_copy(update={"superposition": SuperpositionArgs(bag_size=1, ratio=0.0)})
+        documents = self.superposition.documents  # where the stream of text starts depends on it
+        superposition = SuperpositionArgs(bag_size=1, ratio=0.0, documents=documents)
+        return self.model_copy(update={"superposition": superposition})
+
+    def plan(self, split: Split) -> WindowPlan:
+        """Which tokens of the training side each step reads."""
+        train, superposition = self.train, self.superposition
+        return WindowPlan(
+            self.schedule,
+            train.batch_size,
+            train.latents,
+            len(split.tokens),
+            train.seed,
+            superposition.expand,
+            split.offsets if superposition.documents == "aligned" else None,
+        )
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
@@ -92,6 +117,11 @@ class Recipe(BaseModel):
         for stage in self.schedule.stages:
             if stage.bag_size > 1:
                 bag_weights(stage.bag_size, self.superposition.weighting)
+            if self.superposition.expand == "batch" and train.latents % stage.raw_tokens_per_latent:
+                raise ValueError(
+                    f"train.latents ({train.latents}) is not a multiple of superposition.bag_size ({stage.bag_size}), "
+                    f"as superposition.expand = 'batch' needs it to be"
+                )
         if train.batch_size % train.accumulate:
             raise ValueError(
                 f"train.batch_size ({train.batch_size}) is not a multiple of train.accumulate ({train.accumulate})"

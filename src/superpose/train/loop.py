@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ import torch
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from superpose.core.accounting import cost
+from superpose.core.accounting import Cost, cost
 from superpose.core.model import SuperposedLM
 from superpose.core.schedule import Schedule, Stage
 from superpose.data.config import vocabulary_size
+from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
@@ -78,8 +80,15 @@ def train(
         torch.set_num_threads(args.threads)
     trainee = build_trainee(recipe, store)
     progress = load_checkpoint(run, trainee.model, trainee.optimizer) if resume else Progress()
-    plan = WindowPlan(schedule, args.batch_size, args.latents, len(store.train.tokens), args.seed)
-    flops = model_flops_per_latent(trainee.model, args.latents)
+    plan = recipe.plan(store.train)
+
+    def spent(until: int) -> Cost:
+        return cost(schedule, recipe.latents_per_step, lambda stage: flops_of[plan.shape(stage)[1]], until)
+
+    flops_of = {
+        latents: model_flops_per_latent(trainee.model, latents)
+        for latents in {plan.shape(stage)[1] for stage in schedule.stages}
+    }
 
     with metrics_log(run / "metrics.jsonl", progress.step) as log:
 
@@ -92,13 +101,16 @@ def train(
         if progress.step == 0:
             with clock.paused():
                 trainee.lm.check()
-                tell(_validation_record(recipe, 0, _validate(trainee, store, args, run, 0), flops, clock.seconds))
+                validation = _validate(trainee, store, args, run, 0)
+                tell(_validation_record(spent(0), plan, validation, clock.seconds))
         # Losses stay on the device until they are logged: reading each would make the device wait.
         losses: list[torch.Tensor] = []
-        for step in range(progress.step, args.steps):
+        steps = range(progress.step, args.steps)
+        windows = read_ahead(partial(_window, plan, store, args.device), steps)
+        for step, window in zip(steps, windows, strict=True):
             stage = schedule.stage_at(step)
             lr = learning_rate(args, step, args.steps)
-            loss, grad_norm = optimizer_step(trainee, plan, store, recipe, stage, step, lr)
+            loss, grad_norm = optimizer_step(trainee, recipe, stage, window, lr)
             losses.append(loss)
             done = step + 1
             turning = done in schedule.boundaries or done == args.steps
@@ -110,19 +122,18 @@ def train(
                 mean_loss, norm = float(torch.stack(losses).mean()), float(grad_norm)
                 losses.clear()
                 _expect_finite(run, done, mean_loss, norm)
-                raw_tokens = schedule.raw_tokens(recipe.latents_per_step, done)
-                tell(_training_record(stage, done, mean_loss, lr, norm, raw_tokens, clock.seconds))
+                tell(_training_record(stage, done, mean_loss, lr, norm, plan.raw_tokens(done), clock.seconds))
             if done % args.eval_every == 0 or turning:
                 with clock.paused():
                     validation = _validate(trainee, store, args, run, done)
-                    tell(_validation_record(recipe, done, validation, flops, clock.seconds))
+                    tell(_validation_record(spent(done), plan, validation, clock.seconds))
             if saving:
                 with clock.paused():
                     save_checkpoint(run, trainee.model, trainee.optimizer, Progress(done, clock.seconds))
         with clock.paused():
             if validation is None:  # resumed after the last step
                 validation = _validate(trainee, store, args, run, args.steps)
-            return _finish(recipe, store, run, trainee, plan, flops, validation, clock.seconds)
+            return _finish(recipe, store, run, trainee, plan, spent(args.steps), validation, clock.seconds)
 
 
 class _Clock:
@@ -174,14 +185,13 @@ def _training_record(
     }
 
 
-def _validation_record(recipe: Recipe, step: int, validation: Validation, flops: int, seconds: float) -> dict[str, Any]:
-    spent = cost(recipe.schedule, recipe.latents_per_step, flops, until=step)
+def _validation_record(spent: Cost, plan: WindowPlan, validation: Validation, seconds: float) -> dict[str, Any]:
     return {
         "kind": "validation",
-        "step": step,
+        "step": spent.steps,
         "val_loss": validation.loss,
         "val_bits_per_byte": validation.bits_per_byte,
-        "raw_tokens": spent.raw_tokens,
+        "raw_tokens": plan.raw_tokens(spent.steps),
         "latents": spent.latents,
         "flops": spent.flops,
         "seconds": seconds,
@@ -190,14 +200,15 @@ def _validation_record(recipe: Recipe, step: int, validation: Validation, flops:
 
 def announce(recipe: Recipe, store: TokenStore) -> str:
     """What a run will read, in a sentence to print before its first step."""
-    args, train_split = recipe.train, store.train
-    plan = WindowPlan(recipe.schedule, args.batch_size, args.latents, len(train_split.tokens), args.seed)
+    split = store.train
+    plan = recipe.plan(split)
     passes = f"{plan.epochs:.2f} epochs" + (
         ", so text is read again: TST's gain is less certain there" if plan.epochs > 1 else ""
     )
+    unfilled = f"; {plan.unfilled:.1%} of the places in bags hold nothing" if plan.unfilled else ""
     return (
-        f"{plan.raw_tokens:,} raw tokens of {len(train_split.tokens):,} "
-        f"({train_split.documents:,} documents, {train_split.bytes / 1e6:.0f} MB) = {passes}"
+        f"{plan.raw_tokens():,} raw tokens of {len(split.tokens):,} "
+        f"({split.documents:,} documents, {split.bytes / 1e6:.0f} MB) = {passes}{unfilled}"
     )
 
 
@@ -250,18 +261,26 @@ def build_trainee(recipe: Recipe, store: TokenStore) -> Trainee:
     torch.manual_seed(recipe.train.seed)
     config = build_config(recipe.model, store.vocab_size, recipe.train.latents, store.end_of_text)
     model = build_model(config).to(recipe.train.device).train()
-    lm = SuperposedLM(model, recipe.superposition.weighting)
+    end_of_text = store.end_of_text if recipe.train.attention == "document" else None
+    lm = SuperposedLM(model, recipe.superposition.weighting, recipe.superposition.variant, end_of_text)
     return Trainee(model, lm, build_optimizer(recipe.train, model))
 
 
+def _window(plan: WindowPlan, store: TokenStore, device: str, step: int) -> torch.Tensor:
+    """The windows of a step, on their way to the device."""
+    window = plan.read(store.train.tokens, step)
+    if torch.device(device).type == "cuda":
+        return window.pin_memory().to(device, non_blocking=True)
+    return window.to(device)
+
+
 def optimizer_step(
-    trainee: Trainee, plan: WindowPlan, store: TokenStore, recipe: Recipe, stage: Stage, step: int, lr: float
+    trainee: Trainee, recipe: Recipe, stage: Stage, window: torch.Tensor, lr: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step: mean cross-entropy over its rows, and the norm of the gradient before clipping."""
     args = recipe.train
-    window = plan.read(store.train.tokens, step).to(args.device)
-    # Nothing is ignored in training windows, so every latent counts, in whatever parts the step is computed.
-    rows = args.batch_size * args.latents
+    # In training every latent has a target, so every latent counts, in whatever parts the step is computed.
+    rows = recipe.latents_per_step
     total = torch.zeros((), device=args.device)
     for part in window.chunk(args.accumulate):
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
@@ -293,7 +312,7 @@ def _finish(
     run: Path,
     trainee: Trainee,
     plan: WindowPlan,
-    flops: int,
+    spent: Cost,
     validation: Validation,
     seconds: float,
 ) -> dict[str, Any]:
@@ -305,13 +324,12 @@ def _finish(
             model: Any = trainee.model
             model.save_pretrained(aside)
             shutil.copytree(store.tokenizer_path, aside, dirs_exist_ok=True)
-    spent = cost(schedule, recipe.latents_per_step, flops)
     result = {
         "val_loss": validation.loss,
         "val_bits_per_byte": validation.bits_per_byte,
         "ends_in_superposition": schedule.ends_in_superposition,
         "steps": spent.steps,
-        "raw_tokens": spent.raw_tokens,
+        "raw_tokens": plan.raw_tokens(),
         "epochs": plan.epochs,
         "latents": spent.latents,
         "flops": spent.flops,
