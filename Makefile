@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test mutants bench-loss clean
+.PHONY: demo test mutants bench-loss bench-data clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -19,10 +19,15 @@ test: .venv/ready
 mutants: .venv/ready
 	$(BIN)/python benchmarks/mutants.py
 
-# The loss and the embedding against the ways they are usually computed: docs/loss.md. Some 40 minutes.
+# The loss and the embedding against the ways they are usually computed: docs/loss.md. About an hour.
 bench-loss: .venv/ready
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/loss.py
+
+# Preparing text against datasets.map, and its memory: docs/data.md. Some 20 minutes.
+bench-data: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/data.py
 
 .venv/ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

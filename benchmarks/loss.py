@@ -1,6 +1,6 @@
 """The loss through the head against the ways it is usually computed: time, and peak memory.
 
-    python benchmarks/loss.py                   all of docs/loss.md's figures, some 40 minutes
+    python benchmarks/loss.py                   all of docs/loss.md's figures, about an hour
     python benchmarks/loss.py --rounds 1        roughly, in a third of that
 
 Forward and backward pass on one thread. Times of a setting's methods are taken in turns in one process, and stated

@@ -11,7 +11,13 @@ from superpose import cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("    superpose ")]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for page in PAGES
+    for line in page.read_text(encoding="utf-8").splitlines()
+    if line.startswith("    superpose ")
+]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
@@ -33,12 +39,18 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(cli, "_prepare", reached)
-    monkeypatch.setattr("superpose.generate.load_model", reached)
+    for work in (
+        "superpose.generate.load_model",
+        "superpose.data.prepare.prepare_store",
+        "superpose.data.prepare.train_on_sources",
+        "superpose.data.store.TokenStore.open",
+    ):
+        monkeypatch.setattr(work, reached)
     result = CliRunner().invoke(cli.app, shlex.split(command)[1:])
     assert isinstance(result.exception, ReachedError), result.output
 
 
 def test_links_lead_somewhere():
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"

@@ -341,8 +341,12 @@ def _tokenized(
     """Place, ids and bytes of each chosen document."""
     batch: list[tuple[int, str]] = []
     held = 0
+    byte_ids = tokenizer.byte_ids
     for place, document in _chosen(part, places, tokenizer.end_of_text):
-        if isinstance(document, str):
+        if isinstance(document, str) and byte_ids is not None:
+            content = document.encode()
+            yield place, byte_ids[np.frombuffer(content, np.uint8)], len(content)
+        elif isinstance(document, str):
             batch.append((place, document))
             held += len(document)
             if held >= _BATCH_BYTES:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from superpose.errors import UserError
@@ -39,6 +43,16 @@ class TextTokenizer:
     def vocab_size(self) -> int:
         """Ids are below this number; it counts gaps in the ids too."""
         return max(self.tokenizer.get_vocab().values()) + 1
+
+    @cached_property
+    def byte_ids(self) -> npt.NDArray[np.uint32] | None:
+        """The id of each byte [256], where every byte is a token and nothing is merged; text is not parsed then."""
+        settings = json.loads(self.tokenizer.to_str())
+        byte_level = (settings["pre_tokenizer"] or {}).get("type") == "ByteLevel"
+        if not byte_level or settings["normalizer"] or settings["model"].get("merges") != []:
+            return None
+        ids = [self.tokenizer.token_to_id(character) for character in _byte_characters()]
+        return None if None in ids else np.array(ids, dtype=np.uint32)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> TextTokenizer:
@@ -130,6 +144,13 @@ def save_tokenizer(text_tokenizer: TextTokenizer, directory: Path) -> None:
         clean_up_tokenization_spaces=False,
     )
     fast.save_pretrained(directory)
+
+
+def _byte_characters() -> list[str]:
+    """The characters that stand for the 256 bytes in byte-level vocabularies: visible ones for themselves."""
+    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
 
 
 def _eos_token(config: Path) -> str:
