@@ -171,6 +171,27 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     assert list(decoded(store, "train")) == list(decoded(expected, "train"))
 
 
+def test_two_at_once_make_one_store(tmp_path):
+    for number in range(6):
+        records(tmp_path / "many" / f"{number}.jsonl", [text * 20 for text in DOCUMENTS[number::6]])
+    command = [
+        sys.executable,
+        "-m",
+        "superpose",
+        "prepare",
+        tmp_path / "many",
+        "--tokenizer=bytes",
+        "--val-fraction=0.2",
+    ]
+    runs = [
+        subprocess.Popen([*command, "--out", tmp_path / "store", "--processes", "1"], stdout=subprocess.DEVNULL)
+        for _ in range(2)
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "store"]
+    assert module.TokenStore.open(tmp_path / "store").verify() == []
+
+
 def test_a_disk_that_is_full_is_one_sentence_and_what_is_done_is_kept(tmp_path):
     """A limit on the size of files stands in for the disk: writes fail in the middle."""
     source = records(tmp_path / "a.jsonl", [text * 50 for text in DOCUMENTS])

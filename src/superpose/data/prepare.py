@@ -16,11 +16,13 @@ all is there, the directory is renamed to STORE.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
@@ -108,15 +110,39 @@ def prepare_store(
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
     inputs = _hash_of_inputs(preparation, parts)
     path = path or cache_directory() / "stores" / inputs[:16]
-    if path.exists():
-        return _opened(path, inputs)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(path):
+            if not path.exists():
+                _prepare(preparation, path, inputs, by_source, given, processes, progress)
+    return _opened(path, inputs)
 
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Whoever else prepares the same store waits, and then finds it made."""
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        lock.unlink(missing_ok=True)
+
+
+def _prepare(
+    preparation: Preparation,
+    path: Path,
+    inputs: str,
+    by_source: list[list[Part]],
+    given: TextTokenizer | None,
+    processes: int,
+    progress: Progress,
+) -> None:
+    parts = [part for group in by_source for part in group]
     work = path.with_name(f".{path.name}.partial")
     _claim(work, inputs)
     with workers(min(processes or available_cores(), len(parts))) as run:
-        selection, of_part = _select(
-            preparation, by_source, work, None if given is None else given.end_of_text, run, progress
-        )
+        end_of_text = given.end_of_text if given else None
+        selection, of_part = _select(preparation, by_source, work, end_of_text, run, progress)
         _expect_text(preparation, selection)
         if not (work / "tokenizer" / "done").is_file():
             progress("training the tokenizer" if given is None else "looking at the tokenizer", 0)
@@ -139,7 +165,6 @@ def prepare_store(
         "train": {"shards": records[len(shards["val"]) :]},
     }
     _finish(work, path, preparation, inputs, tokenizer, dtype, selection, written)
-    return TokenStore.open(path)
 
 
 def train_on_sources(
@@ -212,7 +237,7 @@ def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
     number, part = job
     path = work / "index" / f"{number:06d}.npy"
     if not path.exists():
-        entries = np.array([index_entry(document) for document in read_part(part, end_of_text)], dtype=INDEX)
+        entries = np.fromiter(map(index_entry, read_part(part, end_of_text)), dtype=INDEX)
         with whole_file(path) as aside, aside.open("wb") as file:
             np.save(file, entries, allow_pickle=False)
 
@@ -253,7 +278,7 @@ def _expect_text(preparation: Preparation, selection: Selection) -> None:
     unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
     raise UserError(
         f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some and "
-        f"hold out others; give more text"
+        f"hold out others; give more text, or hold out a larger share"
     )
 
 
