@@ -1,6 +1,9 @@
 import gzip
 import json
+import os
 import pickle
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -209,3 +212,127 @@ def test_the_default_corpus_is_python():
     assert all(part.kind == "text" and not part.in_pieces for part in parts)
     documents = [text for text in read_part(parts[0]) if text]
     assert sum("import " in text for text in documents) > len(documents) / 2
+
+
+def test_a_small_text_is_one_piece(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree")
+    assert read(Source(str(tmp_path / "a.txt"))) == ["one\n\ntwo\n\nthree"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.txt.zst"])
+@pytest.mark.parametrize("character", ["x", "é", "漢", "🦉"])
+def test_a_text_without_line_ends_is_cut_between_characters(tmp_path, monkeypatch, name, character):
+    monkeypatch.setattr(readers, "RANGE", 101)
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 50)
+    documents = read(compressed(tmp_path / name, (character * 300).encode()))
+    assert len(documents) > 1
+    assert "".join(documents) == character * 300
+
+
+def test_bytes_that_only_go_on_are_not_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "RANGE", 101)
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 50)
+    (tmp_path / "a.img").write_bytes(b"\x80" * 300)
+    assert set(read(Source(str(tmp_path / "a.img")))) == {None}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_only_the_first_mark_of_a_text_is_one(tmp_path, monkeypatch, encoding, name):
+    monkeypatch.setattr(readers, "RANGE", 40)
+    text = ("x" * 37 + "\n\n" + "\ufeff" + "y" * 30 + "\n\n") * 4
+    assert "".join(read(Source(compressed(tmp_path / name, text.encode()).location, encoding=encoding))) == text
+
+
+@pytest.mark.parametrize("encoding", ["utf_16_le", "U16"])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.zst"])
+def test_encodings_go_by_all_their_names(tmp_path, monkeypatch, encoding, name):
+    monkeypatch.setattr(readers, "RANGE", 50)
+    text = "a\n\n\u0a00b\n" * 20
+    assert "".join(read(Source(compressed(tmp_path / name, text.encode(encoding)).location, encoding=encoding))) == text
+
+
+@pytest.mark.parametrize("encoding", ["base64", "undefined", "a\0b"])
+def test_an_encoding_of_no_text_is_refused(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UserError, match="no encoding"):
+        find_parts(Source(str(tmp_path / "a.txt"), encoding=encoding))
+
+
+def test_a_large_text_among_many_is_cut(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "RANGE", 1000)
+    for number in range(100):
+        (tmp_path / f"{number:03d}.txt").write_text(f"document {number}")
+    large = "paragraph\n\n" * 400
+    (tmp_path / "large.txt").write_text(large)
+    parts = find_parts(Source(str(tmp_path)))
+    cut = [part for part in parts if part.files == (str(tmp_path / "large.txt"),)]
+    assert len(cut) == 5
+    assert "".join(text for part in cut for text in read_part(part)) == large
+
+
+def test_records_without_text_in_them_are_skipped(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n{"text": "x"}\n')
+    assert read(Source(str(tmp_path / "a.jsonl"))) == ["x"]
+
+
+@pytest.mark.parametrize("content", ['[\n{"text": "x"}\n]', '[{"text": "x"}]', '{\n"text": "x"\n}'])
+def test_json_that_is_not_in_lines_is_to_be_converted(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"a\.json, line 1 .*JSON lines.*convert"):
+        read(Source(str(tmp_path / "a.json")))
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.txt.zst"])
+def test_an_empty_compressed_file_is_damaged(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=rf"{name} is damaged"):
+        read(Source(str(tmp_path / name)))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("text")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"locked cannot be read \(Permission denied\)"):
+        find_parts(Source(str(tmp_path)))
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_columns_of_one_name_are_refused(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    twice = pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    if suffix == "parquet":
+        pq.write_table(twice, path)
+    else:
+        with pa.ipc.new_stream(path, twice.schema) as stream:
+            stream.write_table(twice)
+    with pytest.raises(UserError, match=r"several columns 'text'"):
+        read(Source(str(path)))
+
+
+def test_arrow_offsets_outside_the_text_are_refused(tmp_path):
+    path = tmp_path / "a.arrow"
+    good = pa.array([f"text {number}" for number in range(60)])
+    _, offsets, data = good.buffers()
+    wrong = bytearray(offsets.to_pybytes())
+    wrong[4 * 30 : 4 * 31] = (2**30).to_bytes(4, "little")
+    table = pa.table({"text": pa.StringArray.from_buffers(60, pa.py_buffer(bytes(wrong)), data)})
+    with pa.ipc.new_stream(path, table.schema) as stream:
+        stream.write_table(table)
+    # In another process, since what is not refused would end it.
+    code = (
+        "import sys; from superpose.data.readers import *\n"
+        "for part in find_parts(Source(sys.argv[1])): list(read_part(part))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=os.environ)
+    assert run.returncode == 1
+    assert "UserError" in run.stderr
+    assert "a.arrow" in run.stderr

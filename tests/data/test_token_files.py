@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -109,3 +110,28 @@ def test_megatron_without_its_other_half(tmp_path):
     (tmp_path / "data.bin").unlink()
     with pytest.raises(UserError, match=r"data\.bin is not there"):
         find_parts(Source(str(tmp_path / "data.idx")))
+
+
+def test_megatron_by_a_pattern_is_read_once(tmp_path):
+    write_megatron(tmp_path / "data.bin", [[1, 2], [3]])
+    for pattern in ("*", "data.*", "*.bin", "*.idx"):
+        assert read(Source(str(tmp_path / pattern))) == [[1, 2], [3]]
+
+
+def test_finding_parts_of_tokens_takes_no_memory_for_each(tmp_path):
+    with (tmp_path / "tokens.bin").open("wb") as file:
+        file.truncate(20_000_000)
+    tracemalloc.start()
+    try:
+        find_parts(Source(str(tmp_path / "tokens.bin")))
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_tokens_that_are_gone_are_named(tmp_path):
+    write_bin(tmp_path / "tokens.bin", [[1, 2]])
+    (part,) = find_parts(Source(str(tmp_path / "tokens.bin")))
+    (tmp_path / "tokens.bin").unlink()
+    with pytest.raises(UserError, match=r"tokens\.bin cannot be read"):
+        list(read_part(part, END))

@@ -19,7 +19,7 @@ import os
 import re
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,11 @@ _FILES = 1000
 # Text in fewer files than this is cut into pieces, so that some can be held out and their order shuffled.
 _FEW_FILES = 100
 _PIECE_BYTES = 16 * 1024
+# Text without a line end for so long is cut between two characters.
+_LONGEST_LINE = 2**20
+
+# Records that are read from columns at a time.
+_RECORDS = 256
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _MARKS = (
@@ -96,22 +101,30 @@ def find_parts(source: Source) -> list[Part]:
         UserError: there is nothing, or something that cannot be read.
     """
     try:
-        codecs.lookup(source.encoding)
-    except LookupError:
+        # Looking it up would accept base64 and its like, which decode to no text.
+        b" ".decode(source.encoding, "replace")
+    except (LookupError, ValueError):
         raise UserError(f"there is no encoding {source.encoding!r}; name one of Python's, such as utf-8") from None
     files = list(_python_files()) if source.location == PYTHON_SOURCES else _files(source.location)
+    # Megatron's index and tokens are one source.
+    tokens = {file for file in files if file.suffix == ".bin"}
+    files = [file for file in files if file.suffix != ".idx" or file.with_suffix(".bin") not in tokens]
     kinds = [_kind(file) for file in files]
     in_pieces = kinds.count("text") < _FEW_FILES
     parts: list[Part] = []
     together: list[str] = []
     size = 0
     for file, kind in zip(files, kinds, strict=True):
-        if kind != "text" or (in_pieces and file.stat().st_size > RANGE):
+        with _explained(str(file)):
+            file_size = file.stat().st_size
+        large = file_size > RANGE
+        if kind != "text" or large:
             names = (file.with_suffix(".bin"), file.with_suffix(".idx")) if kind == "megatron" else (file,)
-            parts += _ranges(Part(kind, tuple(map(str, names)), source, in_pieces=in_pieces), file)
+            # A text that is too large for memory is no document, however many there are beside it.
+            parts += _ranges(Part(kind, tuple(map(str, names)), source, in_pieces=in_pieces or large), file)
             continue
         together.append(str(file))
-        size += file.stat().st_size
+        size += file_size
         if size >= RANGE or len(together) == _FILES:
             parts.append(Part("text", tuple(together), source, in_pieces=in_pieces))
             together, size = [], 0
@@ -134,10 +147,11 @@ def read_part(part: Part, end_of_text: int | None = None) -> Iterator[Document |
     if part.is_tokens:
         assert end_of_text is not None
         file = Path(part.files[0])
-        if part.kind == "megatron":
-            yield from megatron_documents(open_megatron(file), part.start, part.stop, end_of_text)
-        else:
-            yield from find_documents(open_tokens(file, part.source.dtype), part.start, part.stop, end_of_text)
+        with _explained(part.files[0]):
+            if part.kind == "megatron":
+                yield from megatron_documents(open_megatron(file), part.start, part.stop, end_of_text)
+            else:
+                yield from find_documents(open_tokens(file, part.source.dtype), part.start, part.stop, end_of_text)
         return
     readers = {"text": _read_text, "json": _read_json, "parquet": _read_parquet, "arrow": _read_arrow}
     for name in part.files:
@@ -171,7 +185,7 @@ def _files(location: str) -> list[Path]:
                 f"{path / 'state.json'} does not list the dataset's files; save the dataset again"
             ) from None
     if path.is_dir():
-        return list(_walk(path))
+        return list(_walk(path, onerror=_refuse))
     matching = sorted(Path(name) for name in glob.glob(location, recursive=True) if Path(name).is_file())  # noqa: PTH207
     if not matching:
         raise UserError(
@@ -196,15 +210,16 @@ def _python_files() -> Iterator[Path]:
         yield from _walk(Path(packages), ".py")
 
 
-def _walk(top: Path, suffix: str = "") -> Iterator[Path]:
-    for folder, folders, names in os.walk(top):
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out")
+
+
+def _walk(top: Path, suffix: str = "", onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    for folder, folders, names in os.walk(top, onerror=onerror):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(folder, name)
             if name.endswith(suffix) and not name.startswith(".") and path.is_file():
-                # Megatron's index and tokens are one source.
-                if path.suffix == ".idx" and path.with_suffix(".bin").is_file():
-                    continue
                 yield path
 
 
@@ -224,12 +239,10 @@ def _ranges(whole: Part, file: Path) -> list[Part]:
             groups = _parquet(file).metadata
             sizes = [groups.row_group(number).total_byte_size for number in range(groups.num_row_groups)]
         elif whole.kind == "tokens":
-            sizes = [1] * len(open_tokens(file, whole.source.dtype))
-            return _cut(whole, len(sizes), RANGE // 2)
+            return _cut(whole, len(open_tokens(file, whole.source.dtype)), RANGE // 2)
         elif whole.kind == "megatron":
-            sizes = np.diff(open_megatron(file).bounds).tolist()
-            return _grouped(whole, sizes, RANGE // 2)
-        elif whole.kind == "arrow" or file.suffix in (".gz", ".zst") or _marked(file, whole.source.encoding):
+            return _grouped(whole, np.diff(open_megatron(file).bounds), RANGE // 2)
+        elif whole.kind == "arrow" or file.suffix in (".gz", ".zst") or _wide_units(file, whole.source.encoding):
             return [whole]
         else:
             return _cut(whole, file.stat().st_size, RANGE)
@@ -240,7 +253,7 @@ def _cut(whole: Part, size: int, step: int) -> list[Part]:
     return [replace(whole, start=start, stop=min(start + step, size)) for start in range(0, max(1, size), step)]
 
 
-def _grouped(whole: Part, sizes: list[int], limit: int) -> list[Part]:
+def _grouped(whole: Part, sizes: Sequence[int] | npt.NDArray[np.int64], limit: int) -> list[Part]:
     """Consecutive items together until they reach a size."""
     parts, start, held = [], 0, 0
     for number, size in enumerate(sizes):
@@ -251,11 +264,11 @@ def _grouped(whole: Part, sizes: list[int], limit: int) -> list[Part]:
     return parts
 
 
-def _marked(file: Path, encoding: str) -> bool:
+def _wide_units(file: Path, encoding: str) -> bool:
     """Whether a text is in units of two or four bytes, in which a line end cannot be searched for as a byte."""
-    with file.open("rb") as stream:
+    with _stream(file) as stream:
         start = stream.read(4)
-    return _encoding(start, encoding).replace("_", "-").lower().startswith(("utf-16", "utf-32", "utf16", "utf32"))
+    return codecs.lookup(_encoding(start, encoding)).name.startswith(("utf-16", "utf-32"))
 
 
 def _encoding(start: bytes, encoding: str) -> str:
@@ -277,18 +290,23 @@ def _explained(name: str) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{name} is damaged or cut short ({error}); fetch or compress it again") from None
     except OSError as error:
-        reason = error.strerror or str(error).splitlines()[0]
+        reason = error.strerror or _first_line(error)
         raise UserError(f"{name} cannot be read ({reason}); make it readable or leave it out") from None
-    except ValueError as error:
-        # Arrow's own errors are ValueErrors.
-        raise UserError(
-            f"{name} cannot be read ({str(error).splitlines()[0]}); make it again or leave it out"
-        ) from None
+    except (ValueError, NotImplementedError) as error:
+        # Arrow's own errors are these.
+        raise UserError(f"{name} cannot be read ({_first_line(error)}); make it again or leave it out") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 @contextmanager
 def _stream(file: Path) -> Iterator[IO[bytes]]:
     """The bytes of a file, decompressed."""
+    # Even nothing takes some bytes to compress, but readers take no bytes for nothing.
+    if file.suffix in (".gz", ".zst") and file.stat().st_size == 0:
+        raise EOFError("it is empty")
     if file.suffix == ".gz":
         with gzip.open(file, "rb") as stream:
             yield stream  # type: ignore[misc]
@@ -303,9 +321,12 @@ def _stream(file: Path) -> Iterator[IO[bytes]]:
 
 
 def _read_text(file: Path, part: Part) -> Iterator[str | None]:
-    for block in _blocks(file, part):
+    encoding = codecs.lookup(part.source.encoding).name
+    for number, block in enumerate(_blocks(file, part)):
+        # Only where a file starts is a byte order mark one.
+        first = number == 0 and part.start == 0
         try:
-            text = block.decode(_encoding(block[:4], part.source.encoding))
+            text = block.decode(_encoding(block[:4], encoding) if first else encoding.removesuffix("-sig"))
         except UnicodeDecodeError:
             yield None
             return
@@ -318,7 +339,7 @@ def _read_text(file: Path, part: Part) -> Iterator[str | None]:
 def _blocks(file: Path, part: Part) -> Iterator[bytes]:
     """The bytes a part has of a text: all at once, or, where documents are pieces, as many as fit in memory."""
     with _stream(file) as stream:
-        if not part.in_pieces or _wide_units(file, part):
+        if not part.in_pieces or _wide_units(file, part.source.encoding):
             yield stream.read()
             return
         if part.stop:
@@ -328,23 +349,27 @@ def _blocks(file: Path, part: Part) -> Iterator[bytes]:
             return
         held = b""
         while chunk := stream.read(RANGE):
-            held += chunk
-            end = held.rfind(b"\n\n") + 2
-            if end < 2:
-                end = held.rfind(b"\n") + 1
-            if end:
+            # Only now is it known that more follows: the end of a text is no place to cut it.
+            if end := _last_cut(held):
                 yield held[:end]
-                held = held[end:]
+            held = held[end:] + chunk
         if held:
             yield held
 
 
-def _wide_units(file: Path, part: Part) -> bool:
-    if file.suffix in (".gz", ".zst"):
-        with _stream(file) as stream:
-            start = stream.read(4)
-        return _encoding(start, part.source.encoding).lower().startswith(("utf-16", "utf-32", "utf16", "utf32"))
-    return _marked(file, part.source.encoding)
+def _last_cut(block: bytes) -> int:
+    """Where the last paragraph starts; the last line, if there is no blank line; 0 if more is to be read first."""
+    for separator in (b"\n\n", b"\n"):
+        found = block.rfind(separator)
+        if found >= 0:
+            return found + len(separator)
+    return _last_character(block) if len(block) >= _LONGEST_LINE else 0
+
+
+def _last_character(block: bytes) -> int:
+    """Where the last character of UTF-8 starts; in other encodings, near the end."""
+    end = len(block) - 1
+    return next((place for place in range(end, end - 4, -1) if block[place] & 0xC0 != 0x80), end)
 
 
 def _after_blank_line(stream: IO[bytes], place: int) -> int:
@@ -352,18 +377,12 @@ def _after_blank_line(stream: IO[bytes], place: int) -> int:
     if place == 0:
         return 0
     stream.seek(place - 1)
-    near = stream.read(2**20)
+    near = stream.read(_LONGEST_LINE)
     for separator in (b"\n\n", b"\n"):
         found = near.find(separator)
         if found >= 0:
             return place - 1 + found + len(separator)
-    # No line ends for a mebibyte: then between two characters.
-    end = len(near)
-    if end == 2**20:
-        end -= 1
-        while near[end] & 0xC0 == 0x80:
-            end -= 1
-    return place - 1 + end
+    return place - 1 + (_last_character(near) if len(near) == _LONGEST_LINE else len(near))
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -391,19 +410,20 @@ def _read_json(file: Path, part: Part) -> Iterator[str]:
             if part.stop and place >= part.stop:
                 return
             if line.strip():
-                yield _text_of(
-                    line, f"{file}, {f'byte {place}' if part.start else f'line {number}'}", part.source.field
-                )
+                where = f"{file}, {f'byte {place}' if part.start else f'line {number}'}"
+                if text := _text_of(line, where, part.source.field):
+                    yield text
             place += len(line)
 
 
 def _text_of(line: bytes, where: str, field: str) -> str:
+    expected = f"expected JSON lines, such as {{{json.dumps(field)}: ...}} in each; convert the file to that"
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); expected one record in each line") from None
+        raise UserError(f"{where} is not JSON ({error}); {expected}") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where} is no record; expected JSON lines such as {{{json.dumps(field)}: ...}}")
+        raise UserError(f"{where} is no record; {expected}")
     if not isinstance(record.get(field), str):
         has = ", ".join(map(repr, list(record)[:10])) or "none"
         raise UserError(f"{where} has no text in {field!r}; its fields are {has}: name one with --field")
@@ -429,7 +449,7 @@ def _read_parquet(file: Path, part: Part) -> Iterator[str]:
     table = _parquet(file)
     _expect_column(file, table.schema_arrow, part.source.field)
     groups = list(range(part.start, part.stop))
-    for batch in table.iter_batches(256, row_groups=groups, columns=[part.source.field], use_threads=False):
+    for batch in table.iter_batches(_RECORDS, row_groups=groups, columns=[part.source.field], use_threads=False):
         yield from _texts(file, batch.column(0).to_pylist(), part.source.field)
 
 
@@ -443,7 +463,11 @@ def _read_arrow(file: Path, part: Part) -> Iterator[str]:
         _expect_column(file, reader.schema, part.source.field)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
         for batch in batches:
-            yield from _texts(file, batch.column(part.source.field).to_pylist(), part.source.field)
+            column = batch.column(part.source.field)
+            # Arrow trusts the offsets in a file, and a wrong one ends the process.
+            column.validate(full=True)
+            for start in range(0, len(column), _RECORDS):
+                yield from _texts(file, column.slice(start, _RECORDS).to_pylist(), part.source.field)
 
 
 def _expect_column(file: Path, schema: Any, field: str) -> None:
@@ -451,6 +475,8 @@ def _expect_column(file: Path, schema: Any, field: str) -> None:
         raise UserError(
             f"{file} has no column {field!r}; its columns are {', '.join(schema.names)}: name one with --field"
         )
+    if schema.names.count(field) > 1:
+        raise UserError(f"{file} has several columns {field!r}; give them different names")
 
 
 def _texts(file: Path, values: Iterable[Any], field: str) -> Iterator[str]:
