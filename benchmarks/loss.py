@@ -136,9 +136,10 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     vocab_size = min(ROWS)
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
     panels = [("float32", "ratio"), ("bfloat16", "ratio"), ("float32", "peak_mb")]
     for axis, (dtype, figure_of) in zip(axes, panels, strict=True):
         for name in METHODS:
@@ -152,11 +153,15 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
                 linestyle="--" if METHODS[name] in (ordinary, products) else "-",
             )
         axis.set(xscale="log", yscale="log", xlabel="bag size s", xticks=BAG_SIZES, xticklabels=BAG_SIZES)
+        ticks = (0.25, 0.5, 1, 2, 4, 8) if figure_of == "ratio" else (400, 800, 1600)
+        axis.set_yticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
         axis.set_title(
             f"{dtype}: time against ordinary cross-entropy" if figure_of == "ratio" else f"{dtype}: peak memory, MB"
         )
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9, frameon=False)
     figure.savefig(file, dpi=110)
 
 
