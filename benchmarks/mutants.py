@@ -85,7 +85,7 @@ MUTANTS = [
     Mutant(
         3,
         "one head product for each target of a bag",
-        "core/linear_loss.py",
+        "core/multi_hot_op.py",
         "torch.mm(states, head.t(), out=narrow)",
         "[torch.mm(states, head.t(), out=narrow) for _ in targets[0]]",
         "tests/core/test_linear_loss.py",
@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant(
         3,
         "all N x V logits at once",
-        "core/linear_loss.py",
+        "core/multi_hot_op.py",
         "chunk_rows = max(1, min(chunk_rows, hidden.shape[0]))",
         "chunk_rows = max(1, hidden.shape[0])",
         "tests/core/test_linear_loss.py",
@@ -125,7 +125,7 @@ MUTANTS = [
     Mutant(
         4,
         "duplicated targets count once",
-        "core/linear_loss.py",
+        "core/multi_hot_op.py",
         "if share.shape[-1] == 1:",
         "if True:",
         "tests/core/test_linear_loss.py",
@@ -133,7 +133,7 @@ MUTANTS = [
     Mutant(
         4,
         "rows without a valid target have gradients",
-        "core/linear_loss.py",
+        "core/multi_hot_op.py",
         "factor = counts.to(wide) if upstream is None",
         "factor = torch.ones_like(lse) if upstream is None",
         "tests/core/test_linear_loss.py",
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant(
         6,
         "the z-loss has no gradient",
-        "core/linear_loss.py",
+        "core/multi_hot_op.py",
         "factor * (1 + 2 * z_loss * lse) / normalizer",
         "factor / normalizer",
         "tests/core/test_linear_loss.py",
@@ -149,7 +149,7 @@ MUTANTS = [
     Mutant(
         6,
         "the gradient of capped logits is that of uncapped ones",
-        "core/linear_loss.py",
+        "core/multi_hot_op.py",
         "if slope is not None:",
         "if slope is not None and False:",
         "tests/core/test_linear_loss.py",

@@ -15,6 +15,7 @@ from superpose import (
     vocab_parallel_multi_hot_cross_entropy,
 )
 from superpose.core import linear_loss
+from superpose.core.multi_hot_op import linear_multi_hot
 from tests.core.test_loss import V, bags, reductions, variants
 from tests.ranks import on_ranks
 
@@ -234,7 +235,7 @@ def sample_operands(form_gradients):
 @pytest.mark.parametrize("form_gradients", [True, False])
 def test_the_operator_keeps_pytorchs_contract(form_gradients):
     """Schema, shape function, autograd registration and what torch.compile makes of them."""
-    torch.library.opcheck(linear_loss._linear_multi_hot, sample_operands(form_gradients))
+    torch.library.opcheck(linear_multi_hot, sample_operands(form_gradients))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from superpose.data import prepare as module
+from superpose.data import shards
 from superpose.data.prepare import Preparation, prepare_store, train_on_sources
 from superpose.data.readers import Source
 from superpose.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
@@ -60,7 +61,7 @@ def test_small_shards_and_spills_change_nothing_but_the_files(tmp_path, monkeypa
     source = records(tmp_path / "one.jsonl", DOCUMENTS)
     whole = prepared(tmp_path, source)
     for name, value in (("_SHARD_BYTES", 4000), ("_SPILL_TOKENS", 3000), ("_BATCH_BYTES", 500)):
-        monkeypatch.setattr(module, name, value)
+        monkeypatch.setattr(shards, name, value)
     sharded = prepared(tmp_path, source, name="sharded")
     assert len(sharded.manifest["splits"]["train"]["shards"]) > 3
     for side in ("train", "val"):
@@ -121,7 +122,7 @@ def test_the_same_inputs_are_prepared_once_and_others_are_refused(tmp_path, monk
 def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypatch, stage):
     for number in range(4):
         records(tmp_path / "many" / f"{number}.jsonl", DOCUMENTS[number::4])
-    monkeypatch.setattr(module, "_SHARD_BYTES", 4000)
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 4000)
     preparation = Preparation((Source(str(tmp_path / "many")),), vocab_size=300, val_fraction=0.2)
     expected = prepare_store(preparation, tmp_path / "whole", 1)
     reached = []
@@ -135,11 +136,9 @@ def test_an_interrupted_preparation_goes_on_where_it_stopped(tmp_path, monkeypat
         prepare_store(preparation, tmp_path / "store", 1, interrupt)
     assert not (tmp_path / "store").exists()
     read = []
-    scan, spill, gather = module._scan, module._spill, module._gather
-    for name, step in (("_scan", scan), ("_spill", spill), ("_gather", gather)):
-        monkeypatch.setattr(module, name, step)
     original = module.read_part
-    monkeypatch.setattr(module, "read_part", lambda *arguments: read.append(arguments) or original(*arguments))
+    for place in (module, shards):
+        monkeypatch.setattr(place, "read_part", lambda *arguments: read.append(arguments) or original(*arguments))
     store = prepare_store(preparation, tmp_path / "store", 1)
     assert store.fingerprint == expected.fingerprint
     assert store.verify() == []
@@ -154,8 +153,8 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
         "from superpose.data.prepare import *\n"
-        "from superpose.data import prepare as module\n"
-        "module._SHARD_BYTES = 50_000\n"
+        "from superpose.data import shards\n"
+        "shards._SHARD_BYTES = 50_000\n"
         "source = Source(sys.argv[1]); settings = dict(tokenizer='bytes', val_fraction=0.2)\n"
         "prepare_store(Preparation((source,), **settings), Path(sys.argv[2]), 1)\n"
     )

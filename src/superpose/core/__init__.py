@@ -1,7 +1,8 @@
 """Token superposition as a method, in plain PyTorch: all that an integration needs, and no I/O.
 
-Read in this order: `fold` (rows to bags), `embed` (bags to vectors), `loss` (bags to predict), `schedule`
-(which bag size when), `model` (all of it around a Hugging Face model), `accounting` (what it costs).
+Read in this order: `fold` (rows to bags), `embed` (bags to vectors), `loss` (bags to predict) and `linear_loss` (the
+same from hidden states, fast), `schedule` (which bag size when), `model` (all of it around a Hugging Face model),
+`accounting` (what it costs).
 """
 
 from superpose.core.accounting import Cost, cost, flops_per_latent

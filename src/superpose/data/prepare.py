@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -33,27 +33,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from superpose.data.readers import Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
+from superpose.data.shards import chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
 from superpose.data.store import FORMAT, TokenStore, file_sha256
-from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Run, available_cores, workers
 from superpose.errors import UserError
 from superpose.files import read_json, sync, whole_file, write_json
 
 Progress = Callable[[str, float], None]
 """Told what is being done and the share of it that is done, 0 to 1."""
-
-# Text of a shard: larger ones take more memory to gather, smaller ones are more files.
-_SHARD_BYTES = 64 * 2**20
-# Text given to the tokenizer at a time, and tokens of a part that are held before they are spilled.
-_BATCH_BYTES = 2**20
-_SPILL_TOKENS = 2**24
-
-_SPILLED = np.dtype([("place", "<u8"), ("start", "<u8"), ("tokens", "<u8"), ("bytes", "<u8")])
-"""A spilled document: its place in the store, where its tokens start in the spill, how many, of how many bytes."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +68,6 @@ class Preparation:
     """Of held-out text that is kept."""
     seed: int = 0
     """Of the order of the documents."""
-
-
-@dataclass(frozen=True)
-class _Shard:
-    name: str
-    first: int
-    """Its documents are those of places `first` to `stop - 1`, validation first."""
-    stop: int
 
 
 def prepare_store(
@@ -147,19 +130,19 @@ def _prepare(
         if not (work / "tokenizer" / "done").is_file():
             progress("training the tokenizer" if given is None else "looking at the tokenizer", 0)
             tokenizer = given or train_tokenizer(_first_texts(run, parts, of_part, selection), preparation.vocab_size)
-            _save(tokenizer, work / "tokenizer")
-        tokenizer = load_tokenizer(str(work / "tokenizer"), _end_of_text(work))
+            keep_tokenizer(tokenizer, work / "tokenizer")
+        tokenizer = kept_tokenizer(work)
         dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
 
         chosen = [(number, parts[number], of_part[number]) for number in range(len(parts))]
         chosen = [job for job in chosen if (job[2] >= 0).any()]
-        run(partial(_spill, work, dtype), chosen, lambda share: progress("tokenizing", share))
+        run(partial(spill, work, dtype), chosen, lambda share: progress("tokenizing", share))
         shards = {
-            "val": _shards("val", selection.val.sizes, 0),
-            "train": _shards("train", selection.train.sizes, len(selection.val.sizes)),
+            "val": plan_shards("val", selection.val.sizes, 0),
+            "train": plan_shards("train", selection.train.sizes, len(selection.val.sizes)),
         }
-        gather = partial(_gather, work, dtype, tokenizer.end_of_text)
-        records = run(gather, shards["val"] + shards["train"], lambda share: progress("writing shards", share))
+        write = partial(gather, work, dtype, tokenizer.end_of_text)
+        records = run(write, shards["val"] + shards["train"], lambda share: progress("writing shards", share))
     written = {
         "val": {"shards": records[: len(shards["val"])]},
         "train": {"shards": records[len(shards["val"]) :]},
@@ -299,156 +282,7 @@ def _first_texts(
 
 def _texts_of_places(job: tuple[Part, npt.NDArray[np.int64]]) -> list[tuple[int, str]]:
     part, places = job
-    return [(place, document) for place, document in _chosen(part, places, None) if isinstance(document, str)]
-
-
-def _chosen(
-    part: Part, places: npt.NDArray[np.int64], end_of_text: int | None
-) -> Iterator[tuple[int, str | npt.NDArray[np.int64]]]:
-    """The documents of a part that have a place, with it."""
-    wanted = int(np.flatnonzero(places >= 0)[-1]) + 1
-    for place, document in zip(places[:wanted].tolist(), read_part(part, end_of_text), strict=False):
-        if place >= 0:
-            if document is None or not len(document):
-                raise UserError(f"{part.files[0]} was changed while it was being prepared; start again")
-            yield place, document
-
-
-def _save(tokenizer: TextTokenizer, directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    save_tokenizer(tokenizer, directory)
-    (directory.parent / "end_of_text.json").write_text(
-        json.dumps({"token": tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)})
-    )
-    (directory / "done").touch()
-
-
-def _end_of_text(work: Path) -> str:
-    return str(read_json(work / "end_of_text.json")["token"])
-
-
-@cache
-def _loaded(work: Path) -> TextTokenizer:
-    loaded = load_tokenizer(str(work / "tokenizer"), _end_of_text(work))
-    # Where a text spells out a special token, it is text: only we end documents.
-    loaded.tokenizer.encode_special_tokens = True
-    return loaded
-
-
-def _spill(work: Path, dtype: str, job: tuple[int, Part, npt.NDArray[np.int64]]) -> None:
-    """Step 3: tokenizes the chosen documents of a part."""
-    number, part, places = job
-    done = work / "spill" / f"{number:06d}.done"
-    if done.exists():
-        return
-    tokenizer = _loaded(work)
-    held: list[tuple[int, npt.NDArray[Any], int]] = []
-    tokens = runs = 0
-    for place, ids, size in _tokenized(tokenizer, part, places):
-        if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
-            raise UserError(
-                f"{part.files[0]} holds token {int(ids.max())}, but the tokenizer has {tokenizer.vocab_size}; "
-                f"name the tokenizer it was made with"
-            )
-        held.append((place, ids.astype(dtype), size))
-        tokens += len(ids)
-        if tokens >= _SPILL_TOKENS:
-            _write_run(work / "spill" / f"{number:06d}-{runs:04d}", held, dtype)
-            held, tokens, runs = [], 0, runs + 1
-    if held:
-        _write_run(work / "spill" / f"{number:06d}-{runs:04d}", held, dtype)
-    done.touch()
-
-
-def _tokenized(
-    tokenizer: TextTokenizer, part: Part, places: npt.NDArray[np.int64]
-) -> Iterator[tuple[int, npt.NDArray[Any], int]]:
-    """Place, ids and bytes of each chosen document."""
-    batch: list[tuple[int, str]] = []
-    held = 0
-    byte_ids = tokenizer.byte_ids
-    for place, document in _chosen(part, places, tokenizer.end_of_text):
-        if isinstance(document, str) and byte_ids is not None:
-            content = document.encode()
-            yield place, byte_ids[np.frombuffer(content, np.uint8)], len(content)
-        elif isinstance(document, str):
-            batch.append((place, document))
-            held += len(document)
-            if held >= _BATCH_BYTES:
-                yield from _encoded(tokenizer.tokenizer, batch)
-                batch, held = [], 0
-        else:
-            yield place, document, len(tokenizer.tokenizer.decode(document.tolist()).encode())
-    yield from _encoded(tokenizer.tokenizer, batch)
-
-
-def _encoded(tokenizer: Tokenizer, batch: list[tuple[int, str]]) -> Iterator[tuple[int, npt.NDArray[Any], int]]:
-    # The fast variant leaves out the places of tokens in the text, which nobody asks for here.
-    encodings = tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
-    for (place, text), encoding in zip(batch, encodings, strict=True):
-        yield place, np.array(encoding.ids, dtype=np.uint32), len(text.encode())
-
-
-def _write_run(path: Path, documents: list[tuple[int, npt.NDArray[Any], int]], dtype: str) -> None:
-    documents.sort(key=lambda document: document[0])
-    index = np.zeros(len(documents), dtype=_SPILLED)
-    index["place"] = [place for place, _, _ in documents]
-    index["tokens"] = [len(ids) for _, ids, _ in documents]
-    index["start"][1:] = np.cumsum(index["tokens"])[:-1]
-    index["bytes"] = [size for _, _, size in documents]
-    with whole_file(path.with_suffix(".tokens")) as aside, aside.open("wb") as file:
-        for _, ids, _ in documents:
-            file.write(ids.tobytes())
-    with whole_file(path.with_suffix(".index")) as aside:
-        aside.write_bytes(index.tobytes())
-
-
-def _shards(side: str, sizes: npt.NDArray[np.int64], first: int) -> list[_Shard]:
-    """Cuts the documents of a side into stretches of about `_SHARD_BYTES`."""
-    number = (np.cumsum(sizes) - sizes) // _SHARD_BYTES
-    starts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(sizes)]
-    return [
-        _Shard(f"{side}-{count:05d}", first + start, first + stop)
-        for count, (start, stop) in enumerate(pairwise(starts))
-    ]
-
-
-def _gather(work: Path, dtype: str, end_of_text: int, shard: _Shard) -> dict[str, Any]:
-    """Step 4: writes a shard and returns its line in the manifest."""
-    record = work / "shards" / f"{shard.name}.json"
-    if record.exists():
-        return read_json(record)
-    count = shard.stop - shard.first
-    documents: list[npt.NDArray[Any] | None] = [None] * count
-    size = 0
-    for path in sorted((work / "spill").glob("*.index")):
-        index = np.memmap(path, dtype=_SPILLED, mode="r")
-        first, stop = np.searchsorted(index["place"], [shard.first, shard.stop])
-        if first == stop:
-            continue
-        mine = np.array(index[first:stop])
-        start = int(mine["start"][0])
-        length = int(mine["tokens"].sum())
-        tokens = np.fromfile(path.with_suffix(".tokens"), dtype, length, offset=start * np.dtype(dtype).itemsize)
-        cuts = np.cumsum(mine["tokens"])[:-1].astype(np.int64)
-        for place, ids in zip(mine["place"].tolist(), np.split(tokens, cuts), strict=True):
-            documents[place - shard.first] = ids
-        size += int(mine["bytes"].sum())
-    whole = [ids for ids in documents if ids is not None]
-    if len(whole) != count:
-        raise UserError(f"{work} has lost documents of {shard.name}; remove it and prepare again")
-    offsets = np.concatenate([[0], np.cumsum([len(ids) + 1 for ids in whole])])
-    end = np.array([end_of_text], dtype=dtype)
-    with whole_file(work / f"{shard.name}.tokens") as aside, aside.open("wb") as file:
-        for ids in whole:
-            file.write(ids.tobytes())
-            file.write(end.tobytes())
-    with whole_file(work / f"{shard.name}.offsets") as aside:
-        aside.write_bytes(offsets.astype("<u8").tobytes())
-    line = {"name": shard.name, "tokens": int(offsets[-1]), "documents": count, "bytes": size}
-    checksums = {suffix: file_sha256(work / f"{shard.name}.{suffix}") for suffix in ("tokens", "offsets")}
-    write_json(record, {**line, "sha256": checksums})
-    return read_json(record)
+    return [(place, document) for place, document in chosen_documents(part, places, None) if isinstance(document, str)]
 
 
 def _finish(

@@ -39,7 +39,7 @@ class TextTokenizer:
     directory: Path | None = None
     """Where Hugging Face saved it, if it was loaded from such a directory."""
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Ids are below this number; it counts gaps in the ids too."""
         return max(self.tokenizer.get_vocab().values()) + 1
