@@ -62,6 +62,15 @@ def test_pieces_start_after_blank_lines_where_there_are_any(tmp_path, monkeypatc
     assert max(map(len, pieces)) < 2**15
 
 
+def test_line_ends_of_two_characters_make_blank_lines_too(tmp_path):
+    text = "".join(f"paragraph {number}, line one\r\nline two\r\n\r\n" for number in range(2000))
+    (tmp_path / "book.txt").write_bytes(text.encode())
+    pieces = read(Source(str(tmp_path / "book.txt")))
+    assert "".join(pieces) == text
+    assert len(pieces) > 3
+    assert all(piece.startswith("paragraph") for piece in pieces)
+
+
 def test_many_files_are_documents_and_hidden_ones_are_not(tmp_path):
     for number in range(120):
         path = tmp_path / f"part{number % 3}" / f"{number:03d}.txt"

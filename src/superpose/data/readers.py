@@ -387,7 +387,8 @@ def _after_blank_line(stream: IO[bytes], place: int) -> int:
 
 def _pieces(text: str) -> Iterator[str]:
     """Cuts a long text at blank lines (at line ends where there are none) into pieces of about `_PIECE_BYTES`."""
-    separator = r"(?<=\n)(?=[^\n])" if not re.search(r"\n\s*\n", text) else r"(?<=\n\n)(?=[^\n])"
+    blank = r"(?<=\n\n)(?=[^\n])|(?<=\n\r\n)(?=[^\r\n])"
+    separator = blank if re.search(r"\n\s*\n", text) else r"(?<=\n)(?=[^\n])"
     piece: list[str] = []
     size = 0
     for paragraph in re.split(separator, text):

@@ -93,9 +93,10 @@ def spill(work: Path, dtype: str, job: tuple[int, Part, npt.NDArray[np.int64]]) 
     held: list[tuple[int, npt.NDArray[Any], int]] = []
     tokens = runs = 0
     for place, ids, size in _tokenized(tokenizer, part, places):
-        if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+        outside = ids[(ids < 0) | (ids >= tokenizer.vocab_size)]
+        if len(outside):
             raise UserError(
-                f"{part.files[0]} holds token {int(ids.max())}, but the tokenizer has {tokenizer.vocab_size}; "
+                f"{part.files[0]} holds token {int(outside[0])}, but the tokenizer has {tokenizer.vocab_size}; "
                 f"name the tokenizer it was made with"
             )
         held.append((place, ids.astype(dtype), size))
