@@ -35,8 +35,9 @@ from superpose.files import read_json
 PYTHON_SOURCES = "python"
 """Names the default corpus: the Python sources installed on this machine."""
 
-RANGE = 32 * 2**20
-"""Bytes (or half as many tokens) of a file that make a part."""
+RANGE = 8 * 2**20
+"""Bytes (or half as many tokens) of a file that make a part: enough to be worth a turn, and few enough that all
+processes have work until the end. It decides where large texts are cut, so it does not depend on the machine."""
 
 # Small files are read together, up to so many.
 _FILES = 1000

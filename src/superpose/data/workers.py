@@ -38,10 +38,11 @@ def workers(processes: int) -> Iterator[Run]:
                 listener(number / len(items))
                 results[number] = work(item)
             return results
+        listener(0.0)
         futures = {pool.submit(work, item): number for number, item in enumerate(items)}
-        for finished, future in enumerate(as_completed(futures)):
-            listener(finished / len(items))
+        for finished, future in enumerate(as_completed(futures), 1):
             results[futures[future]] = future.result()
+            listener(finished / len(items))
         return results
 
     try:
