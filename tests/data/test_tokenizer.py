@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import pre_tokenizers
 
 from superpose.data.tokenizer import BYTES, END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 from superpose.errors import UserError
@@ -25,6 +26,29 @@ def test_bytes_are_bytes(text):
     assert plain_bytes.byte_ids[list(text.encode())].tolist() == ids
     assert plain_bytes.vocab_size == 257
     assert trained.byte_ids is None
+
+
+ascii_text = st.text(st.characters(max_codepoint=127)) | st.text("ab' \t\n\r<|>1_s!")
+
+
+@given(ascii_text)
+def test_word_by_word_is_the_same(text):
+    made = train_tokenizer(texts, 320, ["<|user|>"])
+    made.tokenizer.encode_special_tokens = True
+    for whole in (text, f"it's {text}'ll  <|user|>{text} \n\n  def"):
+        assert made.words.encode(whole).tolist() == made.tokenizer.encode(whole, add_special_tokens=False).ids
+
+
+def test_words_are_told_apart_only_where_the_tokenizer_does():
+    assert trained.words is None  # it would take special tokens out of the text first
+    made = train_tokenizer(texts, 320)
+    made.tokenizer.encode_special_tokens = True
+    made.tokenizer.add_tokens(["def name"])
+    assert made.words is None
+    prefixed = train_tokenizer(texts, 320)
+    prefixed.tokenizer.encode_special_tokens = True
+    prefixed.tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert prefixed.words is None
 
 
 def test_training_is_deterministic():

@@ -115,11 +115,13 @@ def _tokenized(
     """Place, ids and bytes of each chosen document."""
     batch: list[tuple[int, str]] = []
     held = 0
-    byte_ids = tokenizer.byte_ids
+    byte_ids, words = tokenizer.byte_ids, tokenizer.words
     for place, document in chosen_documents(part, places, tokenizer.end_of_text):
         if isinstance(document, str) and byte_ids is not None:
             content = document.encode()
             yield place, byte_ids[np.frombuffer(content, np.uint8)], len(content)
+        elif isinstance(document, str) and words is not None and document.isascii():
+            yield place, words.encode(document), len(document)
         elif isinstance(document, str):
             batch.append((place, document))
             held += len(document)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,43 @@ class TextTokenizer:
             return None
         ids = [self.tokenizer.token_to_id(character) for character in _byte_characters()]
         return None if None in ids else np.array(ids, dtype=np.uint32)
+
+    @cached_property
+    def words(self) -> Words | None:
+        """Encodes ASCII text by its words, where the tokenizer treats each word by itself: several times faster."""
+        settings = json.loads(self.tokenizer.to_str())
+        splits = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+        before = settings["pre_tokenizer"] or {}
+        apart = (
+            all(before.get(name) == value for name, value in splits.items())
+            and settings["model"]["type"] == "BPE"
+            and not settings["model"].get("dropout")
+            and not settings["normalizer"]
+            and all(added.special for added in self.tokenizer.get_added_tokens_decoder().values())
+            and self.tokenizer.encode_special_tokens
+        )
+        return Words(self.tokenizer) if apart else None
+
+
+class Words(dict[str, bytes]):
+    """The ids of words met before; text repeats its words, and looking one up is cheaper than parsing it."""
+
+    # Where byte-level tokenizers cut text into words (GPT-2's rule), for ASCII, in which all engines agree.
+    _CUTS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+    _MOST = 2**18
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __missing__(self, word: str) -> bytes:
+        ids = np.array(self._tokenizer.encode(word, add_special_tokens=False).ids, dtype=np.uint32).tobytes()
+        if len(self) < self._MOST:
+            self[word] = ids
+        return ids
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """Ids of an ASCII text."""
+        return np.frombuffer(b"".join(map(self.__getitem__, self._CUTS.findall(text))), dtype=np.uint32)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> TextTokenizer:
