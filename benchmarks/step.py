@@ -22,8 +22,8 @@ from superpose.train.config import Recipe, load_recipe
 from superpose.train.loop import Trainee, build_trainee, optimizer_step
 
 BAG_SIZES = (1, 4, 8, 16)
-ROUNDS = 5
-STEPS = 6
+ROUNDS = 20
+STEPS = 3
 """Of a bag size in a round; the first does not count."""
 
 
