@@ -19,7 +19,8 @@ from superpose.data.config import prepare
 from superpose.data.loader import read_ahead
 from superpose.data.windows import WindowPlan
 from superpose.train.config import Recipe, load_recipe
-from superpose.train.loop import Trainee, build_trainee, optimizer_step
+from superpose.train.distributed import Ranks
+from superpose.train.trainee import Trainee, build_trainee, optimizer_step
 
 BAG_SIZES = (1, 4, 8, 16)
 ROUNDS = 20
@@ -31,12 +32,13 @@ def main() -> None:
     torch.set_num_threads(1)
     store = prepare(Recipe().data)
     tokens = store.train.tokens
+    alone = Ranks(0, 1, torch.device("cpu"))
     settings: dict[int, tuple[Recipe, Trainee, WindowPlan]] = {}
     for bag_size in BAG_SIZES:
         recipe = load_recipe(
             None, [f"superposition.bag_size={bag_size}", "superposition.ratio=1.0", "train.steps=1000"]
         )
-        settings[bag_size] = recipe, build_trainee(recipe, store), recipe.plan(store.train)
+        settings[bag_size] = recipe, build_trainee(recipe, store, alone), recipe.plan(store.train)
     steps: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     waits: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     reads: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}

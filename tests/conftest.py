@@ -113,6 +113,7 @@ def recipe(data_args) -> Recipe:
                 "log_every": 1,
                 "eval_every": 10,
                 "checkpoint_every": 3,
+                "precision": "float32",
                 "threads": 1,
             },
         }

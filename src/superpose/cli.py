@@ -136,32 +136,54 @@ def compare(
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, or the config.json of a run.")],
     out: Annotated[Path, typer.Option(help="Directory of the run.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    corpus: Annotated[
+        str | None, typer.Option(help="Text, tokens or a prepared store, in place of the recipe's.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest good checkpoint in --out, to the bit.")
+    ] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An ordinary run's directory, to say when this run passes it.")
+    ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write profiler traces of a few steps of each phase.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Train one model from a recipe and write it as a Hugging Face directory."""
+    """Train one model from a recipe and write it as a Hugging Face directory.
+
+    On several devices: torchrun --nproc-per-node N -m superpose train ...
+    """
+    import os
+
     from rich.console import Console
 
-    from superpose.display import Display
+    from superpose.display import Display, summarize
     from superpose.train.loop import announce
     from superpose.train.loop import train as train_run
+    from superpose.train.stopping import StoppedError
 
-    console = Console(markup=False, highlight=False)
-    settings = _load(recipe, {}, None, overrides)
+    # Of the ranks torchrun starts, the first speaks for all.
+    console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+    settings = _load(recipe, {"data.corpus": corpus}, None, overrides)
     with Display(console) as display:
         store = _prepare(settings, display)
         console.print(announce(settings, store))
         try:
             result = train_run(
-                settings, store, out, resume, lambda record: display.record(out.name, settings.train.steps, record)
+                settings,
+                store,
+                out,
+                resume,
+                lambda record: display.record(out.name, settings.train.steps, record),
+                baseline,
+                profile,
             )
-        except KeyboardInterrupt:
-            console.print(f"stopped; go on with: superpose train {recipe} --out {out} --resume")
-            raise
-    console.print(
-        f"validation loss {result['val_loss']:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per byte, "
-        f"{result['seconds']:.0f} s of training"
-    )
+        except StoppedError as stopped:
+            console.print(f"{stopped}; the same command with --resume goes on")
+            raise typer.Exit(stopped.exit_code) from None
+    for line in summarize(result):
+        console.print(line)
     if result["ends_in_superposition"]:
         console.print(
             "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."

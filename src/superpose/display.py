@@ -40,7 +40,6 @@ class Display:
             transient=True,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._rates: dict[str, tuple[float, int]] = {}
         self._last_line = -_SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> Display:
@@ -68,9 +67,6 @@ class Display:
         """A record of a run's metrics."""
         kind = record["kind"]
         if kind == "training":
-            latest, spent = self._rates.get(name, (0.0, 0))
-            self._rates[name] = record["seconds"], record["raw_tokens"]
-            rate = (record["raw_tokens"] - spent) / max(record["seconds"] - latest, 1e-9)
             bag = record["bag_size"]
             phase = f"superposition, bags of {bag}" if record["phase"] == "superposition" else record["phase"]
             loss = f"bag loss {record['bag_loss']:.3f}" if "bag_loss" in record else f"loss {record['loss']:.3f}"
@@ -78,12 +74,16 @@ class Display:
                 self._task(name, total_steps),
                 completed=record["step"],
                 description=f"{name} · {phase}",
-                status=f"{loss} · {_thousands(rate)} raw tokens/s",
+                status=(
+                    f"{loss} · {_thousands(record['raw_tokens_per_second'])} tokens/s raw, "
+                    f"{_thousands(record['latents_per_second'])} latent · MFU {record['mfu']:.0%} · "
+                    f"{record['memory'] / 2**30:.1f} GiB"
+                ),
             )
         elif kind == "validation" and not self._live and record["step"]:
             self.console.print(
                 f"{name}: step {record['step']} of {total_steps}, validation loss {record['val_loss']:.3f}, "
-                f"{_thousands(record['raw_tokens'])} raw tokens, {record['seconds']:.0f} s",
+                f"{_thousands(record['raw_tokens'])} raw tokens, {record['seconds']:.0f} s{_crossing(record)}",
             )
         elif kind == "warning":
             self.console.print(f"{name}: {record['message']}", style="yellow")
@@ -103,6 +103,28 @@ class Display:
         return self._tasks[name]
 
 
+def summarize(result: dict[str, Any]) -> list[str]:
+    """A finished run in a few sentences."""
+    memory = result["peak_memory"] / 2**30
+    lines = [
+        f"validation loss {result['val_loss']:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per byte",
+        f"{result['seconds']:.0f} s of training, MFU {result['mfu']:.0%} of the measured matrix-product peak, "
+        f"{memory:.1f} GiB at most",
+    ]
+    if "average_val_loss" in result:
+        lines.insert(1, f"with averaged weights {result['average_val_loss']:.4f} nats per token")
+    if switched := result.get("switch"):
+        recovered = switched["steps_to_recover"]
+        lines.append(
+            f"switch at step {switched['step']}: the training loss jumped by {switched['spike']:+.2f} nats and "
+            + ("did not come back to the bags' level" if recovered is None else f"was back after {recovered} steps")
+        )
+    energy = result["energy"]
+    if energy["kwh"] is not None:
+        lines.append(f"energy {energy['kwh']:.3g} kWh in {energy['hours']:.2g} h, {energy['how']}")
+    return lines
+
+
 def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, str, str, str]]) -> None:
     table = Table(*header[:1], box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in header[1:]:
@@ -110,6 +132,14 @@ def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str,
     for row in rows:
         table.add_row(*row)
     console.print(table)
+
+
+def _crossing(record: dict[str, Any]) -> str:
+    if "crossed" in record:
+        return f"; below the baseline since step {record['crossed']}"
+    if "crossing_forecast" in record:
+        return f"; may pass the baseline near step {record['crossing_forecast']}"
+    return ""
 
 
 def _thousands(number: float) -> str:

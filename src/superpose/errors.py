@@ -10,3 +10,7 @@ class UserError(ValueError):
         place = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or type(error).__name__
         return cls(f"{place}{reason}; check the path, your permission to write there and the space on its disk")
+
+
+class ReportedError(UserError):
+    """One that another process tells the user about: several that fail for the same reason speak once."""

@@ -103,7 +103,7 @@ def test_no_loss_sees_its_own_target(mode):
     window = torch.arange(window_length(latents, bag_size, mode)).unsqueeze(0)  # each token its own embedding
     inputs, targets = split_window(window, bag_size, mode)
     lm = SuperposedLM(model)
-    hidden, _ = lm._backbone(inputs, None)
+    hidden, *_ = lm._backbone(inputs, None)
     table = model.get_input_embeddings().weight
     for j in range(latents):
         (gradient,) = torch.autograd.grad(hidden[0, j].sum(), table, retain_graph=True)
@@ -328,11 +328,11 @@ def test_attention_inside_documents(family, bag_size, attention):
     both = torch.cat([first, second], dim=1)
     if bag_size == 1:
         first, second, both = (inputs.squeeze(-1) for inputs in (first, second, both))
-    together, _ = lm._backbone(both, None)
+    together, *_ = lm._backbone(both, None)
     for inputs, part in ((first, together[:, :3]), (second, together[:, 3:])):
         torch.testing.assert_close(part, lm._backbone(inputs, None)[0], rtol=1e-4, atol=1e-5)
     # Over the row, the second document sees the first.
-    over_row, _ = SuperposedLM(model)._backbone(both, None)
+    over_row, *_ = SuperposedLM(model)._backbone(both, None)
     assert (over_row[:, 3:] - together[:, 3:]).abs().max() > 1e-3
 
 

@@ -1,18 +1,19 @@
 import json
 import math
-import shutil
 
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from superpose.core.model import SuperposedLM
+from superpose.core.schedule import Schedule
 from superpose.data.config import prepare
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 from superpose.train import loop
-from superpose.train.checkpoint import load_checkpoint, save_checkpoint
 from superpose.train.config import Recipe
+from superpose.train.distributed import Ranks
 from superpose.train.loop import announce, check_recipe, train
 from superpose.train.metrics import read_metrics
 
@@ -25,6 +26,9 @@ def changed(recipe: Recipe, section: str, **values) -> Recipe:
 
 def weights(run):
     return load_file(run / "model" / "model.safetensors")
+
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 class KilledError(Exception):
@@ -90,7 +94,9 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, recipe, store, tmp_path
         assert torch.equal(tensor, weights(run)[name])
 
     def untimed(directory):
-        return [{**record, "seconds": 0} for record in read_metrics(directory / "metrics.jsonl")]
+        measured = {"seconds", "raw_tokens_per_second", "latents_per_second", "mfu", "memory"}
+        records = read_metrics(directory / "metrics.jsonl")
+        return [{name: value for name, value in record.items() if name not in measured} for record in records]
 
     assert untimed(run) == untimed(finished)
 
@@ -113,14 +119,14 @@ def test_the_loop_asks_nothing_but_the_schedule(recipe, store, tmp_path, monkeyp
     """Bag sizes seen by the model are those of the schedule, also where stages change more than once."""
     staged = changed(recipe, "superposition", bag_size=[4, 2], ratio=[0.25, 0.25])
     seen = []
-    forward = loop.SuperposedLM.forward
+    forward = SuperposedLM.forward
 
     def watched(self, window, bag_size=1, *args, **kwargs):
         if self.training:
             seen.append((bag_size, window.shape[1]))
         return forward(self, window, bag_size, *args, **kwargs)
 
-    monkeypatch.setattr(loop.SuperposedLM, "forward", watched)
+    monkeypatch.setattr(SuperposedLM, "forward", watched)
     train(staged, store, tmp_path / "run")
     assert seen == [(4, 68)] * 5 + [(2, 34)] * 5 + [(1, 17)] * 10
 
@@ -168,21 +174,12 @@ def test_resuming_a_finished_run_returns_its_result(finished, recipe, store):
     assert train(recipe, store, finished, resume=True) == json.loads((finished / "result.json").read_text())
 
 
-def test_a_torn_checkpoint_is_named(recipe, store, tmp_path):
-    run = tmp_path / "run"
-    with pytest.raises(KilledError):
-        train(recipe, store, run, listener=killed_after(10))
-    newest = sorted((run / "checkpoints").iterdir())[-1]
-    file = newest / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=newest.name):
-        train(recipe, store, run, resume=True)
-    shutil.rmtree(newest)
-    train(recipe, store, run, resume=True)
-
-
 def test_only_the_newest_checkpoints_are_kept(finished):
-    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == ["step-00000018", "step-00000020"]
+    assert [path.name for path in sorted((finished / "checkpoints").iterdir())] == [
+        "step-00000008",
+        "step-00000018",
+        "step-00000020",
+    ]
 
 
 def test_a_runaway_loss_stops_with_advice(recipe, store, tmp_path):
@@ -207,7 +204,7 @@ def test_more_than_one_epoch_is_said_aloud(recipe, store):
 @pytest.mark.error(n=10)
 def test_reading_a_bags_window_takes_a_small_part_of_a_step(store):
     """Counted, not timed: a step copies each of its rows in one piece, whatever the bag size."""
-    plan = WindowPlan(loop.Schedule(10, 16, 0.5), 4, 16, len(store.train.tokens), 1)
+    plan = WindowPlan(Schedule(10, 16, 0.5), 4, 16, len(store.train.tokens), 1)
 
     class Counted:
         reads = 0
@@ -225,20 +222,6 @@ def test_models_are_checked_before_any_work(recipe):
         check_recipe(changed(recipe, "model", architecture="llamma"))
     with pytest.raises(UserError, match=r"train\.device"):
         check_recipe(changed(recipe, "train", device="nonsense"))
-
-
-def test_checkpoints_restore_every_tensor(recipe, store, tmp_path):
-    trainee = loop.build_trainee(recipe, store)
-    plan = WindowPlan(recipe.schedule, 4, 16, len(store.train.tokens), 1)
-    window = plan.read(store.train.tokens, 0)
-    loop.optimizer_step(trainee, recipe, recipe.schedule.stage_at(0), window, 1e-2)
-    save_checkpoint(tmp_path, trainee.model, trainee.optimizer, loop.Progress(1, 2.5))
-    fresh = loop.build_trainee(changed(recipe, "train", seed=9), store)
-    assert load_checkpoint(tmp_path, fresh.model, fresh.optimizer) == loop.Progress(1, 2.5)
-    for a, b in zip(trainee.model.parameters(), fresh.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-        for name, value in trainee.optimizer.state[a].items():
-            assert torch.equal(value, fresh.optimizer.state[b][name])
 
 
 @pytest.mark.error(n=9)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from superpose import SuperposedLM
 from superpose.data.store import Split
 from superpose.data.tokens import TokenArray
+from superpose.train.distributed import Ranks
 from superpose.train.metrics import evaluate, metrics_log, read_metrics
 from tests.conftest import make_model
 
@@ -17,7 +18,7 @@ def test_validation_is_next_token_over_every_token():
     model = make_model("llama").train()
     tokens = np.random.default_rng(0).integers(0, 50, 83).astype(np.uint16)
     split = Split(TokenArray([tokens], ["tokens"], 50), np.array([0, 83]), bytes=200)
-    validation = evaluate(SuperposedLM(model), split, latents=16, rows=2)
+    validation = evaluate(SuperposedLM(model), split, latents=16, rows=2, ranks=Ranks(0, 1, torch.device("cpu")))
     total = 0.0
     ids = torch.from_numpy(tokens.astype(np.int64))
     with torch.no_grad():

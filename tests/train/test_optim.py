@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.train.optim import OptimArgs, build_optimizer, learning_rate
+from superpose.train.optim import OptimArgs, build_optimizers, learning_rate
 from tests.conftest import make_model
 
 
@@ -24,7 +24,7 @@ def test_the_rate_is_never_zero_nor_above_the_peak(warmup_steps, decay_ratio, to
 
 def test_only_matrices_decay(family):
     model = make_model(family)
-    decayed, kept = build_optimizer(OptimArgs(), model).param_groups
+    decayed, kept = build_optimizers(OptimArgs(), model)[0].param_groups
     assert decayed["weight_decay"] > 0 == kept["weight_decay"]
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
     assert all(parameter.dim() < 2 for parameter in kept["params"])

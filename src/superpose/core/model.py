@@ -28,12 +28,15 @@ class SuperposedOutput(NamedTuple):
         cross_entropy: the (multi-hot) cross-entropy alone, in nats, under the same normalisation.
         router_loss: the router's load-balancing loss before its coefficient; None for a model without one.
         rows: latents with a valid target, int64.
+        expert_load: share of the latents' choices that fell on each expert [E], mean over layers; 1 / E is even.
+            None for a model without a router loss.
     """
 
     loss: Tensor
     cross_entropy: Tensor
     router_loss: Tensor | None
     rows: Tensor
+    expert_load: Tensor | None = None
 
 
 class SuperposedLM(nn.Module):
@@ -103,7 +106,7 @@ class SuperposedLM(nn.Module):
             attention_mask = attention_mask[:, : inputs[0].numel()]
             if inputs.dim() == 3:
                 attention_mask = fold_mask(attention_mask, bag_size)
-        hidden, router_loss = self._backbone(inputs, attention_mask)
+        hidden, router_loss, expert_load = self._backbone(inputs, attention_mask)
 
         head, config = self.model.get_output_embeddings(), self.model.config
         # Cohere multiplies its logits, Granite divides them; Gemma caps them.
@@ -127,10 +130,10 @@ class SuperposedLM(nn.Module):
         if router_loss is not None:
             # Weighted by its share of the step's rows, so that accumulation changes nothing here either.
             loss = loss + self.model.router_aux_loss_coef * router_loss * (rows / divisor)
-        return SuperposedOutput(loss, cross_entropy, router_loss, rows)
+        return SuperposedOutput(loss, cross_entropy, router_loss, rows, expert_load)
 
-    def _backbone(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Last hidden states [B, L, D] of tokens [B, L] or bags [B, L, S], and the router loss if there is one."""
+    def _backbone(self, inputs: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Last hidden states [B, L, D] of tokens [B, L] or bags [B, L, S]; of experts their loss and their load [E]."""
         arguments: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": False}
         if self.end_of_text is not None:
             # Without a mask, transformers takes position ids that restart for rows of several documents.
@@ -140,14 +143,14 @@ class SuperposedLM(nn.Module):
             arguments["output_router_logits"] = True
         outputs = self.model.base_model(inputs_embeds=self._embed(inputs), **arguments)
         if not routed:
-            return outputs.last_hidden_state, None
+            return outputs.last_hidden_state, None, None
         # The model's own function, from the module that defines the model: each family's, in its own version.
         balance = getattr(sys.modules[type(self.model).__module__], "load_balancing_loss_func", None)
         if balance is None:
             raise ValueError(f"{type(self.model).__name__} asks for router logits but defines no load-balancing loss")
-        return outputs.last_hidden_state, balance(
-            outputs.router_logits, self.model.num_experts, self.model.num_experts_per_tok, attention_mask
-        )
+        experts, chosen = self.model.num_experts, self.model.num_experts_per_tok
+        router_loss = balance(outputs.router_logits, experts, chosen, attention_mask)
+        return outputs.last_hidden_state, router_loss, _expert_load(outputs.router_logits, chosen)
 
     def _embed(self, inputs: Tensor) -> Tensor:
         """Embeddings [B, L, D] of bags [B, L, S] or single tokens [B, L]; zeros where all is ignored."""
@@ -199,10 +202,20 @@ class SuperposedLM(nn.Module):
         middle = row.shape[1] // 2
         row = row.clone()
         row[:, middle - 1] = end_of_text
-        together, _ = self._backbone(row, None)
-        alone, _ = self._backbone(row[:, middle:], None)
+        together, *_ = self._backbone(row, None)
+        alone, *_ = self._backbone(row[:, middle:], None)
         if not torch.allclose(together[:, middle:].float(), alone.float(), rtol=1e-2, atol=1e-2):
             raise ValueError(
                 f"{type(self.model).__name__} with attention {self.model.config._attn_implementation!r} does not keep "
                 f"attention inside documents; choose another implementation, or attention over the row"
             )
+
+
+@torch.no_grad()
+def _expert_load(router_logits: Sequence[Tensor], chosen: int) -> Tensor:
+    """Share of all choices that fell on each expert [E], from each layer's logits [B x L, E]."""
+    logits = torch.stack([layer.flatten(0, -2) for layer in router_logits])
+    choices = logits.topk(chosen, dim=-1).indices.flatten()
+    # Not bincount, for which a GPU would have to be waited for.
+    counts = torch.zeros(logits.shape[-1], device=logits.device)
+    return counts.scatter_add_(0, choices, torch.ones_like(choices, dtype=counts.dtype)) / choices.numel()

@@ -166,8 +166,9 @@ class WindowPlan:
     def _grids(self) -> list[Grid]:
         """Of each stage; stages of one bag size share one."""
         if self.offsets is None:
-            return [Joined(self.num_tokens, _random(self.seed, "origin") % self.num_tokens)] * len(self.schedule.stages)
-        first = _random(self.seed, "origin") % (len(self.offsets) - 1)
+            origin = random_bits(self.seed, "origin") % self.num_tokens
+            return [Joined(self.num_tokens, origin)] * len(self.schedule.stages)
+        first = random_bits(self.seed, "origin") % (len(self.offsets) - 1)
         sizes = [stage.raw_tokens_per_latent for stage in self.schedule.stages]
         of_size = {size: Aligned(self.offsets, first, size) for size in sizes}
         return [of_size[size] for size in sizes]
@@ -177,7 +178,7 @@ class WindowPlan:
         stretch = self._stretches[number]
         index = row - stretch.first_row
         if index < stretch.shuffled:
-            index = permute(index, stretch.shuffled, _random(self.seed, "shuffle", number))
+            index = permute(index, stretch.shuffled, random_bits(self.seed, "shuffle", number))
         return stretch.start + index * self._width(self.schedule.stages[stage])
 
     @cached_property
@@ -222,6 +223,6 @@ def permute(index: int, size: int, key: int) -> int:
             return index
 
 
-def _random(*key: int | str) -> int:
+def random_bits(*key: int | str) -> int:
     """64 bits that depend on nothing but the key."""
     return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from superpose.core.accounting import flops_per_latent
 from superpose.errors import UserError
+from superpose.files import read_json
 
 _TINY: dict[str, Any] = {
     "hidden_size": 64,
@@ -23,7 +25,7 @@ _TINY: dict[str, Any] = {
 
 
 class ModelArgs(BaseModel):
-    """An architecture of transformers and the settings of its configuration."""
+    """An architecture of transformers and its configuration: written out, in a file, or with weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,6 +33,29 @@ class ModelArgs(BaseModel):
     """The `model_type` of a causal language model in transformers: llama, qwen3, qwen3_moe, gpt2, ..."""
     config: dict[str, Any] = Field(default_factory=_TINY.copy)
     """Settings of that configuration. Vocabulary, context length and end of text are set by the run."""
+    config_file: str = ""
+    """A `config.json` as transformers writes it, in place of both."""
+    init_from: str = ""
+    """A model's directory, in place of both: training goes on from its weights."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelArgs:
+        given = [name for name in ("config_file", "init_from") if getattr(self, name)]
+        if given:
+            given += [name for name in ("architecture", "config") if name in self.model_fields_set]
+            # A run's own config.json holds every setting; those at their defaults say nothing.
+            default = ModelArgs()
+            given = [name for name in given if getattr(self, name) != getattr(default, name)]
+        if len(given) > 1:
+            raise ValueError(f"model.{given[0]} says all of the model; leave out model.{', model.'.join(given[1:])}")
+        return self
+
+    @property
+    def stored_config(self) -> Path | None:
+        """The configuration file, if there is one."""
+        if self.init_from:
+            return Path(self.init_from) / "config.json"
+        return Path(self.config_file) if self.config_file else None
 
 
 def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: int) -> Any:
@@ -39,22 +64,33 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
     Raises:
         UserError: transformers knows no such model or setting, or refuses a value.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    known_models = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    if args.architecture not in known_models:
+    special = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
+    if args.stored_config is not None:
+        config = _read_config(args, vocab_size)
+        # A model that exists keeps its embedding, whose rows may be more than the tokenizer's entries.
+        special["vocab_size"] = max(vocab_size, config.vocab_size) if args.init_from else vocab_size
+        config.update(special)
+    else:
+        config = _new_config(args, {"max_position_embeddings": latents, "vocab_size": vocab_size, **special})
+    known_length = getattr(config, "max_position_embeddings", latents)
+    if known_length < latents:
         raise UserError(
-            f"model.architecture is {args.architecture!r}, which is no causal language model of transformers"
-            f"{did_you_mean(args.architecture, known_models)}"
+            f"{'model.config.' if args.stored_config is None else f'{args.stored_config}: '}max_position_embeddings "
+            f"is {known_length} but train.latents is {latents}; raise the one or lower the other"
         )
+    return config
+
+
+def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
+    """A configuration of the architecture with the recipe's settings over the given ones."""
+    from transformers import AutoConfig
+
+    _known_architecture(args.architecture, "model.architecture")
     for taken in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         if taken in args.config:
             raise UserError(f"model.config.{taken} is set by the run's tokenizer; leave it out of the recipe")
-    settings = {"max_position_embeddings": latents, **args.config}
-    special = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
     try:
-        config: Any = AutoConfig.for_model(args.architecture, vocab_size=vocab_size, **special, **settings)
+        config: Any = AutoConfig.for_model(args.architecture, **{**settings, **args.config})
     except Exception as error:  # transformers raises a class of its own for each kind of bad value
         raise UserError(f"model.config: {_last_line(error)}") from None
     known = {field.name for field in fields(config)} | set(config.attribute_map) | {"attn_implementation"}
@@ -63,12 +99,67 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
             raise UserError(
                 f"model.config.{name} is no setting of {args.architecture}{did_you_mean(name, sorted(known))}"
             )
-    if config.max_position_embeddings < latents:
+    return config
+
+
+def _read_config(args: ModelArgs, vocab_size: int) -> Any:
+    """The configuration in a file of the recipe."""
+    from transformers import AutoConfig
+
+    path = args.stored_config
+    assert path is not None
+    settings = read_json(path)
+    settings.pop("auto_map", None)  # code of its own, which is not run
+    _known_architecture(settings.pop("model_type", ""), f"{path}: model_type")
+    try:
+        config: Any = AutoConfig.for_model(read_json(path)["model_type"], **settings)
+    except Exception as error:  # as above
+        raise UserError(f"{path}: {_last_line(error)}") from None
+    if args.init_from and config.vocab_size < vocab_size:
         raise UserError(
-            f"model.config.max_position_embeddings is {config.max_position_embeddings} but train.latents is {latents}; "
-            f"raise the one or lower the other"
+            f"{path}: the model's vocabulary has {config.vocab_size} entries but the tokenizer {vocab_size}; "
+            f"set data.tokenizer to the model's own, {args.init_from}"
         )
     return config
+
+
+def _known_architecture(name: str, place: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    known_models = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    if name not in known_models:
+        raise UserError(
+            f"{place} is {name!r}, which is no causal language model of transformers{did_you_mean(name, known_models)}"
+        )
+
+
+def load_weights(args: ModelArgs, config: Any) -> nn.Module:
+    """The model of `init_from`, in float32 on the CPU.
+
+    Raises:
+        UserError: the directory holds no weights in safetensors, or not all of the model's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    place = f"model.init_from {args.init_from}"
+    if not any(Path(args.init_from).glob("*.safetensors")):
+        raise UserError(f"{place} holds no weights (*.safetensors); give a directory that save_pretrained wrote")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            args.init_from,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of transformers and safetensors, one class for each kind of damage
+        raise UserError(f"{place} cannot be loaded: {_last_line(error)}") from None
+    if report["missing_keys"] or report["mismatched_keys"]:
+        odd = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
+        raise UserError(f"{place} does not hold all weights of its model: {odd}")
+    trained: nn.Module = model
+    return trained
 
 
 def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:

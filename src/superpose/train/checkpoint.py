@@ -1,31 +1,45 @@
 """Checkpoints: everything a run needs to go on exactly, in safetensors and JSON.
 
-    RUN/checkpoints/step-00000600/model.safetensors      weights
-                                  optimizer.safetensors  moments, and the random generator's state
-                                  state.json             step and seconds so far
+    RUN/checkpoints/step-00000600/shard-*.safetensors   weights and optimizer, of each rank its part
+                                  state.json            step, seconds, and the checksums of all files
 
-A checkpoint is written aside and renamed, so one with a name is whole. The data's position and the learning
-rate are functions of the step and need no state.
+PyTorch's distributed checkpoint writes them, so they load into any number of ranks. A checkpoint is written beside
+training from a copy of the state, under a hidden name, synced to disk and renamed: one with a name is whole. What
+happens to it afterwards its checksums tell, and one that was altered is passed over for the one before. The data's
+position, learning rate and random numbers are functions of the step and need no state.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from superpose.errors import UserError
-from superpose.files import read_json, whole_directory, write_json
+from superpose.files import read_json, sync, write_json
+from superpose.train.distributed import Ranks
 
-_NAME = re.compile(r"step-(\d+)")
-_KEEP = 2
+_FORMAT = "superpose checkpoint 2"
+_NAME = re.compile(r"step-(\d{8,})")
+
+# PyTorch remarks at each checkpoint that one process is one process.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 @dataclass(frozen=True)
@@ -38,57 +52,240 @@ class Progress:
     """Spent training, without start-up, validation and checkpoints."""
 
 
-def save_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes a checkpoint of `progress.step` and removes all but the newest two."""
-    folder = run / "checkpoints"
-    with whole_directory(folder / f"step-{progress.step:08d}") as aside:
-        save_model(model, str(aside / "model.safetensors"))
-        save_file(
-            {**_flat(optimizer), "rng": torch.get_rng_state()},
-            aside / "optimizer.safetensors",
-        )
-        write_json(aside / "state.json", asdict(progress))
-    for old in _checkpoints(folder)[:-_KEEP]:
-        shutil.rmtree(old)
+State = dict[str, Tensor]
+"""Tensors by name; DTensors where the model is sharded."""
 
 
-def load_checkpoint(run: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Loads the newest checkpoint into model and optimizer; a run without one starts at step 0.
+def training_state(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], average: State | None = None
+) -> State:
+    """Weights as `model.NAME`, what optimizers know of them as `optimizer.NAME.KEY`, their average as `average.NAME`.
 
-    Raises:
-        UserError: the checkpoint cannot be read or belongs to another model.
+    The tensors are the ones in use, not copies. Tied weights stand there once, numbers as tensors [1].
     """
-    checkpoints = _checkpoints(run / "checkpoints")
-    if not checkpoints:
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    state = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
+    for optimizer in optimizers:
+        for parameter, values in optimizer.state.items():
+            for key, value in values.items():
+                state[f"optimizer.{names[parameter]}.{key}"] = value.reshape(1) if value.dim() == 0 else value
+    return state | {f"average.{name}": tensor for name, tensor in (average or {}).items()}
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        run: its directory.
+        ranks: which all call each method together.
+        keep: how many of the newest are kept.
+        milestones: steps whose checkpoints are kept for good: the boundaries of phases.
+    """
+
+    def __init__(self, run: Path, ranks: Ranks, keep: int = 2, milestones: Iterable[int] = ()) -> None:
+        self.folder = run / "checkpoints"
+        self._ranks = ranks
+        self._keep = keep
+        self._milestones = frozenset(milestones)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="superpose-checkpoint")
+        self._pending: tuple[int, Future[None]] | None = None
+
+    def save(self, state: State, progress: Progress) -> str | None:
+        """Copies the state and begins to write it; the copy is all that the caller waits for.
+
+        Returns:
+            why the checkpoint before this could not be written, if so.
+        """
+        problem = self.wait()
+        aside = self.folder / f".step-{progress.step:08d}.tmp"
+
+        def clear() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir()
+
+        self._ranks.on_main(clear)
+        written = async_save(
+            state,
+            storage_writer=HuggingFaceStorageWriter(str(aside), save_distributed=True),
+            process_group=self._ranks.saving,
+            no_dist=self._ranks.world_size == 1,
+        )
+        self._pending = progress.step, self._writer.submit(self._complete, written, aside, progress)
+        return problem
+
+    def wait(self) -> str | None:
+        """Waits until nothing is being written; returns why the last checkpoint could not be written, if so."""
+        if self._pending is None:
+            return None
+        step, pending = self._pending
+        self._pending = None
+        try:
+            pending.result()
+        except (CheckpointException, OSError) as error:
+            shutil.rmtree(self.folder / f".step-{step:08d}.tmp", ignore_errors=True)
+            kept = [path.name for path in _complete_ones(self.folder)]
+            return (
+                f"the checkpoint of step {step} could not be written to {self.folder} ({_reason(error)}); "
+                + (f"{kept[-1]} is the newest; " if kept else "there is none yet; ")
+                + "make room on its disk"
+            )
+        return None
+
+    def newest_before(self, step: int) -> Path | None:
+        """The newest complete checkpoint of at most `step` steps."""
+        names = [path for path in _complete_ones(self.folder) if _step(path) <= step]
+        return names[-1] if names else None
+
+    def restore(
+        self,
+        model: nn.Module,
+        optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer],
+        average: State | None = None,
+        tell: Callable[[str], None] = lambda message: None,
+    ) -> Progress:
+        """Loads the newest good checkpoint; a run without one starts at step 0.
+
+        Args:
+            optimizer_of: the optimizer of a parameter, which is given its state.
+            tell: told which checkpoints were passed over, and why.
+
+        Raises:
+            UserError: there are checkpoints but none is good, or the good one is of another model.
+        """
+        candidates = self._ranks.on_main(lambda: [path.name for path in _complete_ones(self.folder)])
+        if self._ranks.main:
+            for leftover in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(leftover)
+        for name in reversed(candidates):
+            path = self.folder / name
+            problems = [problem for problem in self._ranks.gather(self._problem(path)) if problem]
+            if not problems:
+                self._load(path, model, optimizer_of, average)
+                state = read_json(path / "state.json")
+                return Progress(state["step"], state["seconds"])
+            tell(f"checkpoint {path} is passed over: {problems[0]}")
+        if candidates:
+            raise UserError(f"{self.folder} holds no good checkpoint; restore one from a copy, or start a new run")
         return Progress()
-    newest = checkpoints[-1]
-    try:
-        load_model(model, str(newest / "model.safetensors"))
-        tensors = load_file(newest / "optimizer.safetensors")
-    except (SafetensorError, OSError, RuntimeError) as error:
-        raise UserError(
-            f"checkpoint {newest} cannot be loaded ({str(error).splitlines()[0]}); "
-            f"delete it to go on from the one before"
-        ) from None
-    torch.set_rng_state(tensors.pop("rng"))
-    _restore(optimizer, tensors)
-    return Progress(**read_json(newest / "state.json"))
+
+    def close(self) -> None:
+        """Lets what is being written be completed."""
+        self._writer.shutdown()
+
+    def _complete(self, written: Any, aside: Path, progress: Progress) -> None:
+        """Waits for the writers, then checksums and commits: on the writer's thread of each rank."""
+        written.result()
+        ranks = self._ranks
+        mine = f"shard-{ranks.rank + 1:05d}-"
+        sums = {file.name: _checksum(file) for file in aside.iterdir() if file.name.startswith(mine)}
+        everyone = [sums]
+        if ranks.world_size > 1:
+            everyone = [{} for _ in range(ranks.world_size)]
+            dist.all_gather_object(everyone, sums, group=ranks.saving)
+        if not ranks.main:
+            return
+        files = {name: value for part in everyone for name, value in part.items()}
+        state = {"format": _FORMAT, "step": progress.step, "seconds": progress.seconds, "files": files}
+        write_json(aside / "state.json", {**state, "sha256": _fingerprint(state)})
+        sync(aside)
+        final = self.folder / f"step-{progress.step:08d}"
+        if final.exists():  # of this step there was one already, passed over when the run was resumed
+            shutil.rmtree(final)
+        aside.rename(final)
+        sync(self.folder)
+        ordinary = [path for path in _complete_ones(self.folder) if _step(path) not in self._milestones]
+        for old in ordinary[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _problem(self, path: Path) -> str | None:
+        """What is wrong with this rank's share of a checkpoint's files."""
+        try:
+            state = read_json(path / "state.json")
+        except UserError as error:
+            return str(error)
+        if state.get("format") != _FORMAT:
+            return "another version of superpose wrote it"
+        if state.pop("sha256", None) != _fingerprint(state) or state["step"] != _step(path):
+            return "its state.json was altered"
+        if {file.name for file in path.glob("*.safetensors")} != set(state["files"]):
+            return "files were added to it or removed"
+        shares = sorted(state["files"].items())[self._ranks.rank :: self._ranks.world_size]
+        for name, expected in shares:
+            try:
+                if _checksum(path / name) != expected:
+                    return f"its {name} was altered or cut short"
+            except OSError as error:
+                return f"its {name} cannot be read ({error.strerror})"
+        return None
+
+    def _load(
+        self,
+        path: Path,
+        model: nn.Module,
+        optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer],
+        average: State | None,
+    ) -> None:
+        try:
+            reader = HuggingFaceStorageReader(str(path))
+            stored = reader.read_metadata().state_dict_metadata
+            state = training_state(model, [], average)
+            found: dict[nn.Parameter, dict[str, Tensor]] = {}
+            for name, parameter in model.named_parameters():
+                prefix = f"optimizer.{name}."
+                found[parameter] = {
+                    full.removeprefix(prefix): _empty(parameter, about)
+                    for full, about in stored.items()
+                    if full.startswith(prefix) and "." not in full.removeprefix(prefix)
+                }
+                state |= {prefix + key: value for key, value in found[parameter].items()}
+            if set(state) != set(stored):
+                odd = sorted(set(state) ^ set(stored))[0]
+                raise UserError(f"checkpoint {path} is of another model or optimizer: {odd} is in one alone")
+            load(state, storage_reader=reader, no_dist=self._ranks.world_size == 1)
+        except (CheckpointException, SafetensorError, OSError, ValueError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"checkpoint {path} cannot be loaded ({_reason(error)})") from None
+        for parameter, values in found.items():
+            if values:
+                # Numbers were stored as tensors [1].
+                optimizer_of(parameter).state[parameter] = {
+                    key: value.squeeze(0) if value.shape == (1,) != parameter.shape else value
+                    for key, value in values.items()
+                }
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+def _empty(parameter: Tensor, about: Any) -> Tensor:
+    """To be filled with what a checkpoint knows of a parameter: sharded as it is, or a number."""
+    if about.size == parameter.shape:
+        return torch.zeros_like(parameter, dtype=about.properties.dtype)
+    return torch.zeros(about.size, dtype=about.properties.dtype, device=parameter.device)
 
 
-def _flat(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State tensors of an optimizer by `parameter.name`."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+def _complete_ones(folder: Path) -> list[Path]:
+    """Checkpoints with a name, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_step)
 
 
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _checksum(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _fingerprint(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong first, out of what PyTorch gathers from all ranks."""
+    failures = getattr(error, "failures", None)
+    if failures:
+        return _reason(next(iter(failures.values()))[0])
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

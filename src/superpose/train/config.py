@@ -22,7 +22,9 @@ from superpose.data.store import Split
 from superpose.data.windows import Expand, WindowPlan
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, did_you_mean
+from superpose.train.distributed import ParallelArgs
 from superpose.train.optim import OptimArgs
+from superpose.train.trackers import Tracker
 
 _BagSize = Annotated[int, Field(ge=1)]
 _Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -61,15 +63,34 @@ class TrainArgs(OptimArgs):
     """Parts a step's rows are split into to save memory; the result stays the same."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Of the initial weights and of the order of the data."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of matrix products (autocast); weights and optimizer stay in float32."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; weights and optimizer stay in float32. auto: bfloat16 where it is measured to be faster."""
+    checkpoint_activations: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+    compile: bool = False
+    """Compile the model's blocks; their shape is the same in both phases, so once. It is not counted as training."""
     device: str = "cpu"
-    """Where PyTorch computes: cpu, cuda, cuda:1, mps, ..."""
+    """Where PyTorch computes: cpu, cuda, cuda:1, mps, ...; of several ranks each takes a GPU of its own."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 for PyTorch's own choice."""
     log_every: Annotated[int, Field(ge=1)] = 10
     eval_every: Annotated[int, Field(ge=1)] = 300
     checkpoint_every: Annotated[int, Field(ge=1)] = 1000
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """How many of the newest stay; those at the boundaries of phases always do."""
+    runaway: Annotated[float, Field(ge=0)] = 3.0
+    """Nats the loss may stand above its lowest in a phase before the run stops; 0 for any."""
+    track: Literal["auto"] | tuple[Tracker, ...] = "auto"
+    """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio; auto: TensorBoard if it is installed."""
+
+
+_OF_THE_MACHINE = {
+    "train": {
+        *("accumulate", "checkpoint_activations", "compile", "device", "threads"),
+        *("keep_checkpoints", "log_every", "runaway", "track"),
+    }
+}
+"""Settings that say where and how a run is computed and watched, not what it computes. A run may go on with others."""
 
 
 class Recipe(BaseModel):
@@ -81,6 +102,7 @@ class Recipe(BaseModel):
     model: ModelArgs = ModelArgs()
     superposition: SuperpositionArgs = SuperpositionArgs()
     train: TrainArgs = TrainArgs()
+    parallel: ParallelArgs = ParallelArgs()
 
     @property
     def schedule(self) -> Schedule:
@@ -97,6 +119,15 @@ class Recipe(BaseModel):
         documents = self.superposition.documents  # where the stream of text starts depends on it
         superposition = SuperpositionArgs(bag_size=1, ratio=0.0, documents=documents)
         return self.model_copy(update={"superposition": superposition})
+
+    def changes(self, before: dict[str, Any]) -> list[str]:
+        """`section.name` of each setting that would make another run of one begun with the settings `before`."""
+        return [
+            f"{section}.{name}"
+            for section, values in self.model_dump(mode="json", exclude={"parallel"}).items()
+            for name, value in values.items()
+            if before.get(section, {}).get(name) != value and name not in _OF_THE_MACHINE.get(section, set())
+        ]
 
     def plan(self, split: Split) -> WindowPlan:
         """Which tokens of the training side each step reads."""
@@ -126,6 +157,11 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"train.batch_size ({train.batch_size}) is not a multiple of train.accumulate ({train.accumulate})"
             )
+        for name, only in (("decay_ratio", "wsd"), ("min_lr_ratio", "cosine")):
+            if name in train.model_fields_set and train.lr_schedule != only:
+                default = OptimArgs.model_fields[name].default
+                if getattr(train, name) != default:
+                    raise ValueError(f"train.{name} is of lr_schedule = '{only}', so it would be ignored; leave it out")
         if train.warmup_steps + train.decay_steps(train.steps) > train.steps:
             raise ValueError(
                 f"train.warmup_steps ({train.warmup_steps}) and the decay over the last "

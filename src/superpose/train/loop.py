@@ -1,56 +1,49 @@
 """One run from the first step to a Hugging Face directory.
 
-store -> windows of a step -> SuperposedLM -> backward -> AdamW -> metrics, checkpoints -> model/
+store -> windows of a step -> SuperposedLM -> backward -> optimizer -> metrics, checkpoints -> model/
 
-RUN/config.json     the resolved recipe           RUN/checkpoints/   to resume from
-RUN/metrics.jsonl   training and validation       RUN/model/         the final model, as transformers saves it
-RUN/store.json      the tokens it reads           RUN/result.json    what came out, when finished
+Every rank runs this; what is printed, logged and exported rank 0 does for all.
 """
 
 from __future__ import annotations
 
 import math
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from transformers.utils import logging as transformers_logging
+from torch import Tensor
 
 from superpose.core.accounting import Cost, cost
-from superpose.core.model import SuperposedLM
-from superpose.core.schedule import Schedule, Stage
+from superpose.core.schedule import Stage
 from superpose.data.config import vocabulary_size
 from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
-from superpose.data.windows import WindowPlan
+from superpose.data.windows import random_bits
 from superpose.errors import UserError
-from superpose.files import read_json, whole_directory, write_json
+from superpose.files import write_json
 from superpose.models.build import build_config, build_model, model_flops_per_latent
-from superpose.train.checkpoint import Progress, load_checkpoint, save_checkpoint
-from superpose.train.config import Recipe, TrainArgs
-from superpose.train.metrics import Validation, evaluate, metrics_log
-from superpose.train.optim import build_optimizer, learning_rate
+from superpose.train.checkpoint import Checkpoints, Progress
+from superpose.train.config import Recipe
+from superpose.train.diagnostics import Runaway, crossing, switch
+from superpose.train.distributed import Ranks, joined_ranks
+from superpose.train.hardware import Energy, keep_memory, matmul_peak, peak_memory
+from superpose.train.metrics import Validation, evaluate, metrics_log, read_metrics
+from superpose.train.optim import learning_rate
+from superpose.train.profile import profiled
+from superpose.train.run import claim, export_model, finished
+from superpose.train.stopping import Request, StoppedError, stop_requests
+from superpose.train.trackers import open_trackers
+from superpose.train.trainee import StepResult, accumulate_gradients, build_trainee, optimizer_step
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of every record that goes into metrics.jsonl."""
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """What training changes."""
-
-    model: nn.Module
-    lm: SuperposedLM
-    optimizer: torch.optim.AdamW
 
 
 def train(
@@ -59,84 +52,305 @@ def train(
     run: Path,
     resume: bool = False,
     listener: Listener = lambda record: None,
+    baseline: Path | None = None,
+    profile: bool = False,
 ) -> dict[str, Any]:
-    """Trains one model and returns what is in its result.json.
+    """Trains one model and returns what is in its result.json. Started by torchrun, all ranks train it together.
 
     Args:
         recipe: all settings.
         store: the prepared corpus.
         run: directory of the run, made if it does not exist.
-        resume: go on from the newest checkpoint, exactly as if nothing had happened.
-        listener: called with each record as it is written.
+        resume: go on from the newest good checkpoint, exactly as if nothing had happened.
+        listener: called with each record as it is written, on rank 0.
+        baseline: directory of an ordinary run; validation records then say where this run passes it.
+        profile: write profiler traces of a few steps of each phase.
 
     Raises:
-        UserError: the run exists already, or was started with other settings, or its loss is not finite.
+        UserError: the run exists already, or was started with other settings, or its loss leaves its course.
+        StoppedError: SIGTERM or SIGINT came; a checkpoint of the last step is written.
     """
-    args, schedule = recipe.train, recipe.schedule
-    _claim(run, recipe, store, resume)
-    if resume and (run / "result.json").exists():
-        return read_json(run / "result.json")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    trainee = build_trainee(recipe, store)
-    progress = load_checkpoint(run, trainee.model, trainee.optimizer) if resume else Progress()
-    plan = recipe.plan(store.train)
+    reference = read_metrics(baseline / "metrics.jsonl") if baseline else []
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    with joined_ranks(recipe.parallel, recipe.train.device) as ranks:
+        recipe = ranks.on_main(lambda: claim(run, recipe, store, resume, ranks.device))
+        result = ranks.on_main(lambda: finished(run))
+        if result is not None:
+            return result
+        if ranks.device.type == "cpu":
+            keep_memory()
+        with ExitStack() as stack:
+            return _Loop(recipe, store, run, resume, listener, reference, ranks, stack).train(profile)
 
-    def spent(until: int) -> Cost:
-        return cost(schedule, recipe.latents_per_step, lambda stage: flops_of[plan.shape(stage)[1]], until)
 
-    flops_of = {
-        latents: model_flops_per_latent(trainee.model, latents)
-        for latents in {plan.shape(stage)[1] for stage in schedule.stages}
-    }
+class _Loop:
+    """A run on this rank."""
 
-    with metrics_log(run / "metrics.jsonl", progress.step) as log:
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: TokenStore,
+        run: Path,
+        resume: bool,
+        listener: Listener,
+        baseline: list[dict[str, Any]],
+        ranks: Ranks,
+        stack: ExitStack,
+    ) -> None:
+        self.recipe, self.store, self.run, self.ranks, self.baseline = recipe, store, run, ranks, baseline
+        self.schedule = recipe.schedule
+        self.plan = recipe.plan(store.train)
+        self.energy = Energy(ranks.device)
+        self.trainee = build_trainee(recipe, store, ranks)
+        latents = {self.plan.shape(stage)[1] for stage in self.schedule.stages}
+        self.flops_of = {length: model_flops_per_latent(self.trainee.model, length) for length in latents}
+        self.peak = matmul_peak(ranks.device, recipe.train.precision) * ranks.world_size
+        self.runaway = Runaway(recipe.train.runaway)
+        self.checkpoints = Checkpoints(run, ranks, recipe.train.keep_checkpoints, self.schedule.boundaries)
+        stack.callback(self.checkpoints.close)
+        warnings: list[str] = []
+        self.progress = Progress()
+        if resume:
+            average = self.trainee.average
+            self.progress = self.checkpoints.restore(
+                self.trainee.model, self.trainee.optimizer_of, average.tensors if average else None, warnings.append
+            )
+        self.records: list[dict[str, Any]] = []
+        self._listeners: list[Listener] = []
+        if ranks.main:
+            log = stack.enter_context(metrics_log(run / "metrics.jsonl", self.progress.step))
+            trackers = open_trackers(recipe.train.track, run, recipe.model_dump(mode="json"))
+            stack.callback(trackers.close)
+            self.records = read_metrics(run / "metrics.jsonl")
+            self._listeners = [self.records.append, log, trackers, listener]
+        self.compile_seconds = self._compile() if recipe.train.compile else 0.0
+        self.clock = Clock(self.progress.seconds)
+        for message in warnings:
+            self.warn(self.progress.step, message)
 
-        def tell(record: dict[str, Any]) -> None:
-            log(record)
+    def train(self, profile: bool) -> dict[str, Any]:
+        """From the checkpoint's step to the last."""
+        args, schedule, ranks = self.recipe.train, self.schedule, self.ranks
+        first = self.progress.step
+        validation = self.validate(0) if first == 0 else None
+        # Results stay on the device until they are logged: reading each would make the device wait.
+        results: list[StepResult] = []
+        since = first, self.clock.seconds
+        steps = range(first, args.steps)
+        windows = read_ahead(self.window, steps)
+        starts = tuple(stage.start for stage in schedule.stages)
+        tracing = profiled(self.run, first, starts, ranks.rank) if profile else nullcontext(lambda: None)
+        with stop_requests() as request, tracing as profiler_step:
+            for step, window in zip(steps, windows, strict=True):
+                stage = schedule.stage_at(step)
+                # Random numbers (dropout) are a function of the step and the rank, like all else.
+                torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
+                if args.reset_optimizer and step in schedule.boundaries:
+                    self.trainee.reset_optimizers()
+                lr = learning_rate(args, step, args.steps, schedule.boundaries)
+                results.append(optimizer_step(self.trainee, self.recipe, stage, window, lr))
+                profiler_step()
+                done = step + 1
+                stopping = self.stopping(request) if done < args.steps else 0
+                turning = done in schedule.boundaries or done == args.steps
+                saving = done % args.checkpoint_every == 0 or turning or stopping
+                if step == 0 and not self.recipe.model.init_from:
+                    self.expect_first_loss(results[0])
+                # Logged with every checkpoint too, so that a resumed run's log is that of a run never stopped.
+                if done % args.log_every == 0 or saving:
+                    self.log(stage, done, lr, results, since)
+                    results, since = [], (done, self.clock.seconds)
+                if done % args.eval_every == 0 or turning:
+                    validation = self.validate(done)
+                if saving:
+                    self.save(done)
+                if stopping:
+                    with self.clock.paused():
+                        if problem := self.checkpoints.wait():
+                            raise UserError(problem)
+                    raise StoppedError(stopping, done)
+        with self.clock.paused():
+            if problem := self.checkpoints.wait():
+                self.warn(args.steps, problem)
+            return self.finish(validation or self.validate(args.steps))
+
+    def window(self, step: int) -> Tensor:
+        """This rank's windows of a step, on their way to the device."""
+        window = self.plan.read(self.store.train.tokens, step, self.ranks.rank, self.ranks.world_size)
+        if self.ranks.device.type == "cuda":
+            return window.pin_memory().to(self.ranks.device, non_blocking=True)
+        return window.to(self.ranks.device)
+
+    def stopping(self, request: Request) -> int:
+        """The signal that asked any rank to stop, or 0."""
+        return self.ranks.highest(request.number)
+
+    def spent(self, until: int) -> Cost:
+        return cost(
+            self.schedule, self.recipe.latents_per_step, lambda stage: self.flops_of[self.plan.shape(stage)[1]], until
+        )
+
+    def tell(self, record: dict[str, Any]) -> None:
+        for listener in self._listeners:
             listener(record)
 
-        clock = _Clock(progress.seconds)
-        validation: Validation | None = None
-        if progress.step == 0:
-            with clock.paused():
-                trainee.lm.check()
-                validation = _validate(trainee, store, args, run, 0)
-                tell(_validation_record(spent(0), plan, validation, clock.seconds))
-        # Losses stay on the device until they are logged: reading each would make the device wait.
-        losses: list[torch.Tensor] = []
-        steps = range(progress.step, args.steps)
-        windows = read_ahead(partial(_window, plan, store, args.device), steps)
-        for step, window in zip(steps, windows, strict=True):
-            stage = schedule.stage_at(step)
-            lr = learning_rate(args, step, args.steps)
-            loss, grad_norm = optimizer_step(trainee, recipe, stage, window, lr)
-            losses.append(loss)
-            done = step + 1
-            turning = done in schedule.boundaries or done == args.steps
-            saving = done % args.checkpoint_every == 0 or turning
-            if step == 0 and (message := _unexpected_first_loss(float(loss), store.vocab_size)):
-                tell({"kind": "warning", "step": done, "message": message})
-            # Logged with every checkpoint too, so that a resumed run's log is that of a run never stopped.
-            if done % args.log_every == 0 or saving:
-                mean_loss, norm = float(torch.stack(losses).mean()), float(grad_norm)
-                losses.clear()
-                _expect_finite(run, done, mean_loss, norm)
-                tell(_training_record(stage, done, mean_loss, lr, norm, plan.raw_tokens(done), clock.seconds))
-            if done % args.eval_every == 0 or turning:
-                with clock.paused():
-                    validation = _validate(trainee, store, args, run, done)
-                    tell(_validation_record(spent(done), plan, validation, clock.seconds))
-            if saving:
-                with clock.paused():
-                    save_checkpoint(run, trainee.model, trainee.optimizer, Progress(done, clock.seconds))
-        with clock.paused():
-            if validation is None:  # resumed after the last step
-                validation = _validate(trainee, store, args, run, args.steps)
-            return _finish(recipe, store, run, trainee, plan, spent(args.steps), validation, clock.seconds)
+    def warn(self, step: int, message: str) -> None:
+        self.tell({"kind": "warning", "step": step, "message": message})
+
+    def log(self, stage: Stage, done: int, lr: float, results: list[StepResult], since: tuple[int, float]) -> None:
+        """Writes the record of the steps since the last one, and stops the run if they left its course."""
+        loss = float(self.ranks.mean(torch.stack([result.loss for result in results])).mean())
+        norm = float(results[-1].grad_norm)
+        self.expect_finite(done, loss, norm)
+        before, now = self.spent(since[0]), self.spent(done)
+        seconds = max(self.clock.seconds - since[1], 1e-9)
+        raw_tokens = self.plan.raw_tokens(done)
+        record = {
+            "kind": "training",
+            "step": done,
+            "phase": stage.phase,
+            "bag_size": stage.bag_size,
+            # Two different quantities, so two names: a bag's loss is not comparable with a token's.
+            ("loss" if stage.bag_size == 1 else "bag_loss"): loss,
+            "lr": lr,
+            "grad_norm": norm,
+            **self.expert_record(results[-1]),
+            "raw_tokens": raw_tokens,
+            "latents": now.latents,
+            "seconds": self.clock.seconds,
+            "raw_tokens_per_second": (raw_tokens - self.plan.raw_tokens(since[0])) / seconds,
+            "latents_per_second": (now.latents - before.latents) / seconds,
+            "mfu": (now.flops - before.flops) / seconds / self.peak,
+            "memory": peak_memory(self.ranks.device),
+        }
+        self.tell(record)
+        if self.runaway.leaves(record):
+            raise UserError(
+                f"{self.run}: the loss has run away: {loss:.3f} at step {done}, more than train.runaway = "
+                f"{self.recipe.train.runaway} above its lowest; {self.advice(self.runaway.since)}"
+            )
+
+    def expert_record(self, result: StepResult) -> dict[str, float]:
+        """Of a mixture of experts: the router's loss, and how much more the busiest expert got than an even share."""
+        if result.router_loss is None or result.expert_load is None:
+            return {}
+        load = self.ranks.mean(result.expert_load)
+        return {
+            "router_loss": float(self.ranks.mean(result.router_loss)),
+            "expert_load_max": float(load.max() * len(load)),
+            "expert_load_min": float(load.min() * len(load)),
+        }
+
+    def validate(self, step: int) -> Validation:
+        """Next-token loss on the held-out side, in whatever phase."""
+        args = self.recipe.train
+        with self.clock.paused():
+            validation = evaluate(self.trainee.lm, self.store.val, args.latents, args.batch_size, self.ranks)
+            self.expect_finite(step, validation.loss)
+            spent = self.spent(step)
+            record = {
+                "kind": "validation",
+                "step": step,
+                "val_loss": validation.loss,
+                "val_bits_per_byte": validation.bits_per_byte,
+                "raw_tokens": self.plan.raw_tokens(step),
+                "latents": spent.latents,
+                "flops": spent.flops,
+                "seconds": self.clock.seconds,
+            }
+            switched = self.schedule.boundaries[-1] if self.schedule.boundaries else 0
+            met = crossing([*self.records, record], self.baseline, switched)
+            if met is not None and met.step is not None:
+                record["crossing_forecast" if met.forecast else "crossed"] = met.step
+            self.tell(record)
+        return validation
+
+    def save(self, done: int) -> None:
+        with self.clock.paused():
+            if problem := self.checkpoints.save(self.trainee.state, Progress(done, self.clock.seconds)):
+                self.warn(done, problem)
+
+    def expect_finite(self, step: int, *values: float) -> None:
+        if not all(map(math.isfinite, values)):
+            raise UserError(
+                f"{self.run}: the loss or its gradient is no longer finite at step {step}; {self.advice(step)}"
+            )
+
+    def advice(self, step: int) -> str:
+        """What to do about a loss that was last good at `step`."""
+        self.checkpoints.wait()
+        good = self.checkpoints.newest_before(step)
+        where = f"the last good checkpoint is {good}; " if good else ""
+        return f"{where}lower train.lr or raise train.warmup_steps, and start again in a new directory"
+
+    def expect_first_loss(self, result: StepResult) -> None:
+        """A fresh model guesses: its loss is log V in both phases. Anything else means the parts are wired wrongly."""
+        loss, expected = float(self.ranks.mean(result.loss)), math.log(self.store.vocab_size)
+        if abs(loss - expected) <= 0.2 * expected:
+            return
+        self.warn(
+            1,
+            f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}; "
+            f"check the model's initialisation before trusting this run",
+        )
+
+    def _compile(self) -> float:
+        """Computes a step of each coming stage without its update, so that all is compiled; returns the seconds."""
+        started = time.perf_counter()
+        for stage in self.schedule.stages:
+            if stage.stop > self.progress.step:
+                accumulate_gradients(self.trainee, self.recipe, stage, self.window(stage.start))
+                for optimizer in self.trainee.optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    def finish(self, validation: Validation) -> dict[str, Any]:
+        """Exports the model, if it can generate, and writes result.json: the sign that the run is finished."""
+        spent, average = self.spent(self.recipe.train.steps), self.trainee.average
+        result = {
+            "val_loss": validation.loss,
+            "val_bits_per_byte": validation.bits_per_byte,
+            "ends_in_superposition": self.schedule.ends_in_superposition,
+            "steps": spent.steps,
+            "raw_tokens": self.plan.raw_tokens(),
+            "epochs": self.plan.epochs,
+            "latents": spent.latents,
+            "flops": spent.flops,
+            "seconds": self.clock.seconds,
+            "compile_seconds": self.compile_seconds,
+            "mfu": spent.flops / max(self.clock.seconds, 1e-9) / self.peak,
+            "peak_memory": max(self.ranks.gather(peak_memory(self.ranks.device))),
+            "energy": self.energy.spent(),
+            "ranks": self.ranks.world_size,
+            "parameters": sum(parameter.numel() for parameter in self.trainee.model.parameters()),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")},
+            },
+        }
+        if (switched := switch(self.records)) is not None:
+            result["switch"] = asdict(switched)
+        self.export("model")
+        if average is not None:
+            args = self.recipe.train
+            with average.in_place():
+                averaged = evaluate(self.trainee.lm, self.store.val, args.latents, args.batch_size, self.ranks)
+                self.export("model-average")
+            result |= {"average_val_loss": averaged.loss, "average_val_bits_per_byte": averaged.bits_per_byte}
+        self.ranks.on_main(lambda: write_json(self.run / "result.json", result))
+        return result
+
+    def export(self, name: str) -> None:
+        """Writes RUN/name, unless the model predicts bags and cannot generate text."""
+        if self.schedule.ends_in_superposition:
+            return
+        weights = self.trainee.whole_weights()
+        config: Any = self.trainee.model.config
+        self.ranks.on_main(lambda: export_model(config, weights, self.store, self.run / name))
 
 
-class _Clock:
+class Clock:
     """Seconds spent training, without start-up, validation and checkpoints."""
 
     def __init__(self, seconds: float) -> None:
@@ -149,53 +363,12 @@ class _Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        if self._since is None:
+            yield
+            return
         self._spent, self._since = self.seconds, None
         yield
         self._since = time.perf_counter()
-
-
-def _validate(trainee: Trainee, store: TokenStore, args: TrainArgs, run: Path, step: int) -> Validation:
-    validation = evaluate(trainee.lm, store.val, args.latents, args.batch_size, args.device)
-    _expect_finite(run, step, validation.loss)
-    return validation
-
-
-def _expect_finite(run: Path, step: int, *values: float) -> None:
-    if not all(map(math.isfinite, values)):
-        raise UserError(
-            f"{run}: the loss or its gradient is no longer finite at step {step}; lower train.lr or raise "
-            f"train.warmup_steps, and start again in a new directory"
-        )
-
-
-def _training_record(
-    stage: Stage, step: int, loss: float, lr: float, grad_norm: float, raw_tokens: int, seconds: float
-) -> dict[str, Any]:
-    return {
-        "kind": "training",
-        "step": step,
-        "phase": stage.phase,
-        "bag_size": stage.bag_size,
-        # Two different quantities, so two names: a bag's loss is not comparable with a token's.
-        ("loss" if stage.bag_size == 1 else "bag_loss"): loss,
-        "lr": lr,
-        "grad_norm": grad_norm,
-        "raw_tokens": raw_tokens,
-        "seconds": seconds,
-    }
-
-
-def _validation_record(spent: Cost, plan: WindowPlan, validation: Validation, seconds: float) -> dict[str, Any]:
-    return {
-        "kind": "validation",
-        "step": spent.steps,
-        "val_loss": validation.loss,
-        "val_bits_per_byte": validation.bits_per_byte,
-        "raw_tokens": plan.raw_tokens(spent.steps),
-        "latents": spent.latents,
-        "flops": spent.flops,
-        "seconds": seconds,
-    }
 
 
 def announce(recipe: Recipe, store: TokenStore) -> str:
@@ -212,36 +385,6 @@ def announce(recipe: Recipe, store: TokenStore) -> str:
     )
 
 
-def _claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool) -> None:
-    """Makes the run's directory, or checks that it is the one to go on with."""
-    settings = recipe.model_dump(mode="json")
-    path = run / "config.json"
-    if not path.exists():
-        if resume:
-            raise UserError(f"{run} holds no run to resume; start it without --resume")
-        if run.exists() and any(run.iterdir()):
-            raise UserError(f"{run} is not empty and holds no run; give a new directory")
-        write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(store.path)})
-        write_json(path, settings)
-        return
-    if not resume:
-        raise UserError(f"{run} holds a run already; add --resume to go on with it, or give a new directory")
-    if read_json(run / "store.json").get("fingerprint") != store.fingerprint:
-        raise UserError(f"{run} was started on other text than the corpus holds now; give a new directory")
-    before = read_json(path)
-    changed = [
-        f"{section}.{name}"
-        for section, values in settings.items()
-        for name, value in values.items()
-        # The number of threads is the machine's business, not the run's.
-        if before.get(section, {}).get(name) != value and name != "threads"
-    ]
-    if changed:
-        raise UserError(
-            f"{run} was started with another {', '.join(changed)}; resume with {path}, or give a new directory"
-        )
-
-
 def check_recipe(recipe: Recipe) -> None:
     """Finds out before any work whether the recipe's model can be built, and computed where the recipe says.
 
@@ -254,91 +397,3 @@ def check_recipe(recipe: Recipe) -> None:
     except (RuntimeError, AssertionError) as error:
         message = str(error).strip().splitlines()[0]
         raise UserError(f"train.device is {recipe.train.device!r}, which PyTorch cannot use here: {message}") from None
-
-
-def build_trainee(recipe: Recipe, store: TokenStore) -> Trainee:
-    """Model, loss and optimizer of a run, freshly initialised from its seed."""
-    torch.manual_seed(recipe.train.seed)
-    config = build_config(recipe.model, store.vocab_size, recipe.train.latents, store.end_of_text)
-    model = build_model(config).to(recipe.train.device).train()
-    end_of_text = store.end_of_text if recipe.train.attention == "document" else None
-    lm = SuperposedLM(model, recipe.superposition.weighting, recipe.superposition.variant, end_of_text)
-    return Trainee(model, lm, build_optimizer(recipe.train, model))
-
-
-def _window(plan: WindowPlan, store: TokenStore, device: str, step: int) -> torch.Tensor:
-    """The windows of a step, on their way to the device."""
-    window = plan.read(store.train.tokens, step)
-    if torch.device(device).type == "cuda":
-        return window.pin_memory().to(device, non_blocking=True)
-    return window.to(device)
-
-
-def optimizer_step(
-    trainee: Trainee, recipe: Recipe, stage: Stage, window: torch.Tensor, lr: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step: mean cross-entropy over its rows, and the norm of the gradient before clipping."""
-    args = recipe.train
-    # In training every latent has a target, so every latent counts, in whatever parts the step is computed.
-    rows = recipe.latents_per_step
-    total = torch.zeros((), device=args.device)
-    for part in window.chunk(args.accumulate):
-        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bfloat16"):
-            output = trainee.lm(part, stage.bag_size, stage.mode, normalizer=rows)
-        output.loss.backward()
-        total += output.cross_entropy.detach()
-    grad_norm = nn.utils.clip_grad_norm_(trainee.model.parameters(), args.grad_clip or math.inf)
-    for group in trainee.optimizer.param_groups:
-        group["lr"] = lr
-    trainee.optimizer.step()
-    trainee.optimizer.zero_grad(set_to_none=True)
-    return total, grad_norm
-
-
-def _unexpected_first_loss(loss: float, vocab_size: int) -> str | None:
-    """A fresh model guesses: its loss is log V in both phases. Anything else means the parts are wired wrongly."""
-    expected = math.log(vocab_size)
-    if abs(loss - expected) <= 0.2 * expected:
-        return None
-    return (
-        f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}; "
-        f"check the model's initialisation before trusting this run"
-    )
-
-
-def _finish(
-    recipe: Recipe,
-    store: TokenStore,
-    run: Path,
-    trainee: Trainee,
-    plan: WindowPlan,
-    spent: Cost,
-    validation: Validation,
-    seconds: float,
-) -> dict[str, Any]:
-    """Exports the model, if it is one that can generate, and writes result.json: the sign that the run is finished."""
-    schedule: Schedule = recipe.schedule
-    if not schedule.ends_in_superposition:
-        with whole_directory(run / "model") as aside:
-            transformers_logging.disable_progress_bar()
-            model: Any = trainee.model
-            model.save_pretrained(aside)
-            shutil.copytree(store.tokenizer_path, aside, dirs_exist_ok=True)
-    result = {
-        "val_loss": validation.loss,
-        "val_bits_per_byte": validation.bits_per_byte,
-        "ends_in_superposition": schedule.ends_in_superposition,
-        "steps": spent.steps,
-        "raw_tokens": plan.raw_tokens(),
-        "epochs": plan.epochs,
-        "latents": spent.latents,
-        "flops": spent.flops,
-        "seconds": seconds,
-        "parameters": sum(parameter.numel() for parameter in trainee.model.parameters()),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")},
-        },
-    }
-    write_json(run / "result.json", result)
-    return result

@@ -16,6 +16,7 @@ from superpose.core.fold import IGNORE_INDEX
 from superpose.core.model import SuperposedLM
 from superpose.data.store import Split
 from superpose.files import write_text
+from superpose.train.distributed import Ranks, reshard
 
 
 class Validation(NamedTuple):
@@ -32,20 +33,25 @@ class Validation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, device: str = "cpu") -> Validation:
+def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks) -> Validation:
     """Next-token loss over a whole split, every token but the first predicted once, in rows of `latents`.
 
-    It does not know of bags: in either phase it measures the model that training is to end with.
+    It does not know of bags: in either phase it measures the model that training is to end with. Ranks take turns at
+    the batches; each computes as many, since a sharded model is computed by all or none.
     """
     training = lm.training
     lm.eval()
-    total = 0.0
-    windows = _windows(split, latents)
-    for batch in torch.split(windows, rows):
-        total += float(lm(batch.to(device), bag_size=1, normalizer=1.0).cross_entropy)
+    total = torch.zeros((), dtype=torch.float64)
+    batches = torch.split(_windows(split, latents), rows)
+    for turn in range(0, len(batches), ranks.world_size):
+        number = turn + ranks.rank
+        batch = batches[number] if number < len(batches) else torch.full_like(batches[0][:1], IGNORE_INDEX)
+        total += lm(batch.to(ranks.device), bag_size=1, normalizer=1.0).cross_entropy.double().cpu()
+    nats_of_all = float(ranks.total(total))
+    reshard(lm)
     lm.train(training)
-    nats = total / (len(split.tokens) - 1)
-    return Validation(nats, total / math.log(2) / split.bytes)
+    nats = nats_of_all / (len(split.tokens) - 1)
+    return Validation(nats, nats_of_all / math.log(2) / split.bytes)
 
 
 def _windows(split: Split, latents: int) -> Tensor:

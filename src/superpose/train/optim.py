@@ -1,16 +1,19 @@
-"""AdamW with weight decay on matrices only, and the warmup-stable-decay learning rate of the paper."""
+"""Optimizers and learning rates: AdamW or Muon, warmup-stable-decay or cosine, an average of the weights."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from torch import Tensor, nn
 
 
 class OptimArgs(BaseModel):
-    """How weights are updated. Nothing here changes at the switch."""
+    """How weights are updated. By default nothing here changes at the switch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -18,32 +21,109 @@ class OptimArgs(BaseModel):
     """Peak learning rate."""
     warmup_steps: Annotated[int, Field(ge=0)] = 200
     """Steps of linear warmup."""
+    lr_schedule: Literal["wsd", "cosine"] = "wsd"
+    """wsd: constant after warmup, then a linear decay to 0. cosine: a half wave from the end of the warmup on."""
     decay_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
+    """Of wsd: share of the steps, at the end, over which the learning rate falls."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of cosine: where it ends, as a share of `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: matrices inside the blocks by Muon, scaled so that AdamW's `lr` suits it; the rest by AdamW."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Of Muon."""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.999; 0 for none. It is exported as well."""
+    rewarm_steps: Annotated[int, Field(ge=0)] = 0
+    """For ablations: steps over which the learning rate rises from 0 again after each boundary of phases."""
+    reset_optimizer: bool = False
+    """For ablations: forget the moments at each boundary of phases."""
 
     def decay_steps(self, total_steps: int) -> int:
-        return round(self.decay_ratio * total_steps)
+        return round(self.decay_ratio * total_steps) if self.lr_schedule == "wsd" else 0
 
 
-def learning_rate(args: OptimArgs, step: int, total_steps: int) -> float:
-    """Learning rate of step `step`, counted from 0: warmup, constant, linear decay; a pure function of the step."""
-    decay_steps = args.decay_steps(total_steps)
+def learning_rate(args: OptimArgs, step: int, total_steps: int, boundaries: tuple[int, ...] = ()) -> float:
+    """Learning rate of step `step`, counted from 0; a pure function of the step."""
     warm = (step + 1) / args.warmup_steps if step < args.warmup_steps else 1.0
-    # The last step still moves: at step total_steps, which does not exist, the rate would be 0.
-    decayed = (total_steps - step) / (decay_steps + 1) if step >= total_steps - decay_steps else 1.0
-    return args.lr * min(warm, decayed)
+    if args.lr_schedule == "cosine":
+        # As below, the last step is one short of the end.
+        share = max(0, step - args.warmup_steps) / max(1, total_steps - args.warmup_steps)
+        decayed = args.min_lr_ratio + (1 - args.min_lr_ratio) * (1 + math.cos(math.pi * share)) / 2
+    else:
+        decay_steps = args.decay_steps(total_steps)
+        # The last step still moves: at step total_steps, which does not exist, the rate would be 0.
+        decayed = (total_steps - step) / (decay_steps + 1) if step >= total_steps - decay_steps else 1.0
+    since = step - max((boundary for boundary in boundaries if boundary <= step), default=-args.rewarm_steps)
+    rewarmed = (since + 1) / args.rewarm_steps if since < args.rewarm_steps else 1.0
+    return args.lr * min(warm, decayed) * rewarmed
 
 
-def build_optimizer(args: OptimArgs, model: nn.Module) -> torch.optim.AdamW:
-    """AdamW; matrices and tables decay, vectors (norms, biases) do not."""
+def build_optimizers(args: OptimArgs, model: nn.Module) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon before it if asked for. Matrices and tables decay; vectors (norms, biases) do not.
+
+    Muon takes matrices that map hidden states to hidden states: not the embedding, the head, or tables of positions,
+    and not experts that are stacked into one tensor.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizers: list[torch.optim.Optimizer] = []
+    if args.optimizer == "muon":
+        head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' base class
+        outer = [head, *(module for module in model.modules() if isinstance(module, nn.Embedding))]
+        kept = {id(parameter) for module in outer for parameter in module.parameters()}
+        matrices = [p for p in parameters if p.dim() == 2 and id(p) not in kept]
+        parameters = [p for p in parameters if p.dim() != 2 or id(p) in kept]
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=args.lr,
+                weight_decay=args.weight_decay,
+                momentum=args.momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, eps=args.eps, fused=True)
+    optimizers.append(torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, eps=args.eps, fused=True))
+    return optimizers
+
+
+def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:
+    """Scales gradients down to the norm `largest` (0: leaves them), over all shards; returns the norm before."""
+    norm = nn.utils.clip_grad_norm_(parameters, largest or math.inf)
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
+
+
+class Average:
+    """An exponential moving average of a model's weights, in float32."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._decay = decay
+        self._parameters = dict(model.named_parameters())
+        self.tensors = {name: parameter.detach().float().clone() for name, parameter in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        torch._foreach_lerp_(list(self.tensors.values()), list(self._parameters.values()), 1 - self._decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Puts the average in the place of the weights for the length of the block."""
+        weights = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        self._write(self.tensors)
+        try:
+            yield
+        finally:
+            self._write(weights)
+
+    @torch.no_grad()
+    def _write(self, tensors: dict[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self._parameters[name].copy_(tensor)

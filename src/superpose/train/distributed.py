@@ -1,0 +1,193 @@
+"""Ranks: the processes `torchrun` starts, what they agree on, and how a model is spread over them.
+
+    torchrun --nproc-per-node 8 -m superpose train recipe.toml --out runs/big
+
+Each rank computes its rows of every step. With DDP it holds the whole model; with FSDP2 a shard of it, and gathers
+one block at a time. With replicas (hybrid sharding) the shards are spread over a part of the ranks, a node for example,
+and only gradients cross between the parts. Without torchrun there is one rank and no process group.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Annotated, Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from superpose.core.model import SuperposedLM
+from superpose.errors import ReportedError, UserError
+
+_Value = TypeVar("_Value")
+
+
+class ParallelArgs(BaseModel):
+    """How several ranks share the work; without torchrun there is nothing to share."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strategy: Literal["fsdp", "ddp"] = "fsdp"
+    """FSDP2 shards weights, gradients and optimizer; DDP keeps all of them on every rank."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Of FSDP2: parts of the ranks that each hold a whole model (hybrid sharding); the nodes, for example."""
+    reshard: bool = True
+    """Of FSDP2: give a block's weights back after its forward pass, and gather them again for the backward one."""
+    timeout: Annotated[float, Field(gt=0)] = 600
+    """Seconds after which a rank that hears nothing of the others gives up."""
+
+
+class LostRankError(UserError):
+    """The other ranks can no longer be reached."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    saving: dist.ProcessGroup | None = None
+    """Of checkpoints that are written beside training, so that their messages are not mixed with its own."""
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum over ranks, on every rank."""
+        if self.world_size > 1:
+            tensor = tensor.clone()
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        return self.total(tensor) / self.world_size if self.world_size > 1 else tensor
+
+    def highest(self, number: int) -> int:
+        """The largest of the ranks' numbers, through the CPU, so that a device does not have to wait."""
+        if self.world_size == 1:
+            return number
+        highest = torch.tensor(number)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        return int(highest)
+
+    def gather(self, value: _Value) -> list[_Value]:
+        """Every rank's value, in order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def on_main(self, work: Callable[[], _Value]) -> _Value:
+        """What `work` returns on rank 0, which alone does it; if it fails there, all ranks end.
+
+        Raises:
+            UserError: as `work` does.
+        """
+        if self.world_size == 1:
+            return work()
+        outcome: list[Any] = [None, None]
+        error: UserError | None = None
+        if self.main:
+            try:
+                outcome[0] = work()
+            except (UserError, OSError) as problem:
+                error = problem if isinstance(problem, UserError) else UserError.from_system(problem)
+                outcome[1] = str(error)
+        dist.broadcast_object_list(outcome)
+        if error is not None:
+            raise error
+        if outcome[1] is not None:
+            raise ReportedError(outcome[1])
+        value: _Value = outcome[0]
+        return value
+
+
+@contextmanager
+def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
+    """The process group of the ranks torchrun started; without torchrun a single rank.
+
+    Raises:
+        UserError: the ranks cannot be divided into the replicas.
+        LostRankError: another rank died or was cut off; raised in place of what PyTorch says.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield Ranks(0, 1, torch.device(device))
+        return
+    if args.strategy == "ddp" and args.replicas > 1:
+        raise UserError("parallel.replicas is of FSDP2; with parallel.strategy = 'ddp', leave it out")
+    if world_size % args.replicas:
+        raise UserError(f"{world_size} ranks cannot be divided into parallel.replicas = {args.replicas} equal parts")
+    here = torch.device(device)
+    if here.type == "cuda":
+        here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(here)
+    try:
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo", timeout=timedelta(seconds=args.timeout)
+        )
+        rank = dist.get_rank()
+        yield Ranks(rank, world_size, here, dist.new_group(backend="gloo"))
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise LostRankError(
+            f"lost contact with the other ranks ({str(error).strip().splitlines()[0]}); a process ended or was cut "
+            f"off, which its own messages explain; start again with --resume"
+        ) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _lost(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection" in text
+
+
+def mesh_of(args: ParallelArgs, ranks: Ranks) -> DeviceMesh:
+    """All ranks in a row, or replicas x shards."""
+    if args.replicas == 1:
+        return init_device_mesh(ranks.device.type, (ranks.world_size,), mesh_dim_names=("shard",))
+    shape = args.replicas, ranks.world_size // args.replicas
+    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) -> None:
+    """FSDP2 in place: each block of the model is a unit, the embedding, head and last norm are another.
+
+    Weights are gathered, and gradients computed, in bfloat16 if that is the precision; gradients are summed and
+    weights updated in float32.
+    """
+    mesh = mesh_of(args, ranks)
+    policy = MixedPrecisionPolicy()
+    if precision == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None)
+    for block in blocks(lm.model):
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=args.reshard)
+    fully_shard(lm, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(lm, "check")
+
+
+def reshard(module: nn.Module) -> None:
+    """Gives back weights that are still gathered, after a forward pass that no backward pass followed."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a transformers model, which it names as what no device may split."""
+    names = getattr(model, "_no_split_modules", None) or ()
+    return [module for module in model.modules() if type(module).__name__ in names]

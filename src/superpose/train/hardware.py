@@ -1,0 +1,104 @@
+"""What the machine does well, and how much of it a run uses: precision, utilisation, memory, energy."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+
+from superpose.train.config import Recipe
+
+# bfloat16 costs accuracy and casts; it is to be worth it.
+_WORTH_IT = 1.2
+# Watts of a processor core at work, where nothing measures them: server processors are rated at 3 to 12 a core.
+_WATTS_PER_CORE = 8.0
+
+
+def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with `train.precision` "auto" replaced by what multiplies matrices faster on this device."""
+    if recipe.train.precision != "auto":
+        return recipe
+    faster = matmul_peak(device, "bfloat16") > _WORTH_IT * matmul_peak(device, "float32")
+    train = recipe.train.model_copy(update={"precision": "bfloat16" if faster else "float32"})
+    return recipe.model_copy(update={"train": train})
+
+
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of square matrix products, the best of a few: what utilisation is measured against."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    size = 8192 if device.type == "cuda" else 1024
+    left, right = (torch.full((size, size), value, device=device, dtype=dtype) for value in (0.5, 0.25))
+    least = float("inf")
+    for _ in range(4):
+        _synchronize(device)
+        started = time.perf_counter()
+        left @ right
+        _synchronize(device)
+        least = min(least, time.perf_counter() - started)
+    return float(2 * size**3 / least)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes of memory this process used at most so far: the device's own, or the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def keep_memory() -> None:
+    """Lets the process keep large blocks it frees, where its C library is glibc.
+
+    Given back after each step, their pages would have to be cleared anew in the next: a tenth of a step's time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
+class Energy:
+    """Energy of this machine from now on, measured by codecarbon where that is installed.
+
+    codecarbon reads the counters of processors and GPUs where the machine lets it. Without it, or where it finds no
+    counter, the figure is an estimate from rated power and says so.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._started = time.perf_counter()
+        self._tracker: Any = None
+        try:
+            from codecarbon import OfflineEmissionsTracker
+        except ImportError:
+            return
+        # The country matters for emissions alone, which are not reported.
+        self._tracker = OfflineEmissionsTracker(
+            country_iso_code="USA", save_to_file=False, log_level="critical", allow_multiple_runs=True
+        )
+        self._tracker.start()
+
+    def spent(self) -> dict[str, Any]:
+        """`kwh`, None where there is nothing to go by, in `hours`, and `how` it was found."""
+        hours = (time.perf_counter() - self._started) / 3600
+        if self._tracker is not None:
+            self._tracker.stop()
+            counters = str(self._tracker._hardware).lower()
+            measured = self._device.type == "cuda" or any(name in counters for name in ("rapl", "powermetrics"))
+            how = "measured" if measured else "estimated from load and rated power"
+            return {"kwh": self._tracker.final_emissions_data.energy_consumed, "hours": hours, "how": how}
+        if self._device.type != "cpu":
+            return {"kwh": None, "hours": hours, "how": "unknown; install superpose[energy]"}
+        cores = torch.get_num_threads()
+        how = f"estimated: {cores} cores at {_WATTS_PER_CORE:.0f} W; superpose[energy] may measure it"
+        return {"kwh": cores * _WATTS_PER_CORE * hours / 1000, "hours": hours, "how": how}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,72 @@
+"""The directory of a run: whose it is, and what is left in it.
+
+RUN/config.json     the resolved recipe           RUN/checkpoints/   to resume from
+RUN/metrics.jsonl   training and validation       RUN/model/         the final model, as transformers saves it
+RUN/store.json      the tokens it reads           RUN/result.json    what came out, when finished
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers.utils import logging as transformers_logging
+
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.files import read_json, whole_directory, write_json
+from superpose.models.build import build_model
+from superpose.train.config import Recipe
+from superpose.train.hardware import chosen_precision
+
+
+def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: Any) -> Recipe:
+    """Makes the run's directory, or checks that it is the one to go on with.
+
+    Returns:
+        the recipe with all choices made: those of the run's start, if it is resumed.
+
+    Raises:
+        UserError: the directory is another run's, or not one to resume.
+    """
+    path = run / "config.json"
+    if not path.exists():
+        if resume:
+            raise UserError(f"{run} holds no run to resume; start it without --resume")
+        if run.exists() and any(run.iterdir()):
+            raise UserError(f"{run} is not empty and holds no run; give a new directory")
+        recipe = chosen_precision(recipe, device)
+        write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(store.path)})
+        write_json(path, recipe.model_dump(mode="json"))
+        return recipe
+    if not resume:
+        raise UserError(f"{run} holds a run already; add --resume to go on with it, or give a new directory")
+    if read_json(run / "store.json").get("fingerprint") != store.fingerprint:
+        raise UserError(f"{run} was started on other text than the corpus holds now; give a new directory")
+    before = read_json(path)
+    if recipe.train.precision == "auto":
+        chosen = before.get("train", {}).get("precision")
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": chosen})})
+    changed = recipe.changes(before)
+    if changed:
+        raise UserError(
+            f"{run} was started with another {', '.join(changed)}; resume with {path}, or give a new directory"
+        )
+    return recipe
+
+
+def finished(run: Path) -> dict[str, Any] | None:
+    """What is in the result.json of a run that is finished."""
+    return read_json(run / "result.json") if (run / "result.json").exists() else None
+
+
+def export_model(config: Any, weights: dict[str, Tensor], store: TokenStore, path: Path) -> None:
+    """Writes weights and tokenizer as a Hugging Face directory, in pieces of at most 5 GB."""
+    with whole_directory(path) as aside:
+        transformers_logging.disable_progress_bar()
+        # A model without weights of its own: that which was trained may be sharded, and named after it.
+        skeleton: Any = build_model(config, "meta")
+        skeleton.save_pretrained(aside, state_dict=weights, max_shard_size="5GB")
+        shutil.copytree(store.tokenizer_path, aside, dirs_exist_ok=True)

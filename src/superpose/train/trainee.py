@@ -1,0 +1,193 @@
+"""What training changes, and the one step that changes it.
+
+recipe -> model (on the device, or sharded from the meta device) -> SuperposedLM -> optimizers
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from superpose.core.model import SuperposedLM, SuperposedOutput
+from superpose.core.schedule import Stage
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.models.build import build_config, build_model, load_weights
+from superpose.train.checkpoint import State, training_state
+from superpose.train.config import Recipe
+from superpose.train.distributed import Ranks, blocks, reshard, shard
+from superpose.train.optim import Average, build_optimizers, clip_gradients
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A model and all that changes with it; every rank holds its part."""
+
+    model: nn.Module
+    lm: SuperposedLM
+    module: nn.Module
+    """What to call for a loss that is trained on: `lm`, or DDP around it."""
+    optimizers: list[torch.optim.Optimizer]
+    average: Average | None
+    ranks: Ranks
+
+    @property
+    def state(self) -> State:
+        """What a checkpoint holds, see `training_state`."""
+        return training_state(self.model, self.optimizers, self.average.tensors if self.average else None)
+
+    def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The optimizer that updates a parameter."""
+        for optimizer in self.optimizers:
+            if any(parameter is known for group in optimizer.param_groups for known in group["params"]):
+                return optimizer
+        raise KeyError("no optimizer updates this parameter")
+
+    def reset_optimizers(self) -> None:
+        """Forgets all moments and counts of steps."""
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All weights, gathered into the memory of rank 0; empty on the others."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: Any = get_model_state_dict(self.model, options=options)
+        return dict(weights)
+
+
+def build_trainee(recipe: Recipe, store: TokenStore, ranks: Ranks) -> Trainee:
+    """Model, loss and optimizers of a run; the weights depend on its seed or on `model.init_from` alone.
+
+    Raises:
+        UserError: the model cannot be built, or cannot be trained by its bags.
+    """
+    train = recipe.train
+    config = build_config(recipe.model, store.vocab_size, train.latents, store.end_of_text)
+    sharded = ranks.world_size > 1 and recipe.parallel.strategy == "fsdp"
+    whole: nn.Module | None = None
+    if ranks.main or not sharded:
+        torch.manual_seed(train.seed)
+        whole = load_weights(recipe.model, config) if recipe.model.init_from else build_model(config)
+    if sharded:
+        model = build_model(config, "meta")
+    else:
+        assert whole is not None
+        model = whole.to(ranks.device)
+    if train.checkpoint_activations:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    if train.compile:
+        for block in blocks(model):
+            block.compile()
+    end_of_text = store.end_of_text if train.attention == "document" else None
+    lm = SuperposedLM(model.train(), recipe.superposition.weighting, recipe.superposition.variant, end_of_text)
+    module: nn.Module = lm
+    if sharded:
+        shard(lm, recipe.parallel, ranks, train.precision)
+        _fill(model, whole, ranks)
+    elif ranks.world_size > 1:
+        on_device = [ranks.device] if ranks.device.type == "cuda" else None
+        module = DistributedDataParallel(lm, device_ids=on_device)
+    try:
+        lm.check()
+    except ValueError as error:
+        raise UserError(f"model.architecture: {error}") from None
+    reshard(lm)
+    average = Average(model, train.average) if train.average else None
+    return Trainee(model, lm, module, build_optimizers(train, model), average, ranks)
+
+
+def _fill(model: nn.Module, whole: nn.Module | None, ranks: Ranks) -> None:
+    """Gives a sharded model on the meta device its memory, and what rank 0's whole model holds."""
+    # Swapped in place, so that tied weights stay tied.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    model.to_empty(device=ranks.device)
+    torch.__future__.set_swap_module_params_on_conversion(False)
+    set_model_state_dict(
+        model,
+        whole.state_dict() if whole is not None else {},
+        # Buffers that are not saved are missing on purpose, they follow.
+        options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False),
+    )
+    buffers = dict(whole.named_buffers()) if whole is not None else {}
+    for name, buffer in model.named_buffers():
+        if name in buffers:
+            buffer.copy_(buffers[name])
+        dist.broadcast(buffer, 0)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured, on the device: reading a value makes the device wait.
+
+    Attributes:
+        loss: mean (multi-hot) cross-entropy of this rank's rows; the mean over ranks is the step's.
+        grad_norm: of all gradients, before clipping.
+        router_loss: of a mixture of experts, mean over the parts of the step.
+        expert_load: of a mixture of experts, share of the latents each expert got [experts], mean over layers.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    router_loss: Tensor | None = None
+    expert_load: Tensor | None = None
+
+
+def optimizer_step(trainee: Trainee, recipe: Recipe, stage: Stage, window: Tensor, lr: float) -> StepResult:
+    """One optimizer step on this rank's rows [rows / ranks, length]."""
+    total, outputs = accumulate_gradients(trainee, recipe, stage, window)
+    grad_norm = clip_gradients(list(trainee.model.parameters()), recipe.train.grad_clip)
+    for optimizer in trainee.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if trainee.average is not None:
+        trainee.average.update()
+    return StepResult(
+        total,
+        grad_norm,
+        _mean([output.router_loss for output in outputs]),
+        _mean([output.expert_load for output in outputs]),
+    )
+
+
+def accumulate_gradients(
+    trainee: Trainee, recipe: Recipe, stage: Stage, window: Tensor
+) -> tuple[Tensor, list[SuperposedOutput]]:
+    """Forward and backward passes of all parts of a step; gradients are shared among ranks with the last."""
+    args, ranks = recipe.train, trainee.ranks
+    # In training every latent has a target, so every latent counts, in whatever parts the step is computed. Ranks
+    # average their gradients, so each divides by its own share of the step's latents.
+    rows = recipe.latents_per_step / ranks.world_size
+    total = torch.zeros((), device=ranks.device)
+    outputs: list[SuperposedOutput] = []
+    parts = window.chunk(args.accumulate)
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if isinstance(trainee.module, FSDPModule):
+            trainee.module.set_requires_gradient_sync(last)
+        waiting: Any = nullcontext()
+        if isinstance(trainee.module, DistributedDataParallel) and not last:
+            waiting = trainee.module.no_sync()
+        # FSDP2 brings a precision of its own.
+        cast = args.precision == "bfloat16" and not isinstance(trainee.module, FSDPModule)
+        with waiting:
+            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=cast):
+                output: SuperposedOutput = trainee.module(part, stage.bag_size, stage.mode, normalizer=rows)
+            output.loss.backward()
+        total += output.cross_entropy.detach()
+        outputs.append(output._replace(loss=total, cross_entropy=total))  # lets the graph go
+    return total, outputs
+
+
+def _mean(values: list[Tensor | None]) -> Tensor | None:
+    known = [value.detach() for value in values if value is not None]
+    return torch.stack(known).mean(dim=0) if known else None
