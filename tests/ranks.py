@@ -1,5 +1,6 @@
-"""Runs a function of a test on several processes that form a process group (gloo, on this machine)."""
+"""Runs a function of a test on several processes, as a process group or as torchrun starts them."""
 
+import socket
 import tempfile
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +14,13 @@ def on_ranks(world_size, function, *arguments):
     """Calls function(rank, group, *arguments) on each rank; an exception on any of them is raised here."""
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_one_rank, (world_size, str(Path(folder) / "store"), function, arguments), nprocs=world_size)
+
+
+def torchrun_environment(world_size):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
 
 
 def _one_rank(rank, world_size, store, function, arguments):

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpose.core.embed import embed_bags
+from superpose.core.experts import balance_loss
 from superpose.core.fold import IGNORE_INDEX, Mode, document_positions, fold_mask, split_window
 from superpose.core.linear_loss import linear_multi_hot_cross_entropy
 from superpose.core.loss import Variant, Weighting, bag_weights, count_rows
@@ -50,6 +52,7 @@ class SuperposedLM(nn.Module):
         end_of_text: id of the token that ends documents, if latents are to attend inside their document alone, with
             position ids that restart there (`document_positions`); by default they attend to all of their row.
             `check()` verifies that the model does so.
+        group: data-parallel ranks, for a mixture of experts, whose load is then counted over all of them.
 
     The same object serves both phases; at bag size 1 it is the model's ordinary next-token loss::
 
@@ -64,12 +67,14 @@ class SuperposedLM(nn.Module):
         weighting: Weighting | Sequence[float] = "uniform",
         variant: Variant = "mce",
         end_of_text: int | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
         self.model: Any = model
         self.weighting = weighting
         self.variant = variant
         self.end_of_text = end_of_text
+        self.group = group
         if model.get_output_embeddings() is None:  # type: ignore[operator]  # of transformers' base class
             raise ValueError(f"{type(model).__name__} has no language-model head; give a ...ForCausalLM model")
 
@@ -144,13 +149,8 @@ class SuperposedLM(nn.Module):
         outputs = self.model.base_model(inputs_embeds=self._embed(inputs), **arguments)
         if not routed:
             return outputs.last_hidden_state, None, None
-        # The model's own function, from the module that defines the model: each family's, in its own version.
-        balance = getattr(sys.modules[type(self.model).__module__], "load_balancing_loss_func", None)
-        if balance is None:
-            raise ValueError(f"{type(self.model).__name__} asks for router logits but defines no load-balancing loss")
-        experts, chosen = self.model.num_experts, self.model.num_experts_per_tok
-        router_loss = balance(outputs.router_logits, experts, chosen, attention_mask)
-        return outputs.last_hidden_state, router_loss, _expert_load(outputs.router_logits, chosen)
+        chosen = self.model.num_experts_per_tok
+        return outputs.last_hidden_state, *balance_loss(outputs.router_logits, chosen, attention_mask, self.group)
 
     def _embed(self, inputs: Tensor) -> Tensor:
         """Embeddings [B, L, D] of bags [B, L, S] or single tokens [B, L]; zeros where all is ignored."""
@@ -187,14 +187,26 @@ class SuperposedLM(nn.Module):
         if self.end_of_text is not None:
             window = torch.where(window == self.end_of_text, (window + 1) % weight.shape[0], window)
             self._check_documents(window[:, :latents], self.end_of_text)
-        ours = self(window).cross_entropy
-        logits = self.model(input_ids=window[:, :-1], use_cache=False).logits.float()
-        theirs = F.cross_entropy(logits.flatten(0, 1), window[0, 1:])
+        ours = self(window)
+        outputs = self.model(input_ids=window[:, :-1], use_cache=False)
+        theirs = F.cross_entropy(outputs.logits.float().flatten(0, 1), window[0, 1:])
         self.train(training)
-        if not torch.isclose(ours.float(), theirs, rtol=1e-2, atol=1e-2):
+        if not torch.isclose(ours.cross_entropy.float(), theirs, rtol=1e-2, atol=1e-2):
             raise ValueError(
                 f"{type(self.model).__name__} does more than its head to its logits, which is not supported: "
-                f"its own loss is {theirs:.3f}, that of its head's logits {ours:.3f}"
+                f"its own loss is {theirs:.3f}, that of its head's logits {ours.cross_entropy:.3f}"
+            )
+        if ours.router_loss is None:
+            return
+        # Each family brings its own load-balancing loss; all known ones are this one.
+        balance = getattr(sys.modules[type(self.model).__module__], "load_balancing_loss_func", None)
+        if balance is None:
+            raise ValueError(f"{type(self.model).__name__} asks for router logits but defines no load-balancing loss")
+        expected = balance(outputs.router_logits, self.model.num_experts, self.model.num_experts_per_tok, None)
+        if not torch.isclose(ours.router_loss.float(), expected.float(), rtol=1e-2, atol=1e-2):
+            raise ValueError(
+                f"{type(self.model).__name__} balances its experts by a loss that is not supported: "
+                f"its own is {expected:.3f}, ours {ours.router_loss:.3f}"
             )
 
     def _check_documents(self, row: Tensor, end_of_text: int) -> None:
@@ -209,13 +221,3 @@ class SuperposedLM(nn.Module):
                 f"{type(self.model).__name__} with attention {self.model.config._attn_implementation!r} does not keep "
                 f"attention inside documents; choose another implementation, or attention over the row"
             )
-
-
-@torch.no_grad()
-def _expert_load(router_logits: Sequence[Tensor], chosen: int) -> Tensor:
-    """Share of all choices that fell on each expert [E], from each layer's logits [B x L, E]."""
-    logits = torch.stack([layer.flatten(0, -2) for layer in router_logits])
-    choices = logits.topk(chosen, dim=-1).indices.flatten()
-    # Not bincount, for which a GPU would have to be waited for.
-    counts = torch.zeros(logits.shape[-1], device=logits.device)
-    return counts.scatter_add_(0, choices, torch.ones_like(choices, dtype=counts.dtype)) / choices.numel()

@@ -93,7 +93,7 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
         config: Any = AutoConfig.for_model(args.architecture, **{**settings, **args.config})
     except Exception as error:  # transformers raises a class of its own for each kind of bad value
         raise UserError(f"model.config: {_last_line(error)}") from None
-    known = {field.name for field in fields(config)} | set(config.attribute_map) | {"attn_implementation"}
+    known = {field.name for field in fields(config)} | set(config.attribute_map) | {"attn_implementation", "head_dim"}
     for name in args.config:
         if name not in known:
             raise UserError(

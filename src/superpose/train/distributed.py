@@ -115,13 +115,14 @@ class Ranks:
 
 @contextmanager
 def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
-    """The process group of the ranks torchrun started; without torchrun a single rank.
+    """The ranks torchrun started, or those of a process group there is already; without either a single one.
 
     Raises:
         UserError: the ranks cannot be divided into the replicas.
         LostRankError: another rank died or was cut off; raised in place of what PyTorch says.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    ours = not dist.is_initialized()
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if ours else dist.get_world_size()
     if world_size == 1:
         yield Ranks(0, 1, torch.device(device))
         return
@@ -131,12 +132,12 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
         raise UserError(f"{world_size} ranks cannot be divided into parallel.replicas = {args.replicas} equal parts")
     here = torch.device(device)
     if here.type == "cuda":
-        here = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(here)
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo", timeout=timedelta(seconds=args.timeout)
-        )
+        if ours:
+            backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=args.timeout))
         rank = dist.get_rank()
         yield Ranks(rank, world_size, here, dist.new_group(backend="gloo"))
     except RuntimeError as error:
@@ -147,7 +148,7 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
             f"off, which its own messages explain; start again with --resume"
         ) from None
     finally:
-        if dist.is_initialized():
+        if ours and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -82,12 +82,17 @@ def build_trainee(recipe: Recipe, store: TokenStore, ranks: Ranks) -> Trainee:
         assert whole is not None
         model = whole.to(ranks.device)
     if train.checkpoint_activations:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        transformer: Any = model
+        # Its name in newer versions of transformers, and the one before.
+        enable = getattr(model, "activation_checkpointing_enable", None) or transformer.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if train.compile:
         for block in blocks(model):
             block.compile()
     end_of_text = store.end_of_text if train.attention == "document" else None
-    lm = SuperposedLM(model.train(), recipe.superposition.weighting, recipe.superposition.variant, end_of_text)
+    group = dist.group.WORLD if ranks.world_size > 1 else None
+    superposition = recipe.superposition
+    lm = SuperposedLM(model.train(), superposition.weighting, superposition.variant, end_of_text, group)
     module: nn.Module = lm
     if sharded:
         shard(lm, recipe.parallel, ranks, train.precision)
