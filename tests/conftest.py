@@ -114,6 +114,7 @@ def recipe(data_args) -> Recipe:
                 "eval_every": 10,
                 "checkpoint_every": 3,
                 "precision": "float32",
+                "track": [],
                 "threads": 1,
             },
         }

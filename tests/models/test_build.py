@@ -1,7 +1,15 @@
+import json
+import shutil
+from pathlib import Path
+
 import pytest
+import torch
+from pydantic import ValidationError
 
 from superpose.errors import UserError
-from superpose.models.build import ModelArgs, build_config, build_model
+from superpose.models.build import ModelArgs, build_config, build_model, load_weights, matmul_parameters
+from superpose.train.config import load_recipe
+from tests.conftest import make_model
 
 
 def test_the_config_is_the_runs_in_every_family():
@@ -31,3 +39,102 @@ def test_the_default_is_an_untied_llama():
 def test_wrong_models_are_one_clear_sentence(args, message):
     with pytest.raises(UserError, match=message):
         build_config(ModelArgs(**args), 300, 64, 0)
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+SIZES = {
+    # SmolLM2-135M, SmolLM2-360M and SmolLM3-3B without their tied embeddings, and twice 128,256 x hidden.
+    "paper-270m": (128_256, 106_203_456 + 2 * 128_256 * 576),
+    "paper-600m": (128_256, 314_635_200 + 2 * 128_256 * 960),
+    "paper-3b": (128_256, 2_812_430_336 + 2 * 128_256 * 2048),
+    "paper-10b-a1b": (128_256, 10_315_736_576),
+    "gpt2-124m": (50_257, 124_439_808),
+    "cpu-tiny": (1024, 237_888),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_recipes_have_the_published_numbers_of_parameters(name):
+    recipe = load_recipe(RECIPES / f"{name}.toml")
+    vocab_size, expected = SIZES[name]
+    model = build_model(build_config(recipe.model, vocab_size, recipe.train.latents, 0), "meta")
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_of_ten_billion_parameters_one_billion_multiply_a_latent():
+    recipe = load_recipe(RECIPES / "paper-10b-a1b.toml")
+    model = build_model(build_config(recipe.model, 128_256, 2048, 0), "meta")
+    assert matmul_parameters(model) == pytest.approx(1e9, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small model as transformers writes it; its embedding has more rows than the tokenizer has entries."""
+    model = make_model("qwen3", vocab_size=320)
+    path = tmp_path_factory.mktemp("saved") / "model"
+    model.save_pretrained(path)
+    return model, path
+
+
+def test_any_configuration_file_of_transformers(saved):
+    args = ModelArgs(config_file=str(saved[1] / "config.json"))
+    config = build_config(args, 300, 64, 7)
+    assert (config.model_type, config.vocab_size, config.eos_token_id, config.hidden_size) == ("qwen3", 300, 7, 16)
+    build_model(config)
+
+
+def test_weights_to_go_on_with(saved):
+    args = ModelArgs(init_from=str(saved[1]))
+    config = build_config(args, 300, 64, 7)
+    assert config.vocab_size == 320
+    loaded = load_weights(args, config)
+    for ours, theirs in zip(loaded.parameters(), saved[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_no_pickle_and_no_code_is_loaded(saved, tmp_path):
+    shutil.copytree(saved[1], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "evil.Model"}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model" / "evil.py").write_text("raise SystemExit('run')")
+    args = ModelArgs(init_from=str(tmp_path / "model"))
+    load_weights(args, build_config(args, 300, 64, 7))
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds no weights"):
+        load_weights(args, build_config(args, 300, 64, 7))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: (path / "model.safetensors").write_bytes(b"x" * 100), "cannot be loaded"),
+        (lambda path: (path / "config.json").unlink(), "config.json cannot be read"),
+        (lambda path: (path / "config.json").write_text("{}"), "no causal language model"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "qwen3", "vocab_size": 10}'), "tokenizer 300"),
+    ],
+)
+def test_a_damaged_model_is_one_clear_sentence(saved, tmp_path, damage, message):
+    shutil.copytree(saved[1], tmp_path / "model")
+    damage(tmp_path / "model")
+    args = ModelArgs(init_from=str(tmp_path / "model"))
+    with pytest.raises(UserError, match=message):
+        load_weights(args, build_config(args, 300, 64, 7))
+
+
+def test_a_model_with_other_weights_is_refused(saved, tmp_path):
+    shutil.copytree(saved[1], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "intermediate_size": 99}))
+    args = ModelArgs(init_from=str(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"does not hold all weights|cannot be loaded"):
+        load_weights(args, build_config(args, 300, 64, 7))
+
+
+def test_a_model_has_one_origin():
+    with pytest.raises(ValidationError, match=r"leave out model\.architecture"):
+        ModelArgs(init_from="model", architecture="gpt2")
+    with pytest.raises(ValidationError, match=r"leave out model\.init_from"):
+        ModelArgs(init_from="model", config_file="config.json")
+    args = ModelArgs(init_from="model")
+    assert ModelArgs.model_validate(args.model_dump()) == args

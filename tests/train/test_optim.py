@@ -1,8 +1,11 @@
+from itertools import pairwise
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.train.optim import OptimArgs, build_optimizers, learning_rate
+from superpose.train.optim import Average, OptimArgs, build_optimizers, clip_gradients, learning_rate
 from tests.conftest import make_model
 
 
@@ -29,3 +32,61 @@ def test_only_matrices_decay(family):
     assert all(parameter.dim() >= 2 for parameter in decayed["params"])
     assert all(parameter.dim() < 2 for parameter in kept["params"])
     assert len(decayed["params"]) + len(kept["params"]) == len(list(model.parameters()))
+
+
+def test_cosine_goes_down_to_its_end():
+    args = OptimArgs(lr=1.0, warmup_steps=4, lr_schedule="cosine", min_lr_ratio=0.1)
+    rates = [learning_rate(args, step, 24) for step in range(24)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[14] == pytest.approx(0.55)
+    assert all(after < before for before, after in pairwise(rates[4:]))
+    assert 0.1 < rates[-1] < 0.11
+
+
+def test_after_a_boundary_the_rate_may_rise_again():
+    plain, again = OptimArgs(lr=1.0, warmup_steps=2), OptimArgs(lr=1.0, warmup_steps=2, rewarm_steps=4)
+    assert [learning_rate(again, step, 100, (50,)) for step in range(50, 55)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    for step in [*range(50), *range(54, 100)]:
+        assert learning_rate(again, step, 100, (50,)) == learning_rate(plain, step, 100)
+
+
+def test_muon_takes_the_matrices_inside_the_blocks(family):
+    model = make_model(family)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    muon, adamw = build_optimizers(OptimArgs(optimizer="muon"), model)
+    inside = [names[parameter] for group in muon.param_groups for parameter in group["params"]]
+    outside = [names[parameter] for group in adamw.param_groups for parameter in group["params"]]
+    assert sorted(inside + outside) == sorted(names.values())
+    assert all(name.startswith(("model.layers.", "transformer.h.")) for name in inside)
+    left = [name for name in outside if dict(model.named_parameters())[name].dim() == 2]
+    assert all("embed" in name or "head" in name or ".wte." in name or ".wpe." in name for name in left)
+
+
+@given(st.floats(0.01, 0.99), st.integers(1, 6))
+def test_the_average_is_exponential(decay, steps):
+    model = torch.nn.Linear(3, 2)
+    average = Average(model, decay)
+    expected = model.weight.detach().double().clone()
+    for _ in range(steps):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update()
+        expected = decay * expected + (1 - decay) * model.weight.detach().double()
+    torch.testing.assert_close(average.tensors["weight"].double(), expected, rtol=1e-4, atol=1e-5)
+    trained = model.weight.detach().clone()
+    with average.in_place():
+        torch.testing.assert_close(model.weight, average.tensors["weight"])
+    assert torch.equal(model.weight, trained)
+
+
+@given(st.floats(0, 3))
+def test_clipping_keeps_the_direction(largest):
+    model = torch.nn.Linear(4, 4)
+    model(torch.randn(8, 4)).square().sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    whole = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    norm = clip_gradients(list(model.parameters()), largest)
+    torch.testing.assert_close(norm, whole)
+    factor = min(1.0, largest / float(whole)) if largest else 1.0
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * factor, rtol=1e-3, atol=1e-5)

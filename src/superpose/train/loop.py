@@ -139,9 +139,9 @@ class _Loop:
         since = first, self.clock.seconds
         steps = range(first, args.steps)
         windows = read_ahead(self.window, steps)
-        starts = tuple(stage.start for stage in schedule.stages)
-        tracing = profiled(self.run, first, starts, ranks.rank) if profile else nullcontext(lambda: None)
-        with stop_requests() as request, tracing as profiler_step:
+        stages = {first, *schedule.boundaries}
+        tracing = profiled(self.run, stages, ranks.rank) if profile else nullcontext(lambda done: None)
+        with stop_requests() as request, tracing as trace:
             for step, window in zip(steps, windows, strict=True):
                 stage = schedule.stage_at(step)
                 # Random numbers (dropout) are a function of the step and the rank, like all else.
@@ -150,8 +150,8 @@ class _Loop:
                     self.trainee.reset_optimizers()
                 lr = learning_rate(args, step, args.steps, schedule.boundaries)
                 results.append(optimizer_step(self.trainee, self.recipe, stage, window, lr))
-                profiler_step()
                 done = step + 1
+                trace(done)
                 stopping = self.stopping(request) if done < args.steps else 0
                 turning = done in schedule.boundaries or done == args.steps
                 saving = done % args.checkpoint_every == 0 or turning or stopping

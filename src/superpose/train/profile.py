@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerAction, ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile
 
-# Of a stage's steps, counted from its first: one to warm the profiler up, then these.
-_WARM, _FIRST, _LAST = 2, 3, 5
+# Of a stage's steps: after so many, so many are traced.
+_SKIPPED, _TRACED = 2, 3
 
 
 @contextmanager
-def profiled(run: Path, first_step: int, starts: tuple[int, ...], rank: int) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each step; writes RUN/profile/step-N-rank-R.json for chrome://tracing or Perfetto.
+def profiled(run: Path, stages: Collection[int], rank: int) -> Iterator[Callable[[int], None]]:
+    """Yields what to call with the number of steps done; writes RUN/profile/step-N-rank-R.json.
+
+    The traces open in Perfetto or chrome://tracing.
 
     Args:
         run: directory of the run.
-        first_step: number of the step that comes first.
-        starts: first step of each stage.
+        stages: steps done at the start of each stage, and when the run was started or resumed.
         rank: of this process.
     """
+    tracing: profile | None = None
 
-    def action(count: int) -> ProfilerAction:
-        step = first_step + count
-        place = step - max((start for start in (*starts, first_step) if start <= step), default=first_step)
-        if place == _LAST:
-            return ProfilerAction.RECORD_AND_SAVE
-        if _FIRST <= place < _LAST:
-            return ProfilerAction.RECORD
-        return ProfilerAction.WARMUP if place == _WARM else ProfilerAction.NONE
+    def after(done: int) -> None:
+        nonlocal tracing
+        if tracing is not None and done - _SKIPPED - _TRACED in stages:
+            tracing.stop()
+            folder = run / "profile"
+            folder.mkdir(exist_ok=True)
+            tracing.export_chrome_trace(str(folder / f"step-{done:08d}-rank-{rank}.json"))
+            tracing = None
+        elif tracing is None and done - _SKIPPED in stages:
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+            tracing = profile(activities=activities)
+            tracing.start()
 
-    def write(profiler: profile) -> None:
-        folder = run / "profile"
-        folder.mkdir(exist_ok=True)
-        profiler.export_chrome_trace(str(folder / f"step-{first_step + profiler.step_num:08d}-rank-{rank}.json"))
-
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with profile(activities=activities, schedule=action, on_trace_ready=write) as profiler:
-        yield profiler.step
+    try:
+        yield after
+    finally:
+        if tracing is not None:
+            tracing.stop()

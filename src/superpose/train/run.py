@@ -35,7 +35,8 @@ def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: An
     if not path.exists():
         if resume:
             raise UserError(f"{run} holds no run to resume; start it without --resume")
-        if run.exists() and any(run.iterdir()):
+        # One that was killed at its very start has left its store's name, or a file without a name of its own.
+        if run.exists() and any(path.name != "store.json" and path.name[0] != "." for path in run.iterdir()):
             raise UserError(f"{run} is not empty and holds no run; give a new directory")
         recipe = chosen_precision(recipe, device)
         write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(store.path)})

@@ -57,10 +57,11 @@ class Trainee:
             optimizer.state.clear()
 
     def whole_weights(self) -> dict[str, Tensor]:
-        """All weights, gathered into the memory of rank 0; empty on the others."""
+        """All weights, gathered into the memory of rank 0, tied ones once; empty on the others."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights: Any = get_model_state_dict(self.model, options=options)
-        return dict(weights)
+        once = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
+        return {name: tensor for name, tensor in weights.items() if name in once}
 
 
 def build_trainee(recipe: Recipe, store: TokenStore, ranks: Ranks) -> Trainee:

@@ -1,0 +1,227 @@
+import json
+import resource
+import shutil
+import threading
+import time
+
+import pytest
+import torch
+
+from superpose.errors import UserError
+from superpose.train import checkpoint
+from superpose.train.checkpoint import Checkpoints, Progress
+from superpose.train.loop import train
+from superpose.train.trainee import build_trainee, optimizer_step
+from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
+
+
+def trained(recipe, store, steps=1):
+    """A trainee that has moments, and the plan's windows behind it."""
+    trainee = build_trainee(recipe, store, ALONE)
+    plan = recipe.plan(store.train)
+    for step in range(steps):
+        optimizer_step(trainee, recipe, recipe.schedule.stage_at(step), plan.read(store.train.tokens, step), 1e-2)
+    return trainee
+
+
+def saved(folder, trainee, steps, **settings):
+    """Checkpoints of several steps, all of one state."""
+    checkpoints = Checkpoints(folder, ALONE, **settings)
+    for step in steps:
+        assert checkpoints.save(trainee.state, Progress(step, 2.5 * step)) is None
+        assert checkpoints.wait() is None
+    return checkpoints
+
+
+def restored(checkpoints, trainee, said=None):
+    average = trainee.average.tensors if trainee.average else None
+    tell = said.append if said is not None else pytest.fail
+    return checkpoints.restore(trainee.model, trainee.optimizer_of, average, tell)
+
+
+def names(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def one(recipe, store):
+    return trained(recipe, store)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"optimizer": "muon"}, {"average": 0.9}, {"optimizer": "muon", "average": 0.5}],
+    ids=["adamw", "muon", "average", "both"],
+)
+def test_every_tensor_comes_back(recipe, store, tmp_path, settings):
+    recipe = changed(recipe, "train", **settings)
+    before = trained(recipe, store, 2)
+    checkpoints = saved(tmp_path, before, [2])
+    after = trained(changed(recipe, "train", seed=9), store)
+    assert restored(checkpoints, after) == Progress(2, 5.0)
+    assert before.state.keys() == after.state.keys()
+    for name, tensor in before.state.items():
+        assert torch.equal(tensor, after.state[name]), name
+    fresh = build_trainee(recipe, store, ALONE)  # without any moment yet
+    restored(checkpoints, fresh)
+    assert before.state.keys() == fresh.state.keys()
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(recipe, store, tmp_path):
+    tied = changed(recipe, "model", config={**recipe.model.config, "tie_word_embeddings": True})
+    before = trained(tied, store)
+    assert not any("lm_head" in name for name in before.state)
+    after = build_trainee(tied, store, ALONE)
+    restored(saved(tmp_path, before, [1]), after)
+    assert after.model.get_input_embeddings().weight is after.model.get_output_embeddings().weight
+    assert torch.equal(after.model.get_output_embeddings().weight, before.model.get_output_embeddings().weight)
+
+
+def test_only_safetensors_and_json_are_written(one, tmp_path):
+    saved(tmp_path, one, [1])
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors", ".json"}
+
+
+def test_what_is_written_is_the_state_at_that_moment(recipe, store, tmp_path, monkeypatch):
+    """Training goes on while a checkpoint is written; the step does not wait and the file does not change."""
+    trainee = trained(recipe, store)
+    before = {name: tensor.clone() for name, tensor in trainee.state.items()}
+    gate = threading.Event()
+    checksum = checkpoint._checksum
+
+    def slow(file):
+        assert gate.wait(30)
+        return checksum(file)
+
+    monkeypatch.setattr(checkpoint, "_checksum", slow)
+    checkpoints = Checkpoints(tmp_path, ALONE)
+    checkpoints.save(trainee.state, Progress(1))
+    for tensor in trainee.state.values():
+        tensor.zero_()
+    assert not list((tmp_path / "checkpoints").glob("step-*")), "not yet written"
+    gate.set()
+    assert checkpoints.wait() is None
+    restored(checkpoints, trainee)
+    for name, tensor in trainee.state.items():
+        assert torch.equal(tensor, before[name])
+
+
+def torn(path):
+    file = next(path.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flipped(path):
+    file = next(path.glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def missing(path):
+    next(path.glob("*.safetensors")).unlink()
+
+
+def added(path):
+    shutil.copy(next(path.glob("*.safetensors")), path / "shard-00009-model-00001-of-00001.safetensors")
+
+
+def without_state(path):
+    (path / "state.json").unlink()
+
+
+def with_another_step(path):
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps({**state, "step": 77}))
+
+
+def with_half_a_state(path):
+    (path / "state.json").write_text((path / "state.json").read_text()[:30])
+
+
+def of_another_version(path):
+    (path / "state.json").write_text('{"step": 2, "seconds": 1.0}')
+
+
+def renamed(path):
+    path.rename(path.with_name("step-00000009"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [torn, flipped, missing, added, without_state, with_another_step, with_half_a_state, of_another_version, renamed],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, store, one, tmp_path, damage):
+    checkpoints = saved(tmp_path, one, [1, 2])
+    damage(tmp_path / "checkpoints" / "step-00000002")
+    said = []
+    assert restored(checkpoints, build_trainee(recipe, store, ALONE), said).step == 1
+    assert len(said) == 1
+    assert "step-0000000" in said[0]
+    assert "passed over" in said[0]
+
+
+def test_a_run_goes_on_from_the_one_before(recipe, store, tmp_path):
+    train(recipe, store, tmp_path / "whole")
+    with pytest.raises(KilledError):
+        train(recipe, store, tmp_path / "run", listener=killed_after(16))
+    flipped(tmp_path / "run" / "checkpoints" / "step-00000015")
+    records = []
+    train(recipe, store, tmp_path / "run", resume=True, listener=records.append)
+    assert "step-00000015" in records[0]["message"]
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+
+
+def test_if_none_is_good_it_says_so(recipe, store, one, tmp_path):
+    checkpoints = saved(tmp_path, one, [1])
+    torn(tmp_path / "checkpoints" / "step-00000001")
+    with pytest.raises(UserError, match="no good checkpoint"):
+        restored(checkpoints, build_trainee(recipe, store, ALONE), [])
+
+
+def test_a_checkpoint_of_another_model_is_refused(recipe, store, one, tmp_path):
+    checkpoints = saved(tmp_path, one, [1])
+    deeper = changed(recipe, "model", config={**recipe.model.config, "num_hidden_layers": 2})
+    with pytest.raises(UserError, match="another model or optimizer"):
+        restored(checkpoints, build_trainee(deeper, store, ALONE))
+    wider = changed(recipe, "model", config={**recipe.model.config, "intermediate_size": 48})
+    with pytest.raises(UserError, match="cannot be loaded"):
+        restored(checkpoints, build_trainee(wider, store, ALONE))
+
+
+def test_the_newest_and_the_milestones_are_kept(one, tmp_path):
+    saved(tmp_path, one, range(1, 9), keep=3, milestones=[2, 4])
+    assert names(tmp_path) == [f"step-{step:08d}" for step in (2, 4, 6, 7, 8)]
+
+
+def test_what_a_killed_run_left_half_written_is_removed(recipe, store, one, tmp_path):
+    checkpoints = saved(tmp_path, one, [1])
+    (tmp_path / "checkpoints" / ".step-00000002.tmp").mkdir()
+    assert restored(checkpoints, build_trainee(recipe, store, ALONE)).step == 1
+    assert names(tmp_path) == ["step-00000001"]
+
+
+def test_without_room_the_older_ones_stay_and_training_goes_on(recipe, store, tmp_path):
+    """A limit on the size of files stands in for a full disk."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    records = []
+
+    def listener(record):
+        records.append(record)
+        if record["kind"] == "training" and record["step"] == 11:
+            while not (tmp_path / "run" / "checkpoints" / "step-00000009").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        if record["kind"] == "training" and record["step"] == 18:
+            time.sleep(0.5)  # what was to be written before has failed by now
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    try:
+        train(recipe, store, tmp_path / "run", listener=listener)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    warnings = [record["message"] for record in records if record["kind"] == "warning"]
+    assert [int(warning.split()[4]) for warning in warnings] == [12, 15]
+    assert all("File too large" in warning and "step-00000009 is the newest" in warning for warning in warnings)
+    assert names(tmp_path / "run") == ["step-00000008", "step-00000018", "step-00000020"]

@@ -1,0 +1,206 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from superpose.data.store import TokenStore
+from superpose.errors import ReportedError, UserError
+from superpose.train.distributed import Ranks
+from superpose.train.loop import train
+from superpose.train.metrics import read_metrics
+from superpose.train.stopping import StoppedError
+from tests.conftest import MODELS
+from tests.ranks import on_ranks, torchrun_environment
+from tests.train.test_loop import changed, weights
+
+GPT2 = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+MOE = {"hidden_size": 16, "num_hidden_layers": 2, "tie_word_embeddings": False, **MODELS["qwen3_moe"]}
+VARIANTS = {
+    "fsdp": {"train": {"grad_clip": 0.05}},
+    "ddp": {"train": {"accumulate": 2}, "parallel": {"strategy": "ddp"}},
+    "hybrid": {"train": {"accumulate": 2, "checkpoint_activations": True}, "parallel": {"replicas": 2}},
+    "experts": {"model": {"architecture": "qwen3_moe", "config": MOE}},
+    "experts-ddp": {"model": {"architecture": "qwen3_moe", "config": MOE}, "parallel": {"strategy": "ddp"}},
+    "tied": {
+        "model": {"architecture": "gpt2", "config": {**GPT2, **MODELS["gpt2"]}},
+        "superposition": {"expand": "batch", "documents": "aligned"},
+        "train": {"attention": "document"},
+    },
+    "muon": {"train": {"optimizer": "muon", "average": 0.5}},
+}
+RESUMED = ("ddp", "experts", "muon")
+
+
+def varied(recipe, name):
+    recipe = changed(recipe, "train", eval_every=20)
+    for section, values in VARIANTS[name].items():
+        recipe = changed(recipe, section, **values)
+    return recipe
+
+
+def stop_at(step):
+    def listener(record):
+        if record["kind"] == "training" and record["step"] == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return listener
+
+
+def work_of_two(rank, group, recipe, path, folder):
+    """All that two ranks do in these tests: starting them takes longer than their work."""
+    store = TokenStore.open(path)
+    for name in VARIANTS:
+        train(varied(recipe, name), store, folder / name)
+    for name in RESUMED:
+        # Rank 0 alone hears the signal, both have to stop.
+        with pytest.raises(StoppedError, match="after step 5"):
+            train(varied(recipe, name), store, folder / f"{name}-resumed", listener=stop_at(5))
+        if rank == 0:
+            shutil.copytree(folder / f"{name}-resumed", folder / f"{name}-to-one")
+        train(varied(recipe, name), store, folder / f"{name}-resumed", resume=True)
+        # How the ranks share the work is no matter of the run's.
+        other = changed(varied(recipe, name), "parallel", strategy="fsdp", replicas=2)
+        train(other, store, folder / f"{name}-from-one", resume=True)
+    # Rank 0 finds a mistake and tells it; the other ends without a word, and does not wait.
+    with pytest.raises(UserError if rank == 0 else ReportedError, match="no run to resume"):
+        train(recipe, store, folder / "none", resume=True)
+    odd = changed(recipe, "train", batch_size=3)
+    with pytest.raises(UserError, match="cannot be shared out evenly"):
+        train(odd, store, folder / "odd")
+    three = changed(recipe, "parallel", replicas=3)
+    with pytest.raises(UserError, match=r"parallel\.replicas = 3"):
+        train(three, store, folder / "three")
+    both = changed(recipe, "parallel", replicas=2, strategy="ddp")
+    with pytest.raises(UserError, match="leave it out"):
+        train(both, store, folder / "both")
+
+
+@pytest.fixture(scope="module")
+def on_two(recipe, store, tmp_path_factory):
+    """The directory of all runs of two ranks."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in RESUMED:
+        with pytest.raises(StoppedError):
+            train(varied(recipe, name), store, folder / f"{name}-from-one", listener=stop_at(12))
+    on_ranks(2, work_of_two, recipe, store.path, folder)
+    return folder
+
+
+@pytest.mark.error(n=4)
+@pytest.mark.error(n=9)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_ranks_train_what_one_process_trains(on_two, recipe, store, tmp_path, name):
+    """Through the switch: losses, norms and the exported weights."""
+    result = train(varied(recipe, name), store, tmp_path / "one")
+    ours, theirs = (read_metrics(folder / "metrics.jsonl") for folder in (tmp_path / "one", on_two / name))
+    assert len(ours) == len(theirs)
+    for one, two in zip(ours, theirs, strict=True):
+        assert one.keys() == two.keys()
+        for key in {"loss", "bag_loss", "val_loss", "router_loss", "expert_load_max"} & one.keys():
+            assert two[key] == pytest.approx(one[key], abs=1e-4), (key, one["step"])
+        if "grad_norm" in one:
+            assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        for key in {"raw_tokens", "latents", "flops"} & one.keys():
+            assert two[key] == one[key]
+    reported = json.loads((on_two / name / "result.json").read_text())
+    assert reported["ranks"] == 2
+    for key in {"val_loss", "average_val_loss"} & result.keys():
+        assert reported[key] == pytest.approx(result[key], abs=1e-4)
+    one, two = weights(tmp_path / "one"), weights(on_two / name)
+    assert one.keys() == two.keys()
+    for key, tensor in one.items():
+        # Muon orthogonalises in bfloat16, which makes more of a difference in the last bit.
+        torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=2e-3 if name == "muon" else 2e-4)
+
+
+def test_the_model_of_shards_is_an_ordinary_one(on_two):
+    from transformers import AutoModelForCausalLM
+
+    for name in ("fsdp", "experts", "tied"):
+        config = json.loads((on_two / name / "model" / "config.json").read_text())
+        assert not config["architectures"][0].startswith("FSDP")
+        model, report = AutoModelForCausalLM.from_pretrained(on_two / name / "model", output_loading_info=True)
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        assert model(torch.arange(8).unsqueeze(0)).logits.isfinite().all()
+
+
+@pytest.mark.error(n=9)
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_ranks_resume_to_the_same_bits(on_two, name):
+    for key, tensor in weights(on_two / name).items():
+        assert torch.equal(weights(on_two / f"{name}-resumed")[key], tensor)
+
+
+@pytest.mark.error(n=9)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_of_two_ranks_loads_into_one(on_two, recipe, store, name):
+    result = train(varied(recipe, name), store, on_two / f"{name}-to-one", resume=True)
+    assert result["val_loss"] == pytest.approx(loss_of(on_two / name), abs=1e-4)
+
+
+@pytest.mark.error(n=9)
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_checkpoint_of_one_process_loads_into_two_ranks(on_two, name):
+    assert loss_of(on_two / f"{name}-from-one") == pytest.approx(loss_of(on_two / name), abs=1e-4)
+
+
+def loss_of(run):
+    return json.loads((run / "result.json").read_text())["val_loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_others(recipe, store, tmp_path, number):
+    endless = changed(recipe, "train", steps=100_000, eval_every=100_000, checkpoint_every=100_000, log_every=1)
+    endless = changed(changed(endless, "parallel", timeout=3), "data", corpus=str(store.path), **NO_CHOICES)
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(endless.model_dump(mode="json")))
+    environment = {**os.environ, **torchrun_environment(2), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "superpose", "train", str(path), "--out", str(tmp_path / "run")]
+    heard = (tmp_path / "rank-0.txt").open("w+")
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=heard if rank == 0 else subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 90
+    try:
+        while not (log.exists() and log.read_text().count("training") > 3):
+            assert time.monotonic() < deadline
+            assert [rank.poll() for rank in ranks] == [None, None]
+            time.sleep(0.1)
+        ranks[1].send_signal(number)
+        ranks[0].wait(timeout=40)
+        heard.seek(0)
+        error = heard.read()
+    finally:
+        heard.close()
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    assert ranks[0].returncode == 2
+    assert "superpose, rank 0: lost contact" in error
+    assert "--resume" in error
+    assert "Traceback" not in error
+
+
+NO_CHOICES = {"vocab_size": 1024, "val_fraction": 0.02, "val_megabytes": 0.5}
+"""What a prepared store leaves at its default."""
+
+
+def test_one_process_is_a_rank_of_its_own():
+    alone = Ranks(0, 1, torch.device("cpu"))
+    tensor = torch.ones(2)
+    assert alone.total(tensor) is tensor is alone.mean(tensor)
+    assert (alone.highest(3), alone.gather("a"), alone.on_main(lambda: 5)) == (3, ["a"], 5)

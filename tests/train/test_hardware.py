@@ -1,0 +1,55 @@
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from superpose.train import hardware
+from superpose.train.hardware import Energy, chosen_precision, matmul_peak, peak_memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("faster", "expected"), [(2.5, "bfloat16"), (1.1, "float32"), (0.3, "float32")])
+def test_the_precision_is_what_is_measured_to_be_faster(recipe, monkeypatch, faster, expected):
+    automatic = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": "auto"})})
+    monkeypatch.setattr(hardware, "matmul_peak", lambda device, precision: faster if precision == "bfloat16" else 1.0)
+    assert chosen_precision(automatic, CPU).train.precision == expected
+    assert chosen_precision(recipe, CPU) is recipe
+
+
+def test_a_peak_is_what_a_product_takes():
+    assert 1e8 < matmul_peak(CPU, "float32") < 1e15
+
+
+def test_memory_is_in_bytes():
+    before = peak_memory(CPU)
+    block = torch.ones(100_000_000)
+    assert before + 1e8 < peak_memory(CPU) < 1e12
+    del block
+
+
+def test_energy_without_a_library_is_called_an_estimate(monkeypatch):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    spent = Energy(CPU).spent()
+    assert spent["kwh"] > 0
+    assert spent["how"].startswith("estimated")
+    assert Energy(torch.device("meta")).spent()["kwh"] is None
+
+
+@pytest.mark.parametrize(("found", "how"), [("[CPU(intel_rapl)]", "measured"), ("[CPU(Cpu Load)]", "estimated")])
+def test_energy_is_what_codecarbon_says(monkeypatch, found, how):
+    class Tracker:
+        def __init__(self, **settings):
+            self._hardware = found
+
+        def start(self):
+            pass
+
+        def stop(self):
+            self.final_emissions_data = SimpleNamespace(energy_consumed=0.25)
+
+    monkeypatch.setitem(sys.modules, "codecarbon", SimpleNamespace(OfflineEmissionsTracker=Tracker))
+    spent = Energy(CPU).spent()
+    assert spent["kwh"] == 0.25
+    assert spent["how"].startswith(how)
