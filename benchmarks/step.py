@@ -1,15 +1,18 @@
 """What a superposition step costs beside a recovery step, and what reading its window takes, in the demo's setting.
 
     python benchmarks/step.py
+    python benchmarks/step.py data.vocab_size=16384 model.config.hidden_size=256 model.config.intermediate_size=768 \\
+        model.config.num_hidden_layers=4 train.batch_size=4 train.latents=256
 
-Bag sizes are interleaved in one process on one thread; figures are medians. `read` is how long fetching a step's window
-from the store takes, as a share of the step; `wait` is what is left of that when it is read ahead on a thread, as
-training does.
+The second is a larger model: arguments are settings of the recipe. Bag sizes are interleaved in one process on one
+thread; figures are medians. `read` is how long fetching a step's window from the store takes, as a share of the step;
+`wait` is what is left of that when it is read ahead on a thread, as training does.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from functools import partial
 
@@ -30,14 +33,14 @@ STEPS = 3
 
 def main() -> None:
     torch.set_num_threads(1)
-    store = prepare(Recipe().data)
+    overrides = sys.argv[1:]
+    store = prepare(load_recipe(None, overrides).data)
     tokens = store.train.tokens
     alone = Ranks(0, 1, torch.device("cpu"))
     settings: dict[int, tuple[Recipe, Trainee, WindowPlan]] = {}
     for bag_size in BAG_SIZES:
-        recipe = load_recipe(
-            None, [f"superposition.bag_size={bag_size}", "superposition.ratio=1.0", "train.steps=1000"]
-        )
+        superposed = [f"superposition.bag_size={bag_size}", "superposition.ratio=1.0", "train.steps=1000"]
+        recipe = load_recipe(None, [*overrides, *superposed, "train.precision='float32'"])
         settings[bag_size] = recipe, build_trainee(recipe, store, alone), recipe.plan(store.train)
     steps: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     waits: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
