@@ -1,5 +1,7 @@
 import json
+import signal
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -10,6 +12,7 @@ from superpose.compare.report import Comparison, describe
 from superpose.core import Schedule
 from superpose.errors import UserError
 from superpose.train.config import Recipe
+from superpose.train.stopping import StoppedError
 from tests.train.test_loop import changed
 
 
@@ -140,3 +143,12 @@ def test_schedules_in_the_papers_letters():
     assert describe(Schedule(1000, 4, 0.3)) == "s 4, r 0.3"
     assert describe(Schedule(1000, (8, 4), (0.1, 0.2))) == "s 8, r 0.1; s 4, r 0.2"
     assert describe(Schedule(1000, 4, 0.3, "output")) == "s 4, r 0.3, output only"
+
+
+def test_a_run_that_was_asked_to_stop_has_not_failed(recipe, store, tmp_path, monkeypatch):
+    def stopped(*arguments, **settings):
+        raise StoppedError(signal.SIGTERM, 3)
+
+    monkeypatch.setattr(experiment, "train", stopped)
+    records = SimpleNamespace(put=lambda record: pytest.fail(f"said {record}"))
+    experiment._train(0, Run("tst", 1, recipe), store.path, tmp_path / "run", 1, records)

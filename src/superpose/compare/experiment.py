@@ -25,6 +25,7 @@ from superpose.data.workers import available_cores
 from superpose.errors import UserError
 from superpose.train.config import Recipe
 from superpose.train.loop import train
+from superpose.train.stopping import StoppedError
 
 Arm = Literal["ordinary", "tst"]
 ARMS: tuple[Arm, ...] = ("ordinary", "tst")
@@ -143,7 +144,7 @@ def _train(number: int, run: Run, store: Path, directory: Path, threads: int, re
         records.put((number, {"kind": "failure", "message": str(error)}))
     except OSError as error:
         records.put((number, {"kind": "failure", "message": str(UserError.from_system(error))}))
-    except KeyboardInterrupt:
-        pass
+    except (KeyboardInterrupt, StoppedError):
+        pass  # asked to: what started it knows
     except Exception:
         records.put((number, {"kind": "failure", "message": traceback.format_exc()}))

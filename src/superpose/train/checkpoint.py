@@ -166,7 +166,9 @@ class Checkpoints:
                 return Progress(state["step"], state["seconds"])
             tell(f"checkpoint {path} is passed over: {problems[0]}")
         if candidates:
-            raise UserError(f"{self.folder} holds no good checkpoint; restore one from a copy, or start a new run")
+            raise self._ranks.shared_error(
+                f"{self.folder} holds no good checkpoint; restore one from a copy, or start a new run"
+            )
         return Progress()
 
     def close(self) -> None:

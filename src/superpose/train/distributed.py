@@ -88,6 +88,10 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def shared_error(self, message: str) -> UserError:
+        """To raise on all ranks for the same reason: the user is told once."""
+        return UserError(message) if self.main else ReportedError(message)
+
     def on_main(self, work: Callable[[], _Value]) -> _Value:
         """What `work` returns on rank 0, which alone does it; if it fails there, all ranks end.
 
@@ -108,7 +112,7 @@ class Ranks:
         if error is not None:
             raise error
         if outcome[1] is not None:
-            raise ReportedError(outcome[1])
+            raise self.shared_error(outcome[1])
         value: _Value = outcome[0]
         return value
 

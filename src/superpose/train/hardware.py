@@ -83,15 +83,22 @@ class Energy:
         )
         self._tracker.start()
 
+    def close(self) -> None:
+        """Ends the measurement, if `spent` has not."""
+        if self._tracker is not None:
+            self._tracker.stop()
+            self._tracker = None
+
     def spent(self) -> dict[str, Any]:
         """`kwh`, None where there is nothing to go by, in `hours`, and `how` it was found."""
         hours = (time.perf_counter() - self._started) / 3600
         if self._tracker is not None:
-            self._tracker.stop()
-            counters = str(self._tracker._hardware).lower()
+            tracker = self._tracker
+            self.close()
+            counters = str(tracker._hardware).lower()
             measured = self._device.type == "cuda" or any(name in counters for name in ("rapl", "powermetrics"))
             how = "measured" if measured else "estimated from load and rated power"
-            return {"kwh": self._tracker.final_emissions_data.energy_consumed, "hours": hours, "how": how}
+            return {"kwh": tracker.final_emissions_data.energy_consumed, "hours": hours, "how": how}
         if self._device.type != "cpu":
             return {"kwh": None, "hours": hours, "how": "unknown; install superpose[energy]"}
         cores = torch.get_num_threads()

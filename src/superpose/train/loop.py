@@ -101,7 +101,9 @@ class _Loop:
         self.recipe, self.store, self.run, self.ranks, self.baseline = recipe, store, run, ranks, baseline
         self.schedule = recipe.schedule
         self.plan = recipe.plan(store.train)
-        self.energy = Energy(ranks.device)
+        self.energy = Energy(ranks.device) if ranks.main else None
+        if self.energy is not None:
+            stack.callback(self.energy.close)
         self.trainee = build_trainee(recipe, store, ranks)
         latents = {self.plan.shape(stage)[1] for stage in self.schedule.stages}
         self.flops_of = {length: model_flops_per_latent(self.trainee.model, length) for length in latents}
@@ -226,7 +228,7 @@ class _Loop:
         }
         self.tell(record)
         if self.runaway.leaves(record):
-            raise UserError(
+            raise self.ranks.shared_error(
                 f"{self.run}: the loss has run away: {loss:.3f} at step {done}, more than train.runaway = "
                 f"{self.recipe.train.runaway} above its lowest; {self.advice(self.runaway.since)}"
             )
@@ -273,7 +275,7 @@ class _Loop:
 
     def expect_finite(self, step: int, *values: float) -> None:
         if not all(map(math.isfinite, values)):
-            raise UserError(
+            raise self.ranks.shared_error(
                 f"{self.run}: the loss or its gradient is no longer finite at step {step}; {self.advice(step)}"
             )
 
@@ -321,7 +323,7 @@ class _Loop:
             "compile_seconds": self.compile_seconds,
             "mfu": spent.flops / max(self.clock.seconds, 1e-9) / self.peak,
             "peak_memory": max(self.ranks.gather(peak_memory(self.ranks.device))),
-            "energy": self.energy.spent(),
+            "energy": self.ranks.on_main(self.energy.spent if self.energy else dict),
             "ranks": self.ranks.world_size,
             "parameters": sum(parameter.numel() for parameter in self.trainee.model.parameters()),
             "versions": {
