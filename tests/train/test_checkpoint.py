@@ -48,6 +48,7 @@ def one(recipe, store):
     return trained(recipe, store)
 
 
+@pytest.mark.error(n=9)
 @pytest.mark.parametrize(
     "settings",
     [{}, {"optimizer": "muon"}, {"average": 0.9}, {"optimizer": "muon", "average": 0.5}],

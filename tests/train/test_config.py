@@ -100,3 +100,18 @@ def test_no_override_ends_in_a_traceback(text):
 def test_no_value_ends_in_a_traceback(name, text):
     with contextlib.suppress(UserError):
         load_recipe(None, [f"{name}={text}"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('lr_schedule = "cosine"\ndecay_ratio = 0.2', "train.decay_ratio is of lr_schedule = 'wsd'"),
+        ("min_lr_ratio = 0.1", "train.min_lr_ratio is of lr_schedule = 'cosine'"),
+        ("momentum = 0.9", "train.momentum is of optimizer = 'muon'"),
+        ('optimizer = "sgd"', "train.optimizer is 'sgd'"),
+        ('track = ["mlflow"]', "train.track"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_do_not_exist(tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        load_recipe(written(tmp_path, "[train]\n" + settings))

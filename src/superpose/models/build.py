@@ -110,9 +110,10 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
     assert path is not None
     settings = read_json(path)
     settings.pop("auto_map", None)  # code of its own, which is not run
-    _known_architecture(settings.pop("model_type", ""), f"{path}: model_type")
+    architecture = str(settings.pop("model_type", ""))
+    _known_architecture(architecture, f"{path}: model_type")
     try:
-        config: Any = AutoConfig.for_model(read_json(path)["model_type"], **settings)
+        config: Any = AutoConfig.for_model(architecture, **settings)
     except Exception as error:  # as above
         raise UserError(f"{path}: {_last_line(error)}") from None
     if args.init_from and config.vocab_size < vocab_size:
