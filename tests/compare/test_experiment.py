@@ -35,6 +35,16 @@ def test_arms_differ_in_superposition_alone(recipe):
     assert ordinary.recipe.train.seed == tst.recipe.train.seed == 5
 
 
+def test_arms_have_one_precision(recipe, monkeypatch):
+    """Also where measuring twice would choose twice."""
+    choices = iter(["bfloat16", "float32"])
+    monkeypatch.setattr(
+        experiment, "chosen_precision", lambda recipe, _: changed(recipe, "train", precision=next(choices))
+    )
+    automatic = changed(recipe, "train", precision="auto")
+    assert {run.recipe.train.precision for run in plan_runs(automatic, [1, 2])} == {"bfloat16"}
+
+
 @pytest.mark.error(n=12)
 def test_flops_are_equal_and_raw_tokens_are_not(compared):
     _, comparison, _ = compared

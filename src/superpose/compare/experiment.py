@@ -11,7 +11,6 @@ same comparison started again goes on from there.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import queue
 import traceback
 from collections.abc import Callable
@@ -20,18 +19,18 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from superpose.data.store import TokenStore
 from superpose.data.workers import available_cores
 from superpose.errors import UserError
 from superpose.train.config import Recipe
+from superpose.train.hardware import chosen_precision
 from superpose.train.loop import train
 from superpose.train.stopping import StoppedError
 
 Arm = Literal["ordinary", "tst"]
 ARMS: tuple[Arm, ...] = ("ordinary", "tst")
-
-# Large blocks stay with the process: given back after each step, their pages would be cleared anew in the next.
-_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**32 - 1), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,8 @@ def plan_runs(recipe: Recipe, seeds: list[int]) -> list[Run]:
             "this recipe ends in superposition, so its model could not be compared with an ordinary one; "
             "give ratios that add up to less than 1"
         )
+    # Chosen once for all runs: what is compared must not differ in it.
+    recipe = chosen_precision(recipe, torch.device(recipe.train.device))
     runs = []
     for seed in seeds:
         seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
@@ -95,7 +96,6 @@ def execute(
     waiting = dict(enumerate(runs))
     running: dict[int, BaseProcess] = {}
     outcomes: dict[int, Outcome] = {}
-    os.environ.update({name: value for name, value in _MALLOC.items() if name not in os.environ})
     try:
         while len(outcomes) < len(runs):
             while waiting and len(running) < jobs:
