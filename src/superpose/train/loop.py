@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,7 @@ from superpose.errors import UserError
 from superpose.files import write_json
 from superpose.models.build import build_config, build_model, model_flops_per_latent
 from superpose.train.checkpoint import Checkpoints, Progress
+from superpose.train.clock import Clock
 from superpose.train.config import Recipe
 from superpose.train.diagnostics import Runaway, crossing, switch
 from superpose.train.distributed import Ranks, joined_ranks
@@ -38,7 +39,7 @@ from superpose.train.metrics import Validation, evaluate, metrics_log, read_metr
 from superpose.train.optim import learning_rate
 from superpose.train.profile import profiled
 from superpose.train.run import claim, export_model, finished
-from superpose.train.stopping import Request, StoppedError, stop_requests
+from superpose.train.stopping import StoppedError, stop_requests
 from superpose.train.trackers import open_trackers
 from superpose.train.trainee import StepResult, accumulate_gradients, build_trainee, optimizer_step
 
@@ -154,7 +155,7 @@ class _Loop:
                 results.append(optimizer_step(self.trainee, self.recipe, stage, window, lr))
                 done = step + 1
                 trace(done)
-                stopping = self.stopping(request) if done < args.steps else 0
+                stopping = ranks.highest(request.number) if done < args.steps else 0  # a signal's number
                 turning = done in schedule.boundaries or done == args.steps
                 saving = done % args.checkpoint_every == 0 or turning or stopping
                 if step == 0 and not self.recipe.model.init_from:
@@ -183,10 +184,6 @@ class _Loop:
         if self.ranks.device.type == "cuda":
             return window.pin_memory().to(self.ranks.device, non_blocking=True)
         return window.to(self.ranks.device)
-
-    def stopping(self, request: Request) -> int:
-        """The signal that asked any rank to stop, or 0."""
-        return self.ranks.highest(request.number)
 
     def spent(self, until: int) -> Cost:
         return cost(
@@ -246,9 +243,8 @@ class _Loop:
 
     def validate(self, step: int) -> Validation:
         """Next-token loss on the held-out side, in whatever phase."""
-        args = self.recipe.train
         with self.clock.paused():
-            validation = evaluate(self.trainee.lm, self.store.val, args.latents, args.batch_size, self.ranks)
+            validation = self.evaluate()
             self.expect_finite(step, validation.loss)
             spent = self.spent(step)
             record = {
@@ -267,6 +263,10 @@ class _Loop:
                 record["crossing_forecast" if met.forecast else "crossed"] = met.step
             self.tell(record)
         return validation
+
+    def evaluate(self) -> Validation:
+        args = self.recipe.train
+        return evaluate(self.trainee.lm, self.store.val, args.latents, args.batch_size, self.ranks)
 
     def save(self, done: int) -> None:
         with self.clock.paused():
@@ -335,9 +335,8 @@ class _Loop:
             result["switch"] = asdict(switched)
         self.export("model")
         if average is not None:
-            args = self.recipe.train
             with average.in_place():
-                averaged = evaluate(self.trainee.lm, self.store.val, args.latents, args.batch_size, self.ranks)
+                averaged = self.evaluate()
                 self.export("model-average")
             result |= {"average_val_loss": averaged.loss, "average_val_bits_per_byte": averaged.bits_per_byte}
         self.ranks.on_main(lambda: write_json(self.run / "result.json", result))
@@ -350,27 +349,6 @@ class _Loop:
         weights = self.trainee.whole_weights()
         config: Any = self.trainee.model.config
         self.ranks.on_main(lambda: export_model(config, weights, self.store, self.run / name))
-
-
-class Clock:
-    """Seconds spent training, without start-up, validation and checkpoints."""
-
-    def __init__(self, seconds: float) -> None:
-        self._spent = seconds
-        self._since: float | None = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        return self._spent + (0 if self._since is None else time.perf_counter() - self._since)
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        if self._since is None:
-            yield
-            return
-        self._spent, self._since = self.seconds, None
-        yield
-        self._since = time.perf_counter()
 
 
 def announce(recipe: Recipe, store: TokenStore) -> str:
