@@ -13,6 +13,14 @@ from superpose.train.stopping import StoppedError, stop_requests
 from tests.train.test_loop import weights
 
 
+@pytest.fixture(autouse=True)
+def handlers():
+    """Python's own, whatever started the tests: a shell lets what it runs in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("step", [5, 8])
 def test_the_step_is_finished_and_saved(recipe, store, tmp_path, number, step):
@@ -41,6 +49,13 @@ def test_the_second_time_it_ends_at_once():
         assert request.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_requests() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.number == 0
 
 
 def test_other_threads_leave_signals_alone():

@@ -45,6 +45,8 @@ def stop_requests() -> Iterator[Request]:
         signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # What started this process may have it ignore one, as a shell does with SIGINT in the background.
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)
     try:
