@@ -88,13 +88,13 @@ def test_what_is_written_is_the_state_at_that_moment(recipe, store, tmp_path, mo
     trainee = trained(recipe, store)
     before = {name: tensor.clone() for name, tensor in trainee.state.items()}
     gate = threading.Event()
-    checksum = checkpoint._checksum
+    checksum = checkpoint.file_sha256
 
     def slow(file):
         assert gate.wait(30)
         return checksum(file)
 
-    monkeypatch.setattr(checkpoint, "_checksum", slow)
+    monkeypatch.setattr(checkpoint, "file_sha256", slow)
     checkpoints = Checkpoints(tmp_path, ALONE)
     checkpoints.save(trainee.state, Progress(1))
     for tensor in trainee.state.values():

@@ -37,11 +37,11 @@ import numpy.typing as npt
 from superpose.data.readers import Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
-from superpose.data.store import FORMAT, TokenStore, file_sha256
+from superpose.data.store import FORMAT, TokenStore
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Run, available_cores, workers
 from superpose.errors import UserError
-from superpose.files import read_json, sync, whole_file, write_json
+from superpose.files import file_sha256, read_json, sync, whole_file, write_json
 
 Progress = Callable[[str, float], None]
 """Told what is being done and the share of it that is done, 0 to 1."""

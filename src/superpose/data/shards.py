@@ -22,10 +22,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from superpose.data.readers import Part, read_part
-from superpose.data.store import file_sha256
 from superpose.data.tokenizer import TextTokenizer, load_tokenizer, save_tokenizer
 from superpose.errors import UserError
-from superpose.files import read_json, whole_file, write_json
+from superpose.files import file_sha256, read_json, whole_file, write_json
 
 # Text of a shard: larger ones take more memory to gather, smaller ones are more files.
 _SHARD_BYTES = 64 * 2**20

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
-from superpose.files import read_json
+from superpose.files import file_sha256, read_json
 
 FORMAT = "superpose tokens 2"
 
@@ -190,8 +189,3 @@ class TokenStore:
                 f"{path} has {actual} bytes, its manifest says {expected}; remove {self.path} and prepare it again"
             )
         return np.memmap(path, dtype=dtype, mode="r", shape=(length,))
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from superpose.errors import UserError
-from superpose.files import read_json, sync, write_json
+from superpose.files import file_sha256, read_json, sync, write_json
 from superpose.train.distributed import Ranks
 
 _FORMAT = "superpose checkpoint 2"
@@ -180,7 +180,7 @@ class Checkpoints:
         written.result()
         ranks = self._ranks
         mine = f"shard-{ranks.rank + 1:05d}-"
-        sums = {file.name: _checksum(file) for file in aside.iterdir() if file.name.startswith(mine)}
+        sums = {file.name: file_sha256(file) for file in aside.iterdir() if file.name.startswith(mine)}
         everyone = [sums]
         if ranks.world_size > 1:
             everyone = [{} for _ in range(ranks.world_size)]
@@ -215,7 +215,7 @@ class Checkpoints:
         shares = sorted(state["files"].items())[self._ranks.rank :: self._ranks.world_size]
         for name, expected in shares:
             try:
-                if _checksum(path / name) != expected:
+                if file_sha256(path / name) != expected:
                     return f"its {name} was altered or cut short"
             except OSError as error:
                 return f"its {name} cannot be read ({error.strerror})"
@@ -272,11 +272,6 @@ def _complete_ones(folder: Path) -> list[Path]:
 
 def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
-
-
-def _checksum(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _fingerprint(state: dict[str, Any]) -> str:

@@ -85,10 +85,8 @@ class TrainArgs(OptimArgs):
 
 
 _OF_THE_MACHINE = {
-    "train": {
-        *("accumulate", "checkpoint_activations", "compile", "device", "threads"),
-        *("keep_checkpoints", "log_every", "runaway", "track"),
-    }
+    *("train.accumulate", "train.checkpoint_activations", "train.compile", "train.device", "train.threads"),
+    *("train.keep_checkpoints", "train.log_every", "train.runaway", "train.track"),
 }
 """Settings that say where and how a run is computed and watched, not what it computes. A run may go on with others."""
 
@@ -123,10 +121,10 @@ class Recipe(BaseModel):
     def changes(self, before: dict[str, Any]) -> list[str]:
         """`section.name` of each setting that would make another run of one begun with the settings `before`."""
         return [
-            f"{section}.{name}"
+            place
             for section, values in self.model_dump(mode="json", exclude={"parallel"}).items()
             for name, value in values.items()
-            if before.get(section, {}).get(name) != value and name not in _OF_THE_MACHINE.get(section, set())
+            if (place := f"{section}.{name}") not in _OF_THE_MACHINE and before.get(section, {}).get(name) != value
         ]
 
     def plan(self, split: Split) -> WindowPlan:

@@ -257,10 +257,11 @@ class _Loop:
                 "flops": spent.flops,
                 "seconds": self.clock.seconds,
             }
-            switched = self.schedule.boundaries[-1] if self.schedule.boundaries else 0
-            met = crossing([*self.records, record], self.baseline, switched)
-            if met is not None and met.step is not None:
-                record["crossing_forecast" if met.forecast else "crossed"] = met.step
+            if self.baseline:
+                switched = self.schedule.boundaries[-1] if self.schedule.boundaries else 0
+                met = crossing([*self.records, record], self.baseline, switched)
+                if met is not None and met.step is not None:
+                    record["crossing_forecast" if met.forecast else "crossed"] = met.step
             self.tell(record)
         return validation
 
