@@ -125,7 +125,7 @@ def summarize(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, str, str, str]]) -> None:
+def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     table = Table(*header[:1], box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in header[1:]:
         table.add_column(name, justify="right")

@@ -64,14 +64,33 @@ def test_no_token_is_read_twice_before_all_were_read(plan):
 @pytest.mark.error(n=9)
 @given(plans())
 def test_recovery_goes_on_where_superposition_stopped(plan):
-    """Stages take consecutive stretches of the stream: what a stage reads begins at the end of the one before."""
+    """Stages take consecutive stretches of the stream: what a stage reads begins at the end of the one before.
+
+    The last one chooses among the windows that are left of a pass.
+    """
     place = 0
     for stage in plan.schedule.stages:
         starts = np.concatenate([plan.starts(step)[1] for step in range(stage.start, stage.stop)])
         width = stage.raw_tokens_per_latent * plan.latents
-        assert sorted(starts) == [place + i * width for i in range(len(starts))]
+        windows = [place + i * width for i in range(len(starts))]
+        if stage is plan.schedule.stages[-1]:
+            end_of_pass = (place // plan.num_tokens + 1) * plan.num_tokens
+            first_pass = -(-(end_of_pass - place) // width)
+            assert len(set(starts)) == len(starts)
+            assert all(start % width == place % width and start >= place for start in starts.tolist())
+            assert max(starts[:first_pass]) < end_of_pass
+        else:
+            assert sorted(starts) == windows
         place += len(starts) * width
     assert place == plan.raw_tokens()
+
+
+@given(plans(), st.integers(1, 20))
+def test_a_longer_ordinary_run_begins_with_the_steps_of_a_shorter_one(plan, more):
+    short = replace(plan, schedule=Schedule(plan.schedule.total_steps))
+    long = replace(plan, schedule=Schedule(plan.schedule.total_steps + more))
+    for step in range(plan.schedule.total_steps):
+        assert np.array_equal(short.starts(step)[1], long.starts(step)[1])
 
 
 @given(plans())

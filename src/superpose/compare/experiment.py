@@ -1,150 +1,186 @@
-"""Ordinary training and TST side by side: the same recipe, seeds, data order and FLOPs.
+"""What a comparison trains: ordinary training and TST from one recipe, at the same seeds, on the same text.
 
-    RUNS/NAME/comparison.json       all results           RUNS/NAME/ordinary-seed1/   a run, see `train.loop`
-    RUNS/NAME/summary.md            the table             RUNS/NAME/tst-seed1/
-    RUNS/NAME/loss.png              the curves            ...
+Three questions (arXiv 2605.06546, figure 3) are answered by the same runs:
 
-Each run is a process of its own, so one that crashes takes no other with it; what is finished is kept, and the
-same comparison started again goes on from there.
+    equal FLOPs   both arms at a budget of steps: a step costs the same in both phases
+    equal loss    the ordinary arm at several budgets, and where its curve passes TST's loss
+    equal data    the ordinary arm at as many steps as read what TST reads
+
+An ordinary run is the beginning of every longer one until its learning rate falls, so budgets cost little more than
+the longest of them (see `superpose.compare.runs`).
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import queue
-import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
-from superpose.data.store import TokenStore
-from superpose.data.workers import available_cores
+from superpose.compare.runs import Outcome, Run
 from superpose.errors import UserError
 from superpose.train.config import Recipe
 from superpose.train.hardware import chosen_precision
-from superpose.train.loop import train
-from superpose.train.stopping import StoppedError
 
-Arm = Literal["ordinary", "tst"]
-ARMS: tuple[Arm, ...] = ("ordinary", "tst")
+ORDINARY, TST, CONTEXT = "ordinary", "tst", "tst-context"
+"""Arms. The last sees as much context in superposition as an ordinary row: its rows are cut, not stretched."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """One arm at one seed."""
+class Design:
+    """What to train.
 
-    arm: Arm
-    seed: int
-    recipe: Recipe
-
-    @property
-    def name(self) -> str:
-        return f"{self.arm}-seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a run: a result, or the reason why there is none."""
-
-    run: Run
-    result: dict[str, Any] | None
-    failure: str | None = None
-
-
-Listener = Callable[[Run, dict[str, Any]], None]
-"""Told of every record of every run."""
-
-
-def plan_runs(recipe: Recipe, seeds: list[int]) -> list[Run]:
-    """Both arms at each seed; arms of one seed stand together, so that they share the machine's weather.
+    Args:
+        recipe: of the TST arm at its main budget.
+        seeds: both arms are trained once with each.
+        budgets: further numbers of steps for both arms.
+        ordinary_budgets: further numbers of steps for the ordinary arm alone; None for those that read as much
+            text as TST does at each budget.
+        rates: learning rates to try for each arm; none, and both take the recipe's.
+        context_control: whether to train the arm that sees no more context than an ordinary one.
 
     Raises:
-        UserError: the recipe's TST arm is an ordinary run, or ends in superposition, or a seed is given twice.
+        UserError: the recipe's TST arm is an ordinary run, or ends in superposition, or numbers are wrong.
     """
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"--seeds {','.join(map(str, seeds))}: a seed stands there twice; give different ones")
-    if not recipe.schedule.boundaries:
-        raise UserError(
-            "this recipe has only one phase, so there is nothing to compare; "
-            "give superposition.bag_size above 1 and superposition.ratio between 0 and 1"
-        )
-    if recipe.schedule.ends_in_superposition:
-        raise UserError(
-            "this recipe ends in superposition, so its model could not be compared with an ordinary one; "
-            "give ratios that add up to less than 1"
-        )
-    # Chosen once for all runs: what is compared must not differ in it.
-    recipe = chosen_precision(recipe, torch.device(recipe.train.device))
+
+    recipe: Recipe
+    seeds: tuple[int, ...] = (1,)
+    budgets: tuple[int, ...] = ()
+    ordinary_budgets: tuple[int, ...] | None = ()
+    rates: tuple[float, ...] = ()
+    context_control: bool = False
+
+    def __post_init__(self) -> None:
+        for option, numbers in (("--seeds", self.seeds), ("--lrs", self.rates)):
+            if len(set(numbers)) < len(numbers):
+                raise UserError(f"{option} {','.join(map(str, numbers))}: one stands there twice; give different ones")
+        for option, budgets in (("--budgets", self.budgets), ("--ordinary-budgets", self.ordinary_budgets or ())):
+            if min(budgets, default=1) < 1:
+                raise UserError(f"{option} {min(budgets)}: expected numbers of steps, 1 or more")
+        if min(self.rates, default=1.0) <= 0:
+            raise UserError(f"--lrs {min(self.rates)}: expected learning rates above 0")
+        if not self.recipe.schedule.boundaries:
+            raise UserError(
+                "this recipe has only one phase, so there is nothing to compare; "
+                "give superposition.bag_size above 1 and superposition.ratio between 0 and 1"
+            )
+        if self.recipe.schedule.ends_in_superposition:
+            raise UserError(
+                "this recipe ends in superposition, so its model could not be compared with an ordinary one; "
+                "give ratios that add up to less than 1"
+            )
+
+    @property
+    def tst_budgets(self) -> tuple[int, ...]:
+        """Steps of the TST arm, ascending."""
+        return tuple(sorted({self.recipe.train.steps, *self.budgets}))
+
+    @property
+    def all_ordinary_budgets(self) -> tuple[int, ...]:
+        """Steps of the ordinary arm, ascending."""
+        further = self.ordinary_budgets
+        if further is None:
+            further = tuple(steps_of_equal_data(changed(self.recipe, steps=steps)) for steps in self.tst_budgets)
+        return tuple(sorted({*self.tst_budgets, *further}))
+
+    @property
+    def tuning_seed(self) -> int:
+        """A seed that takes no part in the comparison, so that luck in tuning does not count twice."""
+        return next(seed for seed in range(len(self.seeds) + 1) if seed not in self.seeds)
+
+
+def steps_of_equal_data(recipe: Recipe) -> int:
+    """Steps in which an ordinary run reads as many raw tokens as a recipe's run does."""
+    return round(recipe.schedule.raw_tokens(recipe.latents_per_step) / recipe.latents_per_step)
+
+
+def changed(recipe: Recipe, **settings: object) -> Recipe:
+    """A recipe with other settings in its section [train].
+
+    Raises:
+        UserError: they do not fit the rest of it.
+    """
+    train = {**recipe.train.model_dump(), **settings}
+    try:
+        return Recipe.model_validate({**recipe.model_dump(), "train": train})
+    except ValueError as error:
+        reasons = [str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()]  # type: ignore[attr-defined]
+        raise UserError(f"with {', '.join(f'train.{k} = {v}' for k, v in settings.items())}: {reasons[0]}") from None
+
+
+def with_precision(design: Design) -> Design:
+    """The same with the precision chosen, once for all runs: what is compared must not differ in it."""
+    recipe = chosen_precision(design.recipe, torch.device(design.recipe.train.device))
+    return Design(**{**design.__dict__, "recipe": recipe})
+
+
+def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
+    """What an arm trains at the recipe's budget and seed."""
+    if arm == ORDINARY:
+        return recipe.ordinary()
+    if arm == CONTEXT:
+        superposition = recipe.superposition.model_copy(update={"expand": "batch"})
+        return Recipe.model_validate({**recipe.model_dump(), "superposition": superposition.model_dump()})
+    return recipe
+
+
+def plan_tuning(design: Design) -> list[Run]:
+    """Each arm at each learning rate: the same effort for both."""
+    return [
+        Run(arm, arm_recipe(changed(design.recipe, lr=rate, seed=design.tuning_seed), arm))
+        for rate in design.rates
+        for arm in (ORDINARY, TST)
+    ]
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What an arm's sweep over learning rates found.
+
+    Attributes:
+        losses: final validation loss by learning rate; None where the run failed.
+        best: the learning rate of the lowest.
+        at_edge: whether the best is the lowest or highest tried, so that a better one may lie beyond.
+    """
+
+    arm: str
+    losses: dict[float, float | None]
+    best: float
+    at_edge: bool
+
+
+def tune(design: Design, outcomes: Sequence[Outcome]) -> dict[str, Tuning]:
+    """The best learning rate of each arm; empty where there was nothing to choose.
+
+    Raises:
+        UserError: all runs of an arm failed.
+    """
+    tunings = {}
+    for arm in (ORDINARY, TST) if design.rates else ():
+        losses = {
+            outcome.run.recipe.train.lr: outcome.result["val_loss"] if outcome.result else None
+            for outcome in outcomes
+            if outcome.run.arm == arm
+        }
+        known = {rate: loss for rate, loss in losses.items() if loss is not None}
+        if not known:
+            raise UserError(f"all learning rates failed in the {arm} arm; give lower ones with --lrs")
+        best = min(known, key=lambda rate: known[rate])
+        tunings[arm] = Tuning(arm, losses, best, best in (min(losses), max(losses)))
+    return tunings
+
+
+def plan_runs(design: Design, tunings: dict[str, Tuning]) -> list[Run]:
+    """All runs of the comparison; arms of one seed stand together, so that they share the machine's weather."""
     runs = []
-    for seed in seeds:
-        seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-        runs += [Run("ordinary", seed, seeded.ordinary()), Run("tst", seed, seeded)]
+    for seed in design.seeds:
+        for arm, budgets in (
+            (ORDINARY, design.all_ordinary_budgets),
+            (TST, design.tst_budgets),
+            (CONTEXT, (design.recipe.train.steps,) if design.context_control else ()),
+        ):
+            tuning = tunings.get(TST if arm == CONTEXT else arm)
+            rate = tuning.best if tuning else design.recipe.train.lr
+            for steps in budgets:
+                runs.append(Run(arm, arm_recipe(changed(design.recipe, seed=seed, steps=steps, lr=rate), arm)))
     return runs
-
-
-def execute(
-    runs: list[Run], store: TokenStore, directory: Path, jobs: int, listener: Listener = lambda run, record: None
-) -> list[Outcome]:
-    """Trains all runs, `jobs` at a time, each on its share of the cores."""
-    context = multiprocessing.get_context("spawn")
-    records: Any = context.Queue()
-    threads = max(1, available_cores() // jobs)
-    waiting = dict(enumerate(runs))
-    running: dict[int, BaseProcess] = {}
-    outcomes: dict[int, Outcome] = {}
-    try:
-        while len(outcomes) < len(runs):
-            while waiting and len(running) < jobs:
-                number = next(iter(waiting))
-                run = waiting.pop(number)
-                process: BaseProcess = context.Process(
-                    target=_train, args=(number, run, store.path, directory / run.name, threads, records), daemon=True
-                )
-                process.start()
-                running[number] = process
-            try:
-                number, record = records.get(timeout=0.5)
-            except queue.Empty:
-                dead = [number for number, process in running.items() if not process.is_alive()]
-                if not dead:
-                    continue
-                # It ended without a word: killed, or out of memory.
-                number, code = dead[0], running[dead[0]].exitcode
-                record = {"kind": "failure", "message": f"its process ended with exit code {code}"}
-            if record["kind"] in ("result", "failure"):
-                running.pop(number).join()
-                outcomes[number] = Outcome(runs[number], record.get("result"), record.get("message"))
-            listener(runs[number], record)
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.join()
-    return [outcomes[number] for number in range(len(runs))]
-
-
-def _train(number: int, run: Run, store: Path, directory: Path, threads: int, records: Any) -> None:
-    """What the process of a run does; its last record says how it ended."""
-    recipe = run.recipe
-    if not recipe.train.threads:
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"threads": threads})})
-    try:
-        result = train(
-            recipe,
-            TokenStore.open(store),
-            directory,
-            resume=(directory / "config.json").exists(),
-            listener=lambda record: records.put((number, record)),
-        )
-        records.put((number, {"kind": "result", "result": result}))
-    except UserError as error:
-        records.put((number, {"kind": "failure", "message": str(error)}))
-    except OSError as error:
-        records.put((number, {"kind": "failure", "message": str(UserError.from_system(error))}))
-    except (KeyboardInterrupt, StoppedError):
-        pass  # asked to: what started it knows
-    except Exception:
-        records.put((number, {"kind": "failure", "message": traceback.format_exc()}))

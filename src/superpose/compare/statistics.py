@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 from scipy import stats
+
+_RESAMPLES = 10_000
+_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
@@ -17,15 +23,25 @@ class Difference:
         mean: of the differences; negative is a lower loss for TST.
         low, high: 95 % interval of the mean by Student's t; None for a single seed, which has no spread.
         seeds: pairs.
+        deviation: standard deviation of the differences; None for a single seed.
+        bootstrap: 95 % interval of the mean over resampled seeds. With few seeds it is too narrow: seeds that were
+            not drawn have no part in it. Verdicts go by `low` and `high`.
     """
 
     mean: float
     low: float | None
     high: float | None
     seeds: int
+    deviation: float | None = None
+    bootstrap: tuple[float, float] | None = None
+
+    @property
+    def decided(self) -> bool:
+        """Whether the interval excludes 0."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
-def paired_difference(ordinary: list[float], tst: list[float]) -> Difference:
+def paired_difference(ordinary: Sequence[float], tst: Sequence[float]) -> Difference:
     """Compares two arms trained at the same seeds, given in the same order.
 
     Raises:
@@ -34,8 +50,134 @@ def paired_difference(ordinary: list[float], tst: list[float]) -> Difference:
     if len(ordinary) != len(tst) or not tst:
         raise ValueError(f"{len(ordinary)} ordinary and {len(tst)} TST results; give one of each for every seed")
     differences = [after - before for before, after in zip(ordinary, tst, strict=True)]
-    mean = statistics.fmean(differences)
-    if len(differences) == 1:
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
         return Difference(mean, None, None, 1)
-    half = float(stats.t.ppf(0.975, len(differences) - 1)) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return Difference(mean, mean - half, mean + half, len(differences))
+    deviation = statistics.stdev(differences)
+    half = _half_width(deviation, count)
+    low, high = np.quantile(np.array(differences)[_resampled(count)].mean(axis=1), [0.025, 0.975])
+    return Difference(mean, mean - half, mean + half, count, deviation, (float(low), float(high)))
+
+
+def seeds_needed(deviation: float, precision: float, most: int = 10_000) -> int | None:
+    """Fewest pairs whose 95 % interval is expected to be `precision` to either side; None if more than `most`.
+
+    Args:
+        deviation: standard deviation of paired differences, from the seeds there are.
+        precision: half the width of the interval, in the same unit.
+    """
+    return next((count for count in range(2, most + 1) if _half_width(deviation, count) <= precision), None)
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times the steps ordinary training needs for the loss that TST reached.
+
+    Attributes:
+        ratio: of steps, and so of FLOPs; None where TST's loss is outside of the ordinary curve, because a curve is
+            not extrapolated.
+        beyond: the end of the curve it is outside of.
+        low, high: 95 % interval over resampled seeds; None where it runs beyond the curve's end, or for one seed.
+        advice: what is missing, if anything is.
+        curve: steps and mean loss of the ordinary budgets, the loss made non-increasing.
+    """
+
+    ratio: float | None
+    beyond: Literal["first", "last"] | None
+    low: float | None
+    high: float | None
+    advice: str | None
+    curve: tuple[tuple[int, float], ...]
+
+
+def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps: int) -> Speedup:
+    """Reads off an ordinary run's loss curve at how many steps it reaches TST's loss, in log steps between budgets.
+
+    Args:
+        ordinary: final losses by budget in steps; each has those of the same seeds in the same order.
+        tst: final losses at those seeds.
+        steps: of the TST runs.
+
+    Raises:
+        ValueError: there are fewer than two budgets, or numbers of seeds differ.
+    """
+    budgets = sorted(ordinary)
+    losses = np.array([ordinary[budget] for budget in budgets], dtype=float)
+    reached = np.array(tst, dtype=float)
+    if len(budgets) < 2 or losses.shape[1:] != reached.shape:
+        raise ValueError("give two or more ordinary budgets, and the same seeds for all of them and for TST")
+    curve = _falling(losses.mean(axis=1))
+    place = _steps_at(budgets, curve, float(reached.mean()))
+    low: float | None
+    high: float | None
+    low = high = None
+    if len(reached) > 1:
+        places = [
+            _steps_at(budgets, _falling(losses[:, seeds].mean(axis=1)), float(reached[seeds].mean()))
+            for seeds in _resampled(len(reached), 2000)
+        ]
+        # A place beyond an end of the curve is infinitely far: what is not known to be nearer.
+        bounds = np.quantile(places, [0.025, 0.975], method="closest_observation") / steps
+        low, high = (float(bound) if math.isfinite(bound) and bound > 0 else None for bound in bounds)
+    points = tuple((budget, float(loss)) for budget, loss in zip(budgets, curve, strict=True))
+    if math.isinf(place):
+        return Speedup(None, "last", low, high, _missing_budget(points, float(reached.mean())), points)
+    if place == 0:
+        shorter = f"ordinary training is below TST's loss at the shortest budget already, {budgets[0]:,} steps"
+        return Speedup(None, "first", low, high, f"{shorter}; add a shorter one", points)
+    return Speedup(place / steps, None, low, high, None, points)
+
+
+def loss_at(curve: Sequence[tuple[int, float]], steps: float) -> float | None:
+    """The loss a curve has at a number of steps, in log steps between its budgets; None outside of them."""
+    budgets = [budget for budget, _ in curve]
+    if not budgets[0] <= steps <= budgets[-1]:
+        return None
+    return float(np.interp(math.log(steps), np.log(budgets), [loss for _, loss in curve]))
+
+
+def _half_width(deviation: float, count: int) -> float:
+    return float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
+
+
+def _resampled(count: int, resamples: int = _RESAMPLES) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+    """Seeds drawn with replacement [resamples, count], always the same ones."""
+    return np.random.default_rng(0).integers(0, count, (resamples, count))
+
+
+def _falling(losses: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The nearest sequence that never rises (isotonic regression): more steps do not truly make a model worse."""
+    from scipy.optimize import isotonic_regression
+
+    falling: np.ndarray[tuple[int], np.dtype[np.float64]] = isotonic_regression(losses, increasing=False).x
+    return falling
+
+
+def _steps_at(budgets: Sequence[int], curve: np.ndarray[tuple[int], np.dtype[np.float64]], loss: float) -> float:
+    """Where a falling curve first reaches a loss; 0 before its first point, infinity after its last."""
+    if loss > curve[0]:
+        return 0.0
+    if loss < curve[-1]:
+        return math.inf
+    after = int(np.argmax(curve <= loss))
+    if after == 0:
+        return float(budgets[0])
+    upper, lower = curve[after - 1], curve[after]
+    share = (upper - loss) / (upper - lower)
+    return math.exp(math.log(budgets[after - 1]) * (1 - share) + math.log(budgets[after]) * share)
+
+
+def _missing_budget(points: Sequence[tuple[int, float]], loss: float) -> str:
+    """Which ordinary budget to add so that its curve reaches a loss."""
+    (steps, last), (before, above) = points[-1], points[-2]
+    slope = (above - last) / math.log(steps / before)
+    wanted = steps * 2
+    if slope > 0:
+        # A guess for the user's next command, rounded up; no result is taken from it.
+        guess = steps * math.exp(min((last - loss) / slope, math.log(100)) * 1.25)
+        digits = 10 ** (len(str(int(guess))) - 2)
+        wanted = max(math.ceil(guess / digits) * digits, round(steps * 1.25))
+    return (
+        f"ordinary training has not reached TST's loss after {steps:,} steps, its longest budget; "
+        f"add a longer one, such as --ordinary-budgets {wanted}"
+    )

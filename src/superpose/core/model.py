@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from superpose.core.ablations import Ablation, ablated_loss
 from superpose.core.embed import embed_bags
 from superpose.core.experts import balance_loss
 from superpose.core.fold import IGNORE_INDEX, Mode, document_positions, fold_mask, split_window
@@ -48,7 +49,8 @@ class SuperposedLM(nn.Module):
         model: a causal LM whose logits are its head applied to its last hidden states, scaled and soft-capped if
             its config says so; `check()` verifies it.
         weighting: of the tokens in a target bag, see `bag_weights`.
-        variant: "mce", or "mce_alt" for the bag's total probability, see `superpose.core.loss`.
+        variant: "mce", or "mce_alt" for the bag's total probability, see `superpose.core.loss`; the losses of
+            `superpose.core.ablations`, to see them fail.
         end_of_text: id of the token that ends documents, if latents are to attend inside their document alone, with
             position ids that restart there (`document_positions`); by default they attend to all of their row.
             `check()` verifies that the model does so.
@@ -65,7 +67,7 @@ class SuperposedLM(nn.Module):
         self,
         model: nn.Module,
         weighting: Weighting | Sequence[float] = "uniform",
-        variant: Variant = "mce",
+        variant: Variant | Ablation = "mce",
         end_of_text: int | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -121,16 +123,25 @@ class SuperposedLM(nn.Module):
             weights = bag_weights(bag_size, self.weighting).to(window.device)
         rows = count_rows(targets if targets.dim() == 3 else targets.unsqueeze(-1), weights)
         divisor = rows.clamp(min=1) if normalizer is None else normalizer
-        total = linear_multi_hot_cross_entropy(
-            hidden if scale == 1 else hidden * scale,
-            head.weight,
-            targets,
-            weights,
-            bias=getattr(head, "bias", None),
-            reduction="sum",
-            variant=self.variant,
-            softcap=getattr(config, "final_logit_softcapping", None),
-        )
+        hidden = hidden if scale == 1 else hidden * scale
+        softcap = getattr(config, "final_logit_softcapping", None)
+        # A single target is asked for by cross-entropy, whatever asks for bags.
+        variant = self.variant if targets.dim() == 3 else "mce"
+        if variant == "hinge" or variant == "bce":
+            if softcap is not None:
+                raise ValueError(f"variant {variant!r} knows no soft-capped logits; choose 'mce'")
+            total = ablated_loss(head(hidden).flatten(0, 1), targets.flatten(0, 1), variant)
+        else:
+            total = linear_multi_hot_cross_entropy(
+                hidden,
+                head.weight,
+                targets,
+                weights,
+                bias=getattr(head, "bias", None),
+                reduction="sum",
+                variant=variant,
+                softcap=softcap,
+            )
         loss = cross_entropy = total / divisor
         if router_loss is not None:
             # Weighted by its share of the step's rows, so that accumulation changes nothing here either.

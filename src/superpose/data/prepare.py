@@ -16,13 +16,11 @@ all is there, the directory is renamed to STORE.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -41,7 +39,7 @@ from superpose.data.store import FORMAT, TokenStore
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Run, available_cores, workers
 from superpose.errors import UserError
-from superpose.files import file_sha256, read_json, sync, whole_file, write_json
+from superpose.files import file_sha256, one_at_a_time, read_json, sync, whole_file, write_json
 
 Progress = Callable[[str, float], None]
 """Told what is being done and the share of it that is done, 0 to 1."""
@@ -94,21 +92,10 @@ def prepare_store(
     inputs = _hash_of_inputs(preparation, parts)
     path = path or cache_directory() / "stores" / inputs[:16]
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _one_at_a_time(path):
+        with one_at_a_time(path):
             if not path.exists():
                 _prepare(preparation, path, inputs, by_source, given, processes, progress)
     return _opened(path, inputs)
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Whoever else prepares the same store waits, and then finds it made."""
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        lock.unlink(missing_ok=True)
 
 
 def _prepare(

@@ -7,7 +7,8 @@ are shuffled, so that the rows of a batch come from all over it and not from one
     stream   0 ........................ V ............................. end
              | superposition            | recovery                     |
              | windows of S x L tokens, | windows of L tokens,         |
-             | shuffled                 | shuffled                     |
+             | shuffled                 | shuffled with all that is    |
+             |                          | left of the pass             |
 
 Windows are S x L tokens apart and a bag longer, so each token is input once and target once. No token is read
 again before all N were: a stretch that is longer than what is left of the corpus is shuffled in parts.
@@ -193,11 +194,13 @@ class WindowPlan:
                 end_of_pass = (place // grid.places + 1) * grid.places
                 whole = (end_of_pass - place) // width
                 starting = -(-(end_of_pass - place) // width)
-                windows = min(remaining, starting)
+                # Nothing comes after the last stage, so it may choose among all that is left of the pass. Its order
+                # then does not depend on how long it is: a longer run begins with the steps of a shorter one.
+                windows = starting if stage is self.schedule.stages[-1] else min(remaining, starting)
                 stretches.append(_Stretch(number, row, place, windows, min(windows, whole)))
                 row += windows
                 place += windows * width
-                remaining -= windows
+                remaining = max(0, remaining - windows)
             token = grid.tokens_before(place)
         return stretches
 

@@ -79,7 +79,8 @@ class Checkpoints:
         run: its directory.
         ranks: which all call each method together.
         keep: how many of the newest are kept.
-        milestones: steps whose checkpoints are kept for good: the boundaries of phases.
+        milestones: steps whose checkpoints are kept for good: the boundaries of phases, and the last step before
+            the learning rate falls.
     """
 
     def __init__(self, run: Path, ranks: Ranks, keep: int = 2, milestones: Iterable[int] = ()) -> None:
@@ -143,18 +144,22 @@ class Checkpoints:
         optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer],
         average: State | None = None,
         tell: Callable[[str], None] = lambda message: None,
+        step: int | None = None,
     ) -> Progress:
         """Loads the newest good checkpoint; a run without one starts at step 0.
 
         Args:
             optimizer_of: the optimizer of a parameter, which is given its state.
             tell: told which checkpoints were passed over, and why.
+            step: load the checkpoint of this step or none, and touch nothing: the run is another's.
 
         Raises:
             UserError: there are checkpoints but none is good, or the good one is of another model.
         """
         candidates = self._ranks.on_main(lambda: [path.name for path in _complete_ones(self.folder)])
-        if self._ranks.main:
+        if step is not None:
+            candidates = [name for name in candidates if name == f"step-{step:08d}"]
+        elif self._ranks.main:
             for leftover in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(leftover)
         for name in reversed(candidates):
@@ -165,7 +170,7 @@ class Checkpoints:
                 state = read_json(path / "state.json")
                 return Progress(state["step"], state["seconds"])
             tell(f"checkpoint {path} is passed over: {problems[0]}")
-        if candidates:
+        if candidates and step is None:
             raise self._ranks.shared_error(
                 f"{self.folder} holds no good checkpoint; restore one from a copy, or start a new run"
             )

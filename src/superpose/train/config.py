@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from superpose.core.ablations import Ablation
 from superpose.core.fold import Mode
 from superpose.core.loss import Variant, Weighting, bag_weights
 from superpose.core.schedule import Schedule
@@ -40,8 +41,8 @@ class SuperpositionArgs(BaseModel):
     mode: Mode = "full"
     weighting: Weighting | tuple[float, ...] = "uniform"
     """Of the tokens in a target bag, see `superpose.bag_weights`."""
-    variant: Variant = "mce"
-    """Of the loss, see `superpose.multi_hot_cross_entropy`."""
+    variant: Variant | Ablation = "mce"
+    """Of the loss, see `superpose.multi_hot_cross_entropy`; for ablations also those of `superpose.core.ablations`."""
     expand: Expand = "sequence"
     """How a step takes in more tokens: by longer rows, or by more of them, see `superpose.data.windows.WindowPlan`."""
     documents: Literal["joined", "aligned"] = "joined"
@@ -78,6 +79,8 @@ class TrainArgs(OptimArgs):
     checkpoint_every: Annotated[int, Field(ge=1)] = 1000
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     """How many of the newest stay; those at the boundaries of phases always do."""
+    reinit_embeddings: bool = False
+    """For ablations: the embedding and the head start afresh at each boundary of phases."""
     runaway: Annotated[float, Field(ge=0)] = 3.0
     """Nats the loss may stand above its lowest in a phase before the run stops; 0 for any."""
     track: Literal["auto"] | tuple[Tracker, ...] = "auto"
@@ -118,14 +121,40 @@ class Recipe(BaseModel):
         superposition = SuperpositionArgs(bag_size=1, ratio=0.0, documents=documents)
         return self.model_copy(update={"superposition": superposition})
 
-    def changes(self, before: dict[str, Any]) -> list[str]:
-        """`section.name` of each setting that would make another run of one begun with the settings `before`."""
-        return [
-            place
-            for section, values in self.model_dump(mode="json", exclude={"parallel"}).items()
+    @property
+    def computing(self) -> dict[str, Any]:
+        """The settings that decide what a run makes of a given text, by `section.name`.
+
+        Those at their defaults are left out, so that runs of before a setting was added are recognised.
+        """
+        default = Recipe().model_dump(mode="json")
+        return {
+            place: value
+            for section, values in self.model_dump(mode="json", exclude={"data", "parallel"}).items()
             for name, value in values.items()
-            if (place := f"{section}.{name}") not in _OF_THE_MACHINE and before.get(section, {}).get(name) != value
-        ]
+            if (place := f"{section}.{name}") not in _OF_THE_MACHINE and value != default[section][name]
+        }
+
+    def changes(self, before: Recipe) -> list[str]:
+        """`section.name` of each setting that would make another run of one begun with the recipe `before`."""
+        now, then = self.computing, before.computing
+        return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
+
+    @property
+    def starts_at_log_v(self) -> bool:
+        """Whether the first loss of a run is that of a guess: its weights are fresh and its loss a cross-entropy."""
+        ordinary = self.schedule.stages[0].bag_size == 1
+        return not self.model.init_from and (ordinary or self.superposition.variant in get_args(Variant))
+
+    @property
+    def stable_steps(self) -> int:
+        """Steps before an ordinary run's learning rate begins to fall: a longer run of its kind shares them.
+
+        0 where there are none to share. Bags and a cosine depend on the number of all steps from the start.
+        """
+        if self.train.lr_schedule != "wsd" or self.schedule.boundaries or self.schedule.ends_in_superposition:
+            return 0
+        return self.train.steps - self.train.decay_steps(self.train.steps)
 
     def plan(self, split: Split) -> WindowPlan:
         """Which tokens of the training side each step reads."""

@@ -38,7 +38,7 @@ from superpose.train.hardware import Energy, keep_memory, matmul_peak, peak_memo
 from superpose.train.metrics import Validation, evaluate, metrics_log, read_metrics
 from superpose.train.optim import learning_rate
 from superpose.train.profile import profiled
-from superpose.train.run import claim, export_model, finished
+from superpose.train.run import claim, export_model, finished, shared_steps
 from superpose.train.stopping import StoppedError, stop_requests
 from superpose.train.trackers import open_trackers
 from superpose.train.trainee import StepResult, accumulate_gradients, build_trainee, optimizer_step
@@ -55,6 +55,7 @@ def train(
     listener: Listener = lambda record: None,
     baseline: Path | None = None,
     profile: bool = False,
+    trunk: Path | None = None,
 ) -> dict[str, Any]:
     """Trains one model and returns what is in its result.json. Started by torchrun, all ranks train it together.
 
@@ -66,6 +67,8 @@ def train(
         listener: called with each record as it is written, on rank 0.
         baseline: directory of an ordinary run; validation records then say where this run passes it.
         profile: write profiler traces of a few steps of each phase.
+        trunk: directory of a shorter ordinary run of the same settings and text. Its checkpoint of before its
+            learning rate fell, if it is there, saves this run those steps; what comes out is the same to the bit.
 
     Raises:
         UserError: the run exists already, or was started with other settings, or its loss leaves its course.
@@ -82,7 +85,7 @@ def train(
         if ranks.device.type == "cpu":
             keep_memory()
         with ExitStack() as stack:
-            return _Loop(recipe, store, run, resume, listener, reference, ranks, stack).train(profile)
+            return _Loop(recipe, store, run, resume, listener, reference, trunk, ranks, stack).train(profile)
 
 
 class _Loop:
@@ -96,6 +99,7 @@ class _Loop:
         resume: bool,
         listener: Listener,
         baseline: list[dict[str, Any]],
+        trunk: Path | None,
         ranks: Ranks,
         stack: ExitStack,
     ) -> None:
@@ -110,19 +114,21 @@ class _Loop:
         self.flops_of = {length: model_flops_per_latent(self.trainee.model, length) for length in latents}
         self.peak = matmul_peak(ranks.device, recipe.train.precision) * ranks.world_size
         self.runaway = Runaway(recipe.train.runaway)
-        self.checkpoints = Checkpoints(run, ranks, recipe.train.keep_checkpoints, self.schedule.boundaries)
+        self.milestones = {*self.schedule.boundaries, recipe.stable_steps}
+        self.checkpoints = Checkpoints(run, ranks, recipe.train.keep_checkpoints, self.milestones)
         stack.callback(self.checkpoints.close)
         warnings: list[str] = []
-        self.progress = Progress()
-        if resume:
-            average = self.trainee.average
-            self.progress = self.checkpoints.restore(
-                self.trainee.model, self.trainee.optimizer_of, average.tensors if average else None, warnings.append
-            )
+        average = self.trainee.average
+        state = self.trainee.model, self.trainee.optimizer_of, average.tensors if average else None
+        self.progress = self.checkpoints.restore(*state, warnings.append) if resume else Progress()
+        origin = None
+        if trunk is not None and self.progress.step == 0 and (shared := shared_steps(trunk, recipe, store)):
+            self.progress = Checkpoints(trunk, ranks).restore(*state, warnings.append, shared)
+            origin = trunk / "metrics.jsonl"
         self.records: list[dict[str, Any]] = []
         self._listeners: list[Listener] = []
         if ranks.main:
-            log = stack.enter_context(metrics_log(run / "metrics.jsonl", self.progress.step))
+            log = stack.enter_context(metrics_log(run / "metrics.jsonl", self.progress.step, origin))
             trackers = open_trackers(recipe.train.track, run, recipe.model_dump(mode="json"))
             stack.callback(trackers.close)
             self.records = read_metrics(run / "metrics.jsonl")
@@ -147,18 +153,20 @@ class _Loop:
         with stop_requests() as request, tracing as trace:
             for step, window in zip(steps, windows, strict=True):
                 stage = schedule.stage_at(step)
-                # Random numbers (dropout) are a function of the step and the rank, like all else.
-                torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
                 if args.reset_optimizer and step in schedule.boundaries:
                     self.trainee.reset_optimizers()
+                if args.reinit_embeddings and step in schedule.boundaries:
+                    self.trainee.reinit_embeddings(random_bits(args.seed, "reinit", step))
+                # Random numbers (dropout) are a function of the step and the rank, like all else.
+                torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
                 lr = learning_rate(args, step, args.steps, schedule.boundaries)
                 results.append(optimizer_step(self.trainee, self.recipe, stage, window, lr))
                 done = step + 1
                 trace(done)
                 stopping = ranks.highest(request.number) if done < args.steps else 0  # a signal's number
                 turning = done in schedule.boundaries or done == args.steps
-                saving = done % args.checkpoint_every == 0 or turning or stopping
-                if step == 0 and not self.recipe.model.init_from:
+                saving = done % args.checkpoint_every == 0 or turning or done in self.milestones or stopping
+                if step == 0 and self.recipe.starts_at_log_v:
                     self.expect_first_loss(results[0])
                 # Logged with every checkpoint too, so that a resumed run's log is that of a run never stopped.
                 if done % args.log_every == 0 or saving:

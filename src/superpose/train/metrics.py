@@ -64,13 +64,13 @@ def _windows(split: Split, latents: int) -> Tensor:
 
 
 @contextmanager
-def metrics_log(path: Path, first_step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+def metrics_log(path: Path, first_step: int, origin: Path | None = None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yields a function that appends a record to a JSON-lines file.
 
     A run that resumes at `first_step` drops what it recorded after the checkpoint of that step, and one that
-    starts drops everything.
+    starts drops everything. One that takes over from another run keeps what that one recorded, in `origin`.
     """
-    kept = [record for record in read_metrics(path) if record["step"] <= first_step] if first_step else []
+    kept = [record for record in read_metrics(origin or path) if record["step"] <= first_step] if first_step else []
     write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
     with path.open("a", encoding="utf-8") as file:
 

@@ -18,7 +18,7 @@ from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, whole_directory, write_json
 from superpose.models.build import build_model
-from superpose.train.config import Recipe
+from superpose.train.config import Recipe, load_recipe
 from superpose.train.hardware import chosen_precision
 
 
@@ -46,9 +46,9 @@ def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: An
         raise UserError(f"{run} holds a run already; add --resume to go on with it, or give a new directory")
     if read_json(run / "store.json").get("fingerprint") != store.fingerprint:
         raise UserError(f"{run} was started on other text than the corpus holds now; give a new directory")
-    before = read_json(path)
+    before = load_recipe(path)
     if recipe.train.precision == "auto":
-        chosen = before.get("train", {}).get("precision")
+        chosen = before.train.precision
         recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": chosen})})
     changed = recipe.changes(before)
     if changed:
@@ -56,6 +56,17 @@ def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: An
             f"{run} was started with another {', '.join(changed)}; resume with {path}, or give a new directory"
         )
     return recipe
+
+
+def shared_steps(trunk: Path, recipe: Recipe, store: TokenStore) -> int:
+    """Steps that a run begins with just as the ordinary run in `trunk` does; 0 if the two have nothing in common."""
+    if not (trunk / "config.json").exists():
+        return 0
+    shorter = load_recipe(trunk / "config.json")
+    same = read_json(trunk / "store.json").get("fingerprint") == store.fingerprint
+    if not same or recipe.changes(shorter) != ["train.steps"] or shorter.train.steps > recipe.train.steps:
+        return 0
+    return min(shorter.stable_steps, recipe.stable_steps)
 
 
 def finished(run: Path) -> dict[str, Any] | None:

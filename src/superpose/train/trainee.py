@@ -56,6 +56,16 @@ class Trainee:
         for optimizer in self.optimizers:
             optimizer.state.clear()
 
+    @torch.no_grad()
+    def reinit_embeddings(self, seed: int) -> None:
+        """Draws the embedding and the head afresh, the same on all ranks, and forgets their moments."""
+        torch.manual_seed(seed)
+        config: Any = self.model.config
+        modules: Any = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
+        for weight in dict.fromkeys(module.weight for module in modules):
+            weight.normal_(0, config.initializer_range)
+            self.optimizer_of(weight).state.pop(weight, None)
+
     def whole_weights(self) -> dict[str, Tensor]:
         """All weights, gathered into the memory of rank 0, tied ones once; empty on the others."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,0 +1,75 @@
+"""What several commands share: options, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from superpose.errors import UserError
+
+if TYPE_CHECKING:
+    from superpose.data.store import TokenStore
+    from superpose.display import Display
+    from superpose.train.config import Recipe
+
+_Number = TypeVar("_Number", int, float)
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
+]
+Runs = Annotated[Path, typer.Option(help="Directory for results and runs.")]
+Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0 for one on each core.")]
+
+
+def load_settings(
+    recipe: Path | None,
+    shortcuts: dict[str, Any],
+    stages: str | None = None,
+    overrides: list[str] | None = None,
+) -> Recipe:
+    """The recipe with the options' values and then the `--set` ones, checked as far as it can be before any work."""
+    import json
+
+    from superpose.core.schedule import Schedule
+    from superpose.train.config import load_recipe
+    from superpose.train.loop import check_recipe
+
+    changes = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value is not None]
+    if stages is not None:
+        if shortcuts["superposition.bag_size"] is not None or shortcuts["superposition.ratio"] is not None:
+            raise UserError("--stages gives bag sizes and ratios; leave out --bag-size and --ratio")
+        try:
+            # How many steps there are only the recipe knows; it checks the stages against them.
+            parsed = Schedule.parse(stages, total_steps=2**40)
+        except ValueError as error:
+            raise UserError(f"--stages: {error}") from None
+        changes += [f"superposition.{part}={json.dumps(getattr(parsed, part))}" for part in ("bag_size", "ratio")]
+    settings = load_recipe(recipe, changes + (overrides or []))
+    check_recipe(settings)
+    return settings
+
+
+def prepared_store(settings: Recipe, display: Display) -> TokenStore:
+    """The recipe's text, prepared."""
+    from superpose.data.config import prepare
+
+    store = prepare(settings.data, display.prepare)
+    display.prepared()
+    return store
+
+
+def numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
+    """Numbers with commas between; of no text none.
+
+    Raises:
+        UserError: one of them is none.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(",") if text)
+    except ValueError:
+        whole = "whole " if kind is int else ""
+        raise UserError(f"{option} {text}: expected {whole}numbers with commas between, such as 1,2,3") from None

@@ -1,0 +1,373 @@
+"""A comparison's results: its answers to the three questions, and the verdict in words.
+
+RUNS/NAME/comparison.json  all results    RUNS/NAME/summary.md  tables and verdict    RUNS/NAME/loss.png  curves
+RUNS/NAME/tst-3000-seed1/  and so on      the runs, see `superpose.train.run`
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from superpose.compare.curves import plot
+from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
+from superpose.compare.runs import Outcome
+from superpose.compare.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
+from superpose.core.schedule import Schedule
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.files import read_json, write_json, write_text
+from superpose.train.config import Recipe
+
+_FORMAT = "superpose comparison 2"
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run of a comparison; `result` is what its result.json holds."""
+
+    arm: str
+    seed: int
+    steps: int
+    lr: float
+    directory: Path
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Finished runs of two arms or more, at the same seeds and budgets.
+
+    Attributes:
+        recipe: of the TST arm at the main budget.
+        runs: those that finished.
+        tunings: how each arm came by its learning rate; empty if both took the recipe's.
+        store: the facts of its text that are in comparison.json.
+        failures: name and reason of the runs that did not finish.
+    """
+
+    recipe: Recipe
+    runs: tuple[Trained, ...]
+    tunings: dict[str, Tuning] = field(default_factory=dict)
+    store: dict[str, Any] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore
+    ) -> Comparison:
+        runs = [
+            Trained(
+                outcome.run.arm,
+                outcome.run.seed,
+                outcome.run.steps,
+                outcome.run.recipe.train.lr,
+                outcome.directory,
+                outcome.result,
+            )
+            for outcome in outcomes
+            if outcome.result is not None
+        ]
+        facts = {name: store.manifest[name] for name in ("fingerprint", "preparation", "vocab_size", "splits")}
+        failures = {outcome.run.name: outcome.failure or "" for outcome in outcomes if outcome.result is None}
+        return cls(recipe, tuple(runs), tunings, facts, failures)
+
+    @classmethod
+    def load(cls, directory: Path) -> Comparison:
+        """Reads comparison.json back.
+
+        Raises:
+            UserError: there is none, or it was altered or is of another version.
+        """
+        path = directory / "comparison.json"
+        saved = read_json(path)
+        if saved.get("format") != _FORMAT:
+            raise UserError(f"{path} is of another version of superpose; run the comparison again to write it anew")
+        try:
+            runs = [Trained(**{**run, "directory": directory / run["directory"]}) for run in saved["runs"]]
+            tunings = {
+                arm: Tuning(**{**tuning, "losses": {float(lr): loss for lr, loss in tuning["losses"].items()}})
+                for arm, tuning in saved["tunings"].items()
+            }
+            return cls(Recipe.model_validate(saved["recipe"]), tuple(runs), tunings, saved["store"], saved["failures"])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{path} was altered; run the comparison again to write it anew") from None
+
+    @property
+    def steps(self) -> int:
+        """The main budget."""
+        return self.recipe.train.steps
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds at which both arms finished the main budget."""
+        return self.seeds_of((ORDINARY, self.steps), (TST, self.steps))
+
+    def budgets(self, arm: str) -> list[int]:
+        """Steps an arm was trained for, ascending."""
+        return sorted({run.steps for run in self.runs if run.arm == arm})
+
+    def seeds_of(self, *cells: tuple[str, int]) -> list[int]:
+        """Seeds at which each of these arms finished each of these budgets."""
+        known = [{run.seed for run in self.runs if (run.arm, run.steps) == cell} for cell in cells]
+        return sorted(set.intersection(*known)) if known else []
+
+    def values(self, arm: str, name: str, steps: int | None = None, seeds: Sequence[int] | None = None) -> list[float]:
+        """A quantity of an arm's runs at a budget (by default the main one), in the order of the seeds."""
+        steps, seeds = steps or self.steps, self.seeds if seeds is None else seeds
+        by_seed = {run.seed: run.result[name] for run in self.runs if (run.arm, run.steps) == (arm, steps)}
+        return [by_seed[seed] for seed in seeds]
+
+    def equal_flops(self, steps: int | None = None, name: str = "val_loss", arm: str = TST) -> Difference | None:
+        """TST minus ordinary at the same budget; None without a seed that finished both."""
+        steps = steps or self.steps
+        seeds = self.seeds_of((ORDINARY, steps), (arm, steps))
+        if not seeds:
+            return None
+        return paired_difference(self.values(ORDINARY, name, steps, seeds), self.values(arm, name, steps, seeds))
+
+    def equal_loss(self, steps: int | None = None) -> Speedup | None:
+        """How many times TST's steps ordinary training needs for its loss; None with a single ordinary budget."""
+        steps, budgets = steps or self.steps, self.budgets(ORDINARY)
+        seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
+        if len(budgets) < 2 or not seeds:
+            return None
+        ordinary = {budget: self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets}
+        return speedup(ordinary, self.values(TST, "val_loss", steps, seeds), steps)
+
+    def equal_data(self, steps: int | None = None) -> Difference | None:
+        """TST minus ordinary where both have read the same amount of text; None where no budget comes up to it.
+
+        Between ordinary budgets a seed's loss is interpolated in log steps.
+        """
+        steps, budgets = steps or self.steps, self.budgets(ORDINARY)
+        recipe = self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"steps": steps})})
+        wanted = steps_of_equal_data(recipe)
+        seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
+        columns = [self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets]
+        curves = [list(zip(budgets, losses, strict=True)) for losses in zip(*columns, strict=True)]
+        ordinary = [loss for curve in curves if (loss := loss_at(curve, wanted)) is not None]
+        if not seeds or len(ordinary) < len(seeds):
+            return None
+        return paired_difference(ordinary, self.values(TST, "val_loss", steps, seeds))
+
+    @property
+    def tst_label(self) -> str:
+        return f"TST ({describe(self.recipe.schedule)})"
+
+    def rows(self) -> list[Row]:
+        """The main table: what, ordinary, TST, difference; means over the seeds."""
+        loss, bits = self.equal_flops(), self.equal_flops(name="val_bits_per_byte")
+        assert loss is not None
+        assert bits is not None
+
+        def row(what: str, name: str, form: str, difference: str | None = None) -> Row:
+            ordinary, tst = (statistics.fmean(self.values(arm, name)) for arm in (ORDINARY, TST))
+            if difference is None:
+                difference = "equal" if ordinary == tst else f"{tst / ordinary:.2f} x"
+            return what, form.format(ordinary), form.format(tst), difference
+
+        return [
+            row("validation loss, nats per token", "val_loss", "{:.4f}", f"{loss.mean:+.4f}"),
+            row("validation, bits per byte", "val_bits_per_byte", "{:.4f}", f"{bits.mean:+.4f}"),
+            row("raw tokens read", "raw_tokens", "{:,.0f}"),
+            row("epochs of the corpus", "epochs", "{:.2f}"),
+            row("latents computed", "latents", "{:,.0f}"),
+            row("training FLOPs", "flops", "{:.2e}"),
+            row("training seconds", "seconds", "{:.0f}"),
+        ]
+
+    def seed_rows(self) -> list[Row]:
+        """Validation loss of each seed at the main budget: seed, ordinary, TST, difference."""
+        pairs = zip(self.seeds, self.values(ORDINARY, "val_loss"), self.values(TST, "val_loss"), strict=True)
+        return [(str(seed), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for seed, a, b in pairs]
+
+    def budget_rows(self) -> list[Row]:
+        """Each budget: steps, seeds, ordinary, TST, difference and interval, steps for equal loss, equal data."""
+        rows = []
+        for steps in sorted({*self.budgets(ORDINARY), *self.budgets(TST)}):
+            flops, data = self.equal_flops(steps), self.equal_data(steps) if steps in self.budgets(TST) else None
+            loss = self.equal_loss(steps) if steps in self.budgets(TST) else None
+            arms = (ORDINARY,) if flops is None else (ORDINARY, TST)
+            seeds = self.seeds_of(*((arm, steps) for arm in arms))
+            means = [
+                f"{statistics.fmean(self.values(arm, 'val_loss', steps, seeds)):.4f}" if arm in arms and seeds else "-"
+                for arm in (ORDINARY, TST)
+            ]
+            rows.append(
+                (
+                    f"{steps:,}",
+                    str(len(seeds)),
+                    *means,
+                    "-" if flops is None else spoken(flops),
+                    "-" if loss is None else spoken_speedup(loss),
+                    "-" if data is None else spoken(data),
+                )
+            )
+        return rows
+
+    BUDGET_HEADER = ("steps", "seeds", "ordinary", "TST", "equal FLOPs, nats", "equal loss, steps", "equal data, nats")
+
+    def tuning_rows(self) -> list[Row]:
+        """Each learning rate tried: rate, ordinary, TST; the best of an arm is marked."""
+        rates = sorted({rate for tuning in self.tunings.values() for rate in tuning.losses})
+
+        def cell(tuning: Tuning, rate: float) -> str:
+            loss = tuning.losses.get(rate)
+            return "failed" if loss is None else f"{loss:.4f}" + (" (best)" if rate == tuning.best else "")
+
+        return [(f"{rate:g}", *(cell(self.tunings[arm], rate) for arm in (ORDINARY, TST))) for rate in rates]
+
+    def verdict(self) -> str:
+        """The result in words, whichever way it went: equal FLOPs first, then equal loss and equal data."""
+        return " ".join(filter(None, (self._on_flops(), self._on_loss(), self._on_data(), *self.cautions())))
+
+    def cautions(self) -> list[str]:
+        """What keeps the result from meaning more."""
+        notes = []
+        for tuning in self.tunings.values():
+            if tuning.at_edge:
+                notes.append(
+                    f"The {tuning.arm} arm's best learning rate, {tuning.best:g}, is at the edge of those tried, so a "
+                    f"better one may lie beyond: add it to --lrs."
+                )
+        if self.failures:
+            notes.append(f"{len(self.failures)} runs failed and are left out: {', '.join(self.failures)}.")
+        return notes
+
+    def _on_flops(self) -> str:
+        loss = self.equal_flops()
+        assert loss is not None
+        amount = f"{abs(loss.mean):.4f} nats per token {'lower' if loss.mean < 0 else 'higher'} than ordinary training"
+        if loss.low is None or loss.high is None:
+            better = "TST won" if loss.mean < 0 else "TST lost"
+            return (
+                f"{better} at seed {self.seeds[0]}: its validation loss ended {amount}, at equal FLOPs. "
+                f"One seed is an anecdote: seeds differ, because the step at which a small model learns to copy "
+                f"does. Run --seeds 1,2,3,4,5 for an interval."
+            )
+        pairs = zip(self.values(ORDINARY, "val_loss"), self.values(TST, "val_loss"), strict=True)
+        lower = sum(tst < ordinary for ordinary, tst in pairs)
+        interval = f"95 % interval {loss.low:+.4f} to {loss.high:+.4f}; it was lower at {lower} of {loss.seeds} seeds"
+        if loss.decided:
+            word = "won" if loss.mean < 0 else "lost"
+            return f"TST {word}: its validation loss ended {amount}, at equal FLOPs ({interval})."
+        assert loss.deviation is not None
+        enough = seeds_needed(loss.deviation, abs(loss.mean))
+        count = f"about {enough} seeds" if enough is not None and enough <= 100 else "more than 100 seeds"
+        return (
+            f"Undecided: TST's validation loss ended {amount} on average, at equal FLOPs, but the interval "
+            f"includes 0 ({interval}). Give more seeds or more steps: a difference of this size takes {count}."
+        )
+
+    def _on_loss(self) -> str:
+        loss = self.equal_loss()
+        if loss is None:
+            return ""
+        if loss.ratio is None:
+            return f"At equal loss there is no answer: {loss.advice}."
+        return (
+            f"At equal loss, ordinary training takes {loss.ratio:.2f} times TST's steps"
+            + (f" (95 % interval {_bounds(loss)})" if len(self.seeds) > 1 else "")
+            + "."
+        )
+
+    def _on_data(self) -> str:
+        data = self.equal_data()
+        if data is None:
+            return ""
+        side = "lower" if data.mean < 0 else "higher"
+        interval = "" if data.low is None else f" (95 % interval {data.low:+.4f} to {data.high:+.4f})"
+        return (
+            f"At equal data, where ordinary training computes {self._data_ratio:.2f} times as much, TST is "
+            f"{abs(data.mean):.4f} nats {side}{interval}."
+        )
+
+    @property
+    def _data_ratio(self) -> float:
+        return steps_of_equal_data(self.recipe) / self.steps
+
+    def tables(self) -> list[tuple[str, Row, list[Row]]]:
+        """Title, header and rows of all tables that have something to say."""
+        tables: list[tuple[str, Row, list[Row]]] = [
+            ("The main budget", ("", "ordinary", self.tst_label, "difference"), self.rows())
+        ]
+        if len(self.seeds) > 1:
+            tables.append(("Seeds", ("seed", "ordinary", "TST", "difference"), self.seed_rows()))
+        if len(self.budgets(ORDINARY)) > 1:
+            tables.append(("Budgets", self.BUDGET_HEADER, self.budget_rows()))
+        if self.tunings:
+            title = f"Learning rates, tuned at {self.steps:,} steps with a seed of their own"
+            tables.append((title, ("peak learning rate", "ordinary", "TST"), self.tuning_rows()))
+        if (control := self.equal_flops(arm=CONTEXT)) is not None:
+            title = "Context-matched control: TST that sees no more context than an ordinary row"
+            tables.append((title, ("seeds", "control minus ordinary, nats"), [(str(control.seeds), spoken(control))]))
+        return tables
+
+    def markdown(self) -> str:
+        parts = [f"{title}\n\n{markdown_table(header, rows)}" for title, header, rows in self.tables()]
+        return "\n\n".join([*parts, self.verdict()]) + "\n"
+
+    def write(self, directory: Path) -> None:
+        """Writes comparison.json, summary.md and loss.png."""
+        answers = {
+            name: {str(steps): asdict(value) for steps in self.budgets(TST) if (value := answer(steps)) is not None}
+            for name, answer in (
+                ("equal_flops", self.equal_flops),
+                ("equal_loss", self.equal_loss),
+                ("equal_data", self.equal_data),
+            )
+        }
+        write_json(
+            directory / "comparison.json",
+            {
+                "format": _FORMAT,
+                "verdict": self.verdict(),
+                "answers": answers,
+                "recipe": self.recipe.model_dump(mode="json"),
+                "store": self.store,
+                "tunings": {arm: asdict(tuning) for arm, tuning in self.tunings.items()},
+                "runs": [{**asdict(run), "directory": os.path.relpath(run.directory, directory)} for run in self.runs],
+                "failures": self.failures,
+            },
+        )
+        write_text(directory / "summary.md", self.markdown())
+        plot(self, directory / "loss.png")
+
+
+def spoken(difference: Difference) -> str:
+    """A difference and its interval, as in a table."""
+    interval = "" if difference.low is None else f" ({difference.low:+.4f} to {difference.high:+.4f})"
+    return f"{difference.mean:+.4f}{interval}"
+
+
+def spoken_speedup(speedup: Speedup) -> str:
+    """A speedup and its interval, as in a table."""
+    if speedup.ratio is None:
+        return f"{'before the first' if speedup.beyond == 'first' else 'beyond the last'} budget"
+    interval = "" if speedup.low is None and speedup.high is None else f" ({_bounds(speedup)})"
+    return f"{speedup.ratio:.2f} x{interval}"
+
+
+def _bounds(speedup: Speedup) -> str:
+    low = "less than the first budget" if speedup.low is None else f"{speedup.low:.2f}"
+    high = "beyond the last budget" if speedup.high is None else f"{speedup.high:.2f}"
+    return f"{low} to {high}"
+
+
+def describe(schedule: Schedule) -> str:
+    """A schedule in the paper's letters: "s 4, r 0.3"."""
+    stages = [stage for stage in schedule.stages if stage.phase == "superposition"]
+    parts = [f"s {stage.bag_size}, r {stage.steps / schedule.total_steps:.3g}" for stage in stages]
+    mode = "" if schedule.mode == "full" else f", {schedule.mode} only"
+    return "; ".join(parts) + mode
+
+
+def markdown_table(header: Row, rows: list[Row]) -> str:
+    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
