@@ -21,10 +21,12 @@ from superpose.core.schedule import Schedule
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
-from superpose.train.config import Recipe
+from superpose.train.config import Recipe, with_settings
 
 _FORMAT = "superpose comparison 2"
 Row = tuple[str, ...]
+Table = tuple[str, Row, list[Row]]
+"""Title, header and rows, to be printed, or written as Markdown or HTML."""
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,7 @@ class Comparison:
         Between ordinary budgets a seed's loss is interpolated in log steps.
         """
         steps, budgets = steps or self.steps, self.budgets(ORDINARY)
-        recipe = self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"steps": steps})})
-        wanted = steps_of_equal_data(recipe)
+        wanted = steps_of_equal_data(with_settings(self.recipe, "train", steps=steps))
         seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
         columns = [self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets]
         curves = [list(zip(budgets, losses, strict=True)) for losses in zip(*columns, strict=True)]
@@ -292,11 +293,9 @@ class Comparison:
     def _data_ratio(self) -> float:
         return steps_of_equal_data(self.recipe) / self.steps
 
-    def tables(self) -> list[tuple[str, Row, list[Row]]]:
-        """Title, header and rows of all tables that have something to say."""
-        tables: list[tuple[str, Row, list[Row]]] = [
-            ("The main budget", ("", "ordinary", self.tst_label, "difference"), self.rows())
-        ]
+    def tables(self) -> list[Table]:
+        """All tables that have something to say."""
+        tables: list[Table] = [("The main budget", ("", "ordinary", self.tst_label, "difference"), self.rows())]
         if len(self.seeds) > 1:
             tables.append(("Seeds", ("seed", "ordinary", "TST", "difference"), self.seed_rows()))
         if len(self.budgets(ORDINARY)) > 1:
@@ -308,10 +307,6 @@ class Comparison:
             title = "Context-matched control: TST that sees no more context than an ordinary row"
             tables.append((title, ("seeds", "control minus ordinary, nats"), [(str(control.seeds), spoken(control))]))
         return tables
-
-    def markdown(self) -> str:
-        parts = [f"{title}\n\n{markdown_table(header, rows)}" for title, header, rows in self.tables()]
-        return "\n\n".join([*parts, self.verdict()]) + "\n"
 
     def write(self, directory: Path) -> None:
         """Writes comparison.json, summary.md and loss.png."""
@@ -336,7 +331,7 @@ class Comparison:
                 "failures": self.failures,
             },
         )
-        write_text(directory / "summary.md", self.markdown())
+        write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
         plot(self, directory / "loss.png")
 
 
@@ -368,6 +363,10 @@ def describe(schedule: Schedule) -> str:
     return "; ".join(parts) + mode
 
 
-def markdown_table(header: Row, rows: list[Row]) -> str:
-    lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown(tables: Sequence[Table], verdict: str) -> str:
+    """Tables and what they come to, as Markdown."""
+    parts = []
+    for title, header, rows in tables:
+        lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
+        parts.append("\n".join([f"{title}\n", *(f"| {' | '.join(line)} |" for line in lines)]))
+    return "\n\n".join([*parts, verdict]) + "\n"

@@ -13,13 +13,13 @@ the longest of them (see `superpose.compare.runs`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from superpose.compare.runs import Outcome, Run
 from superpose.errors import UserError
-from superpose.train.config import Recipe
+from superpose.train.config import Recipe, with_settings
 from superpose.train.hardware import chosen_precision
 
 ORDINARY, TST, CONTEXT = "ordinary", "tst", "tst-context"
@@ -80,7 +80,9 @@ class Design:
         """Steps of the ordinary arm, ascending."""
         further = self.ordinary_budgets
         if further is None:
-            further = tuple(steps_of_equal_data(changed(self.recipe, steps=steps)) for steps in self.tst_budgets)
+            further = tuple(
+                steps_of_equal_data(with_settings(self.recipe, "train", steps=steps)) for steps in self.tst_budgets
+            )
         return tuple(sorted({*self.tst_budgets, *further}))
 
     @property
@@ -94,24 +96,10 @@ def steps_of_equal_data(recipe: Recipe) -> int:
     return round(recipe.schedule.raw_tokens(recipe.latents_per_step) / recipe.latents_per_step)
 
 
-def changed(recipe: Recipe, **settings: object) -> Recipe:
-    """A recipe with other settings in its section [train].
-
-    Raises:
-        UserError: they do not fit the rest of it.
-    """
-    train = {**recipe.train.model_dump(), **settings}
-    try:
-        return Recipe.model_validate({**recipe.model_dump(), "train": train})
-    except ValueError as error:
-        reasons = [str(problem["msg"]).removeprefix("Value error, ") for problem in error.errors()]  # type: ignore[attr-defined]
-        raise UserError(f"with {', '.join(f'train.{k} = {v}' for k, v in settings.items())}: {reasons[0]}") from None
-
-
 def with_precision(design: Design) -> Design:
     """The same with the precision chosen, once for all runs: what is compared must not differ in it."""
     recipe = chosen_precision(design.recipe, torch.device(design.recipe.train.device))
-    return Design(**{**design.__dict__, "recipe": recipe})
+    return replace(design, recipe=recipe)
 
 
 def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
@@ -119,15 +107,14 @@ def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
     if arm == ORDINARY:
         return recipe.ordinary()
     if arm == CONTEXT:
-        superposition = recipe.superposition.model_copy(update={"expand": "batch"})
-        return Recipe.model_validate({**recipe.model_dump(), "superposition": superposition.model_dump()})
+        return with_settings(recipe, "superposition", expand="batch")
     return recipe
 
 
 def plan_tuning(design: Design) -> list[Run]:
     """Each arm at each learning rate: the same effort for both."""
     return [
-        Run(arm, arm_recipe(changed(design.recipe, lr=rate, seed=design.tuning_seed), arm))
+        Run(arm, arm_recipe(with_settings(design.recipe, "train", lr=rate, seed=design.tuning_seed), arm))
         for rate in design.rates
         for arm in (ORDINARY, TST)
     ]
@@ -182,5 +169,7 @@ def plan_runs(design: Design, tunings: dict[str, Tuning]) -> list[Run]:
             tuning = tunings.get(TST if arm == CONTEXT else arm)
             rate = tuning.best if tuning else design.recipe.train.lr
             for steps in budgets:
-                runs.append(Run(arm, arm_recipe(changed(design.recipe, seed=seed, steps=steps, lr=rate), arm)))
+                runs.append(
+                    Run(arm, arm_recipe(with_settings(design.recipe, "train", seed=seed, steps=steps, lr=rate), arm))
+                )
     return runs

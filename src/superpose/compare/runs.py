@@ -25,7 +25,7 @@ from superpose.data.store import TokenStore
 from superpose.data.workers import available_cores
 from superpose.errors import UserError
 from superpose.files import one_at_a_time
-from superpose.train.config import Recipe
+from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.stopping import StoppedError
 
@@ -184,7 +184,7 @@ def _train(
 ) -> None:
     """What the process of a run does; its last record says how it ended."""
     if not recipe.train.threads:
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"threads": threads})})
+        recipe = with_settings(recipe, "train", threads=threads)
     try:
         # Another comparison may be training it at this moment; its result serves both.
         with one_at_a_time(directory):

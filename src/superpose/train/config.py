@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -210,16 +211,35 @@ def load_recipe(path: Path | None = None, overrides: list[str] | None = None) ->
     Raises:
         UserError: the file, a name, a value or a combination is wrong; it says which.
     """
-    recipe = Recipe() if path is None else _validate(_read(path), str(path))
+    return override(Recipe() if path is None else _validate(_read(path), str(path)), overrides or [])
+
+
+def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with some settings changed, see `load_recipe`.
+
+    Raises:
+        UserError: a name, a value or a combination is wrong.
+    """
     if not overrides:
         return recipe
     settings = recipe.model_dump(mode="json")
-    for override in overrides:
-        name, equals, value = override.partition("=")
+    for text in overrides:
+        name, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"--set {override}: expected NAME=VALUE, such as train.lr=1e-3")
+            raise UserError(f"--set {text}: expected NAME=VALUE, such as train.lr=1e-3")
         _assign(settings, name.strip(), _value(value.strip()))
     return _validate(settings, "--set")
+
+
+def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
+    """A recipe with some settings of a section changed by the program.
+
+    Raises:
+        UserError: they do not fit the rest of it.
+    """
+    whole = recipe.model_dump(mode="json")
+    given = ", ".join(f"{section}.{name} = {value}" for name, value in settings.items())
+    return _validate({**whole, section: {**whole[section], **settings}}, f"with {given}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from superpose.train.config import Recipe
+from superpose.train.config import Recipe, with_settings
 
 # bfloat16 costs accuracy and casts; it is to be worth it.
 _WORTH_IT = 1.2
@@ -23,8 +23,7 @@ def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:
     if recipe.train.precision != "auto":
         return recipe
     faster = matmul_peak(device, "bfloat16") > _WORTH_IT * matmul_peak(device, "float32")
-    train = recipe.train.model_copy(update={"precision": "bfloat16" if faster else "float32"})
-    return recipe.model_copy(update={"train": train})
+    return with_settings(recipe, "train", precision="bfloat16" if faster else "float32")
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:

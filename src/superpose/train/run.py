@@ -18,7 +18,7 @@ from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, whole_directory, write_json
 from superpose.models.build import build_model
-from superpose.train.config import Recipe, load_recipe
+from superpose.train.config import Recipe, load_recipe, with_settings
 from superpose.train.hardware import chosen_precision
 
 
@@ -48,8 +48,7 @@ def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: An
         raise UserError(f"{run} was started on other text than the corpus holds now; give a new directory")
     before = load_recipe(path)
     if recipe.train.precision == "auto":
-        chosen = before.train.precision
-        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": chosen})})
+        recipe = with_settings(recipe, "train", precision=before.train.precision)
     changed = recipe.changes(before)
     if changed:
         raise UserError(

@@ -1,0 +1,290 @@
+"""Trains an experiment of the paper at one's own scale, and puts what came out beside what the paper found.
+
+experiment -> arms x seeds -> runs (`superpose.compare.runs`) -> findings: ours, the paper's, and whether they agree
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from scipy.stats import spearmanr
+
+from superpose.compare.comparison import Row, Table
+from superpose.compare.runs import Outcome, Run
+from superpose.compare.statistics import Difference, paired_difference
+from superpose.data.information import PowerLaw, fit_power_law
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.files import read_json, write_json
+from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, ORDINARY, SWEEP, Claim, Experiment
+from superpose.train.config import Recipe, override, with_settings
+from superpose.train.hardware import chosen_precision
+
+Verdict = Literal["agrees", "disagrees", "undecided"]
+_FORMAT = "superpose reproduction 1"
+
+EQUAL = 0.01
+"""Nats within which two losses are called equal; the paper's seeds differ by a few thousandths."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim of the paper, here.
+
+    Attributes:
+        what: the quantity, in words.
+        ours: mean; with one seed it has no interval, and nothing is decided.
+        low, high: 95 % interval.
+        published: the paper's figure, None where it gives a direction alone.
+        expected: what the paper found, in words.
+        where: in the paper.
+    """
+
+    what: str
+    ours: float
+    low: float | None
+    high: float | None
+    seeds: int
+    published: float | None
+    expected: str
+    where: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Final validation losses of an arm by seed, in nats per token, and what its runs read; None if all failed."""
+
+    name: str
+    losses: dict[int, float]
+    raw_tokens: int
+    epochs: float
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """An experiment's results; `law` is the corpus' mutual information where it was asked for."""
+
+    name: str
+    title: str
+    scale: str
+    recipe: Recipe
+    store: dict[str, Any]
+    arms: tuple[Arm, ...]
+    findings: tuple[Finding, ...]
+    law: PowerLaw | None = None
+
+    @classmethod
+    def load(cls, path: Path) -> list[Reproduction]:
+        """All experiments of a reproduction.json.
+
+        Raises:
+            UserError: the file is missing, altered, or of another version.
+        """
+        saved = read_json(path)
+        if saved.get("format") != _FORMAT:
+            raise UserError(f"{path} is of another version of superpose; reproduce again to write it anew")
+        try:
+            return [cls._of(**entry) for entry in saved["experiments"]]
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{path} was altered; reproduce again to write it anew") from None
+
+    @classmethod
+    def _of(cls, recipe: Any, arms: Any, findings: Any, law: Any, **rest: Any) -> Reproduction:
+        return cls(
+            **rest,
+            recipe=Recipe.model_validate(recipe),
+            arms=tuple(
+                Arm(**{**arm, "losses": {int(seed): loss for seed, loss in arm["losses"].items()}}) for arm in arms
+            ),
+            findings=tuple(Finding(**finding) for finding in findings),
+            law=PowerLaw(**{**law, "information": {int(d): i for d, i in law["information"].items()}}) if law else None,
+        )
+
+    def arm_rows(self) -> list[Row]:
+        """Arm, seeds, mean loss, lowest and highest, epochs."""
+        return [
+            (
+                arm.name,
+                str(len(arm.losses)),
+                f"{statistics.fmean(arm.losses.values()):.4f}",
+                f"{min(arm.losses.values()):.4f} to {max(arm.losses.values()):.4f}",
+                f"{arm.raw_tokens:,}",
+                f"{arm.epochs:.2f}",
+            )
+            for arm in self.arms
+        ]
+
+    ARM_HEADER = ("arm", "seeds", "loss, nats", "lowest to highest", "raw tokens", "epochs")
+
+    def finding_rows(self) -> list[Row]:
+        """What, the paper's figure, ours with its interval, and the verdict."""
+        return [
+            (
+                finding.what,
+                finding.expected if finding.published is None else f"{finding.published:+.4f}",
+                f"{finding.ours:+.4f}"
+                + ("" if finding.low is None else f" ({finding.low:+.4f} to {finding.high:+.4f})"),
+                finding.verdict,
+                finding.where,
+            )
+            for finding in self.findings
+        ]
+
+    FINDING_HEADER = ("", "paper", "ours (95 % interval)", "", "figure of")
+
+    def tables(self) -> list[Table]:
+        tables: list[Table] = [
+            (self.title, self.FINDING_HEADER, self.finding_rows()),
+            (f"{self.name}: losses", self.ARM_HEADER, self.arm_rows()),
+        ]
+        if self.law is not None:
+            rows: list[Row] = [
+                (str(distance), f"{self.law.information[distance]:.4f}") for distance in (1, 2, 4, 8, 16, 32)
+            ]
+            law = f"I(d) = {self.law.constant:.3f} + {self.law.factor:.3f} d^{self.law.exponent:.3f}"
+            tables.append((f"Mutual information of tokens d apart, {law}", ("d", "nats"), rows))
+        return tables
+
+    def verdict(self) -> str:
+        counts = [sum(finding.verdict == verdict for finding in self.findings) for verdict in _VERDICTS]
+        return f"{self.name}: " + ", ".join(f"{count} {word}" for count, word in zip(counts, _VERDICTS, strict=True))
+
+
+_VERDICTS: tuple[Verdict, ...] = ("agrees", "disagrees", "undecided")
+
+
+def save(reproductions: Sequence[Reproduction], command: str, path: Path) -> None:
+    """Writes reproduction.json."""
+    entries = [{**asdict(entry), "recipe": entry.recipe.model_dump(mode="json")} for entry in reproductions]
+    write_json(path, {"format": _FORMAT, "command": command, "experiments": entries})
+
+
+def experiment_named(name: str) -> Experiment:
+    """
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in EXPERIMENTS:
+        raise UserError(f"there is no experiment {name!r}; choose of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def data_bound(recipe: Recipe, store: TokenStore) -> Recipe:
+    """The same with so little text that an ordinary run reads it `EPOCHS` times."""
+    tokens = recipe.train.steps * recipe.latents_per_step / EPOCHS
+    megabytes = tokens * store.train.bytes / len(store.train.tokens) / 1e6
+    return with_settings(recipe, "data", max_megabytes=round(megabytes, 3))
+
+
+def plan(
+    experiment: Experiment, recipe: Recipe, store: TokenStore, seeds: Sequence[int]
+) -> tuple[list[Run], PowerLaw | None]:
+    """All runs of an experiment, seed by seed, and the corpus' power law if an arm takes its weights from it."""
+    recipe = chosen_precision(recipe, torch.device(recipe.train.device))
+    law = fit_power_law(store.train.tokens) if experiment.needs_weights else None
+    recipes = {}
+    for name, changes in experiment.arms.items():
+        arm = recipe.ordinary() if name == ORDINARY else override(recipe, changes)
+        if law is not None and name in experiment.needs_weights:
+            weights = law.weights(experiment.needs_weights[name])
+            arm = with_settings(arm, "superposition", weighting=tuple(round(weight, 6) for weight in weights))
+        recipes[name] = arm
+    runs = [Run(name, with_settings(arm, "train", seed=seed)) for seed in seeds for name, arm in recipes.items()]
+    return runs, law
+
+
+def reproduction(
+    name: str, scale: str, recipe: Recipe, store: TokenStore, outcomes: Sequence[Outcome], law: PowerLaw | None
+) -> Reproduction:
+    """What came of an experiment's runs; arms of which no run finished are left out."""
+    experiment = EXPERIMENTS[name]
+    arms = []
+    for arm in experiment.arms:
+        finished = {o.run.seed: o.result for o in outcomes if o.run.arm == arm and o.result is not None}
+        if finished:
+            one = next(iter(finished.values()))
+            losses = {seed: float(result["val_loss"]) for seed, result in sorted(finished.items())}
+            seconds = statistics.median(result["seconds"] for result in finished.values())
+            arms.append(Arm(arm, losses, one["raw_tokens"], one["epochs"], one["flops"], seconds))
+    by_name = {arm.name: arm.losses for arm in arms}
+    findings = [finding for claim in experiment.claims if (finding := _finding(claim, by_name)) is not None]
+    if name == "figure4" and len(findings) > 2:
+        findings.append(_likeness(findings))
+    if law is not None:
+        findings.append(_exponent(law))
+    facts = {key: store.manifest[key] for key in ("fingerprint", "preparation", "vocab_size", "splits")}
+    return Reproduction(name, experiment.title, scale, recipe, facts, tuple(arms), tuple(findings), law)
+
+
+def judge(difference: Difference, expected: str) -> Verdict:
+    """Whether an interval says what was expected, its contrary, or neither."""
+    low, high = difference.low, difference.high
+    if low is None or high is None:
+        return "undecided"
+    if expected == "equal":
+        if low > -EQUAL and high < EQUAL:
+            return "agrees"
+        return "disagrees" if low > EQUAL or high < -EQUAL else "undecided"
+    sign = 1 if expected == "higher" else -1
+    if min(sign * low, sign * high) > 0:
+        return "agrees"
+    return "disagrees" if max(sign * low, sign * high) < 0 else "undecided"
+
+
+def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> Finding | None:
+    seeds = sorted(losses.get(claim.arm, {}).keys() & losses.get(claim.against, {}).keys())
+    if not seeds:
+        return None
+    difference = paired_difference(
+        [losses[claim.against][seed] for seed in seeds], [losses[claim.arm][seed] for seed in seeds]
+    )
+    return Finding(
+        f"{claim.arm} minus {claim.against}, nats",
+        difference.mean,
+        difference.low,
+        difference.high,
+        difference.seeds,
+        claim.published,
+        claim.expected,
+        claim.where,
+        judge(difference, claim.expected),
+    )
+
+
+def _likeness(cells: Sequence[Finding]) -> Finding:
+    """Whether bag sizes and ratios rank here as they do in the paper: Spearman's correlation of the gains."""
+    pairs = [(cell.ours, cell.published) for cell in cells if cell.published is not None]
+    result = spearmanr(*zip(*pairs, strict=True))
+    rank = float(result.statistic)
+    # Fisher's transformation with the variance Bonett and Wright give for ranks.
+    half = 1.96 * ((1 + rank**2 / 2) / (len(pairs) - 3)) ** 0.5
+    low, high = (math.tanh(math.atanh(rank) + side * half) for side in (-1, 1))
+    verdict: Verdict = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
+    what = f"rank correlation of the gains of {len(pairs)} cells"
+    return Finding(what, rank, low, high, cells[0].seeds, None, "positive", f"table 4 ({SWEEP})", verdict)
+
+
+def _exponent(law: PowerLaw) -> Finding:
+    """The fall of mutual information with distance, beside DCLM's."""
+    published = -1.25
+    inside = law.exponent_low <= published <= law.exponent_high
+    return Finding(
+        "exponent k of the mutual information at a distance",
+        law.exponent,
+        law.exponent_low,
+        law.exponent_high,
+        1,
+        published,
+        "a power law",
+        "figure 10, DCLM with 128,256 entries",
+        "agrees" if inside else "disagrees",
+    )
