@@ -12,6 +12,8 @@ from superpose import __version__
 from superpose.cli.compare import compare
 from superpose.cli.data import data_app, prepare, tokenizer_app
 from superpose.cli.options import Overrides, load_settings, prepared_store
+from superpose.cli.report import report
+from superpose.cli.reproduce import reproduce
 
 app = typer.Typer(
     help="Token-superposition training: language-model pre-training for less.",
@@ -39,6 +41,8 @@ def _options(
 
 
 app.command()(compare)
+app.command()(reproduce)
+app.command()(report)
 
 
 @app.command()

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from superpose.compare.curves import plot
+from superpose.compare.charts import curves
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
+from superpose.compare.picture import draw
 from superpose.compare.runs import Outcome
 from superpose.compare.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
 from superpose.core.schedule import Schedule
@@ -332,7 +333,7 @@ class Comparison:
             },
         )
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
-        plot(self, directory / "loss.png")
+        draw(curves(self), ("flops", "raw_tokens"), directory / "loss.png")
 
 
 def spoken(difference: Difference) -> str:

@@ -1,0 +1,26 @@
+"""`superpose report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superpose.errors import UserError
+
+
+def report(
+    places: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of comparisons, reproductions and runs.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the first.")] = None,
+) -> None:
+    """Write one HTML page, which needs no network, and the same as Markdown with pictures."""
+    from superpose.report.write import write_report
+
+    page = out or places[0] / "report.html"
+    if page.suffix != ".html":
+        raise UserError(f"--out {page}: expected a name that ends in .html")
+    for path in write_report(places, page):
+        typer.echo(path)

@@ -1,0 +1,159 @@
+"""A report as one HTML file that needs no network: styles, scripts and data are in it.
+
+Everything that comes from outside is text: escaped in the page, in the data its script reads, and in the labels that
+plotly would read as HTML. The page's policy lets it load nothing.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from superpose.compare.charts import Chart
+from superpose.compare.comparison import Table
+from superpose.compare.picture import color_of
+from superpose.report.sections import Section
+
+_DARK = {"#6b7280": "#a1a9b8", "#2563eb": "#7aa2ff", "#4b5563": "#cbd5e1", "#7c3aed": "#a78bfa", "#be185d": "#f472b6"}
+"""Colours that are too dark on a dark page, and what stands for them there."""
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def page(sections: Sequence[Section], about: str) -> str:
+    """The whole page.
+
+    Args:
+        sections: in their order.
+        about: a line below the title, such as the version that wrote it.
+    """
+    from plotly.offline import get_plotlyjs
+
+    charts = [chart for section in sections for chart in section.charts]
+    body = []
+    first = 0
+    for section in sections:
+        body.append(_section(section, first))
+        first += len(section.charts)
+    title = sections[0].title if len(sections) == 1 else f"{sections[0].title} and {len(sections) - 1} more"
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<title>{_text(title)}</title>
+<link rel="icon" href="data:,">
+<style>{_asset("page.css")}</style>
+</head>
+<body>
+<header><h1>superpose report</h1><p>{_text(about)}</p></header>
+<main>
+{"".join(body)}
+</main>
+<script type="application/json" id="charts">{_data([_chart(chart) for chart in charts])}</script>
+<script>{get_plotlyjs()}</script>
+<script>{_asset("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _section(section: Section, first_chart: int) -> str:
+    headline, _, rest = section.verdict.partition(". ")
+    verdict = f"<strong>{_text(headline + ('.' if rest else ''))}</strong>"
+    if rest:
+        verdict += f"<span>{_text(rest)}</span>"
+    figures = "".join(_figure(chart, first_chart + number) for number, chart in enumerate(section.charts))
+    tables = "".join(map(_table, section.tables))
+    settings = "".join(
+        f"<details><summary>{_text(name)}</summary><pre>{_text(text)}</pre></details>"
+        for name, text in section.settings
+    )
+    return (
+        f'<section><h2>{_text(section.title)}</h2><div class="verdict">{verdict}</div>'
+        f"{figures}{tables}<h3>Made with</h3>{settings}</section>\n"
+    )
+
+
+def _figure(chart: Chart, number: int) -> str:
+    buttons = "".join(
+        f'<button type="button" data-chart="{number}" data-axis="{_text(axis)}" '
+        f'aria-pressed="{"true" if place == 0 else "false"}">{_text(title)}</button>'
+        for place, (axis, title) in enumerate(chart.axes.items())
+    )
+    axes = f'<div class="axes" role="group" aria-label="x axis">{buttons}</div>' if len(chart.axes) > 1 else ""
+    return (
+        f'<figure><h3>{_text(chart.title)}</h3>{axes}<div class="chart" id="chart-{number}"></div>'
+        f"<figcaption>{_text(chart.caption)}</figcaption></figure>"
+    )
+
+
+def _table(table: Table) -> str:
+    title, header, rows = table
+    head = "".join(f"<th>{_text(name)}</th>" for name in header)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return (
+        f'<h3>{_text(title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: str) -> str:
+    mark = f' class="{value}"' if value in ("agrees", "disagrees") else ""
+    return f"<td{mark}>{_text(value)}</td>"
+
+
+def _chart(chart: Chart) -> dict[str, Any]:
+    """What the page's script draws."""
+    series = []
+    for one in chart.series:
+        color = color_of(one, chart)
+        series.append(
+            {
+                "name": _text(one.name),
+                "x": one.x,
+                "y": one.y,
+                "low": one.low,
+                "high": one.high,
+                "thin": one.thin,
+                "points": one.points,
+                "color": color,
+                "dark": _DARK.get(color, color),
+            }
+        )
+    return {
+        "axes": {axis: _text(title) for axis, title in chart.axes.items()},
+        "y_title": _text(chart.y_title),
+        "series": series,
+        "marks": [{"x": places, "label": _text(label)} for places, label in chart.marks],
+        "level": chart.level,
+        "log_x": chart.log_x,
+        "ticks": {axis: _ticks(chart, axis) for axis in chart.axes},
+    }
+
+
+def _ticks(chart: Chart, axis: str) -> dict[str, Any]:
+    """Few places with names of their own are all named: budgets, seeds, ratios."""
+    places = sorted({place for series in chart.series for place in series.x[axis]})
+    if len(places) > 12 or axis in ("flops", "seconds", "raw_tokens", "latents"):
+        return {}
+    return {"tickvals": places, "ticktext": [f"{place:,.6g}" for place in places]}
+
+
+def _data(value: Any) -> str:
+    """JSON that no script can be ended from."""
+    text = json.dumps(value, allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _text(value: str) -> str:
+    return html.escape(value, quote=True)
+
+
+def _asset(name: str) -> str:
+    return files("superpose.report").joinpath(name).read_text("utf-8")

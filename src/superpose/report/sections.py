@@ -1,0 +1,203 @@
+"""What a report can be about: a comparison, the paper's experiments run again, or a single run.
+
+directory -> Section: verdict, charts, tables, settings -> one page (`superpose.report.page`), Markdown and pictures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from superpose.compare.charts import AXES, Chart, Series, all_charts, read_series
+from superpose.compare.comparison import Comparison, Row, Table
+from superpose.errors import UserError
+from superpose.files import read_json
+from superpose.reproduce.experiments import SWEEP_RATIOS, SWEEP_SIZES, cell
+from superpose.reproduce.published import published_gain
+from superpose.reproduce.reproduction import Reproduction
+from superpose.train.config import load_recipe
+
+
+@dataclass(frozen=True)
+class Section:
+    """One subject of a report.
+
+    Attributes:
+        verdict: what came out, in a sentence or a few; the first is the headline.
+        settings: name and JSON text of what it was made with.
+    """
+
+    title: str
+    verdict: str
+    charts: tuple[Chart, ...]
+    tables: tuple[Table, ...]
+    settings: tuple[tuple[str, str], ...]
+
+
+def read_sections(places: Sequence[Path]) -> list[Section]:
+    """The sections of some directories, in their order; single runs share one.
+
+    Raises:
+        UserError: one of them holds nothing to report, or its files were altered.
+    """
+    sections = []
+    runs = [place for place in places if (place / "result.json").is_file()]
+    for place in places:
+        if (place / "comparison.json").is_file():
+            sections.append(_of_comparison(place))
+        elif (place / "reproduction.json").is_file():
+            sections += [_of_reproduction(entry) for entry in Reproduction.load(place / "reproduction.json")]
+        elif place in runs:
+            if place == runs[0]:
+                sections.append(_of_runs(runs))
+        else:
+            raise UserError(
+                f"{place} holds nothing to report; give the directory of a comparison (comparison.json), of a "
+                f"reproduction (reproduction.json) or of a finished run (result.json)"
+            )
+    return sections
+
+
+def _of_comparison(place: Path) -> Section:
+    comparison = Comparison.load(place)
+    if not comparison.seeds:
+        raise UserError(f"{place / 'comparison.json'} holds no seed at which both arms finished")
+    versions = comparison.runs[0].result.get("versions", {})
+    return Section(
+        f"{place.name}: ordinary training and {comparison.tst_label}",
+        comparison.verdict(),
+        tuple(all_charts(comparison)),
+        tuple(comparison.tables()),
+        (
+            ("versions", _text(versions)),
+            ("recipe", _text(comparison.recipe.model_dump(mode="json"))),
+            ("text", _text(comparison.store)),
+        ),
+    )
+
+
+def _of_reproduction(entry: Reproduction) -> Section:
+    charts = [_findings(entry)]
+    if entry.name == "figure4":
+        charts.append(_sweep(entry))
+    if entry.law is not None:
+        charts.append(_information(entry))
+    return Section(
+        entry.title,
+        f"{entry.verdict()}.",
+        tuple(charts),
+        tuple(entry.tables()),
+        (("recipe", _text(entry.recipe.model_dump(mode="json"))), ("text", _text(entry.store))),
+    )
+
+
+def _of_runs(places: Sequence[Path]) -> Section:
+    results = {place: read_json(place / "result.json") for place in places}
+    names = {place: place.resolve().name if place.name in ("", ".", "..") else place.name for place in places}
+    series = tuple(read_series(place, names[place]) for place in places)
+    rows: list[Row] = [
+        (
+            names[place],
+            f"{result['val_loss']:.4f}",
+            f"{result['val_bits_per_byte']:.4f}",
+            f"{result['raw_tokens']:,}",
+            f"{result['flops']:.2e}",
+            f"{result['seconds']:.0f}",
+        )
+        for place, result in results.items()
+    ]
+    best = min(results, key=lambda place: float(results[place]["val_loss"]))
+    amount = f"{results[best]['val_loss']:.4f} nats per token"
+    verdict = (
+        f"{names[best]} ended at a validation loss of {amount}."
+        if len(places) == 1
+        else f"{names[best]} ended lowest, at {amount}; single runs are no comparison, see superpose compare."
+    )
+    header = ("run", "validation loss, nats", "bits per byte", "raw tokens", "training FLOPs", "seconds")
+    return Section(
+        "Runs",
+        verdict,
+        (Chart("Validation loss", "next-token validation loss, nats per token", dict(AXES), series),),
+        (("Results", header, rows),),
+        tuple((names[place], _text(load_recipe(place / "config.json").model_dump(mode="json"))) for place in places),
+    )
+
+
+def _findings(entry: Reproduction) -> Chart:
+    """Ours with its interval and the paper's figure, claim by claim."""
+    known = [(number, finding) for number, finding in enumerate(entry.findings) if finding.what.endswith("nats")]
+    places = [float(number + 1) for number, _ in known]
+    published = [(float(number + 1), f.published) for number, f in known if f.published is not None]
+    series = [
+        Series(
+            "ours and its 95 % interval",
+            {"claim": places},
+            [finding.ours for _, finding in known],
+            "tst",
+            [finding.low for _, finding in known],
+            [finding.high for _, finding in known],
+            points=True,
+        )
+    ]
+    if published:
+        series.append(
+            Series(
+                "the paper, at its scale",
+                {"claim": [place for place, _ in published]},
+                [value for _, value in published],
+                points=True,
+            )
+        )
+    return Chart(
+        "Differences of final loss",
+        "nats per token",
+        {"claim": "row of the table below"},
+        tuple(series),
+        level=0.0,
+        caption="Row by row; an interval that crosses the line decides nothing.",
+    )
+
+
+def _sweep(entry: Reproduction) -> Chart:
+    """Gain against the ratio for each bag size, ours and the paper's."""
+    ours = {finding.what.split(" ")[0]: finding.ours for finding in entry.findings}
+    series = []
+    for size in SWEEP_SIZES:
+        known = [ratio for ratio in SWEEP_RATIOS if cell(size, ratio) in ours]
+        series.append(Series(f"s {size}, ours", {"ratio": list(known)}, [ours[cell(size, ratio)] for ratio in known]))
+        published = [gain for ratio in known if (gain := published_gain("270m_20k", size, ratio)) is not None]
+        if len(published) == len(known):
+            series.append(Series(f"s {size}, the paper", {"ratio": list(known)}, published, "ordinary", thin=True))
+    return Chart(
+        "Gain against ratio",
+        "TST minus ordinary, nats per token",
+        {"ratio": "ratio r"},
+        tuple(series),
+        level=0.0,
+        caption="Thin grey lines are the paper's, of 270M parameters and 20,000 steps.",
+    )
+
+
+def _information(entry: Reproduction) -> Chart:
+    """Mutual information against distance, and the power law fitted to it."""
+    law = entry.law
+    assert law is not None
+    distances = [float(distance) for distance in law.information]
+    fitted = [law.constant + law.factor * distance**law.exponent for distance in distances]
+    return Chart(
+        "Mutual information of tokens at a distance",
+        "nats",
+        {"distance": "tokens apart"},
+        (
+            Series("measured", {"distance": distances}, list(law.information.values()), "tst", points=True),
+            Series("fitted power law", {"distance": distances}, fitted, "ordinary"),
+        ),
+        log_x=True,
+    )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)
