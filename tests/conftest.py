@@ -119,3 +119,20 @@ def recipe(data_args) -> Recipe:
             },
         }
     )
+
+
+@pytest.fixture(scope="session")
+def compared(recipe, store, tmp_path_factory):
+    """A small comparison with all there is in one, and its directory: two seeds, budgets, rates and the control."""
+    from superpose.compare.comparison import Comparison
+    from superpose.compare.experiment import Design, plan_runs, plan_tuning, tune
+    from superpose.compare.runs import execute, link
+
+    runs = tmp_path_factory.mktemp("runs")
+    design = Design(recipe, (1, 2), (), (30,), (1e-2, 2e-2), context_control=True)
+    tunings = tune(design, execute(plan_tuning(design), store, runs / "pool", 2))
+    outcomes = execute(plan_runs(design, tunings), store, runs / "pool", 2)
+    comparison = Comparison.of(recipe, outcomes, tunings, store)
+    link(outcomes, runs / "named")
+    comparison.write(runs / "named")
+    return runs / "named", comparison

@@ -24,6 +24,13 @@ def reproduce(
     recipe: Annotated[Path | None, typer.Option(help="A recipe in place of the scale's own.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Text, tokens or a prepared store; by default Python.")] = None,
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Each arm is trained once with each.")] = "1,2,3",
+    lrs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LR,LR,...",
+            help="Learning rates to try first, ordinarily and with the scale's TST recipe; arms take the best.",
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the results; by default reproduce-SCALE.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
@@ -40,6 +47,7 @@ def reproduce(
     from rich.console import Console
 
     from superpose.compare.comparison import markdown
+    from superpose.compare.experiment import Design, plan_tuning, tune, with_precision
     from superpose.compare.runs import POOL
     from superpose.display import Display, print_table
     from superpose.files import write_text
@@ -58,20 +66,22 @@ def reproduce(
     settings = scale_recipe(scale, recipe, changes)
     check_recipe(settings)
     trained_with = numbers("--seeds", seeds, int)
-    if len(set(trained_with)) < len(trained_with):
-        raise UserError(f"--seeds {seeds}: one stands there twice; give different ones")
     directory = runs / (name or f"reproduce-{scale}")
+    design = Design(settings, trained_with, rates=numbers("--lrs", lrs or "", float))
+    with Display(console) as display:
+        store = prepared_store(settings, display)
+        design = with_precision(design)
+        tunings = tune(design, train_all(plan_tuning(design), store, runs / POOL, jobs, console, display))
     done, failed = [], []
     for key, experiment in chosen.items():
         with Display(console) as display:
-            store = prepared_store(settings, display)
             if experiment.data_bound:
                 store = prepared_store(data_bound(settings, store), display)
-            planned, law = plan(experiment, settings, store, trained_with)
+            planned, law = plan(experiment, design.recipe, store, trained_with, tunings)
             console.print(f"{experiment.title}: {len(planned)} runs")
             outcomes = train_all(planned, store, runs / POOL, jobs, console, display)
         failed += [outcome.run.name for outcome in outcomes if outcome.result is None]
-        done.append(reproduction(key, scale, settings, store, outcomes, law))
+        done.append(reproduction(key, scale, design.recipe, store, outcomes, law, tunings))
         tables = [table for entry in done for table in entry.tables()]
         save(done, shlex.join(["superpose", *sys.argv[1:]]), directory / "reproduction.json")
         write_text(directory / "summary.md", markdown(tables, "\n".join(entry.verdict() for entry in done)))

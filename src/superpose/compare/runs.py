@@ -14,6 +14,8 @@ import json
 import multiprocessing
 import os
 import queue
+import signal
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from superpose.errors import UserError
 from superpose.files import one_at_a_time
 from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
+from superpose.train.run import finished
 from superpose.train.stopping import StoppedError
 
 POOL = "pool"
@@ -91,13 +94,17 @@ def execute(
     One that fails or dies takes no other with it. Runs that compute the same are trained once.
     """
     by_key = {run.key(store): run for run in reversed(runs)}
-    waiting = list(dict.fromkeys(run.key(store) for run in runs))
+    outcomes = {
+        key: Outcome(run, pool / key, result) for key, run in by_key.items() if (result := finished(pool / key))
+    }
+    waiting = [key for key in dict.fromkeys(run.key(store) for run in runs) if key not in outcomes]
     trunks = _trunks(by_key)
     context = multiprocessing.get_context("spawn")
     records: Any = context.Queue()
     threads = max(1, available_cores() // jobs)
     running: dict[str, BaseProcess] = {}
-    outcomes: dict[str, Outcome] = {}
+    for outcome in outcomes.values():
+        listener(outcome.run, {"kind": "result", "result": outcome.result})
     try:
         while waiting or running:
             while len(running) < jobs and (key := _ready(waiting, running, trunks, by_key, pool)) is not None:
@@ -183,6 +190,7 @@ def _train(
     key: str, recipe: Recipe, store: Path, directory: Path, trunk: Path | None, threads: int, records: Any
 ) -> None:
     """What the process of a run does; its last record says how it ended."""
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
     if not recipe.train.threads:
         recipe = with_settings(recipe, "train", threads=threads)
     try:
@@ -205,3 +213,11 @@ def _train(
         pass  # asked to: what started it knows
     except Exception:
         records.put((key, {"kind": "failure", "message": traceback.format_exc()}))
+
+
+def _stop_with_parent() -> None:
+    """Asks the run to save and stop when the process that started it is gone, whatever took it."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)

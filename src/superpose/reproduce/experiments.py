@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from superpose.compare.experiment import ORDINARY
 from superpose.reproduce.published import published_gain, published_loss
-
-ORDINARY = "ordinary"
 
 Expected = Literal["lower", "higher", "equal"]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,13 +16,14 @@ import torch
 from scipy.stats import spearmanr
 
 from superpose.compare.comparison import Row, Table
+from superpose.compare.experiment import ORDINARY, TST, Tuning
 from superpose.compare.runs import Outcome, Run
 from superpose.compare.statistics import Difference, paired_difference
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json
-from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, ORDINARY, SWEEP, Claim, Experiment
+from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, Experiment
 from superpose.train.config import Recipe, override, with_settings
 from superpose.train.hardware import chosen_precision
 
@@ -71,7 +72,12 @@ class Arm:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """An experiment's results; `law` is the corpus' mutual information where it was asked for."""
+    """An experiment's results.
+
+    Attributes:
+        law: the corpus' mutual information, where it was asked for.
+        rates: tuned learning rates of the arms "ordinary" and "tst", which stands for all others.
+    """
 
     name: str
     title: str
@@ -81,6 +87,7 @@ class Reproduction:
     arms: tuple[Arm, ...]
     findings: tuple[Finding, ...]
     law: PowerLaw | None = None
+    rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> list[Reproduction]:
@@ -186,9 +193,17 @@ def data_bound(recipe: Recipe, store: TokenStore) -> Recipe:
 
 
 def plan(
-    experiment: Experiment, recipe: Recipe, store: TokenStore, seeds: Sequence[int]
+    experiment: Experiment,
+    recipe: Recipe,
+    store: TokenStore,
+    seeds: Sequence[int],
+    tunings: Mapping[str, Tuning] | None = None,
 ) -> tuple[list[Run], PowerLaw | None]:
-    """All runs of an experiment, seed by seed, and the corpus' power law if an arm takes its weights from it."""
+    """All runs of an experiment, seed by seed, and the corpus' power law if an arm takes its weights from it.
+
+    Args:
+        tunings: learning rates of the ordinary arm and of all others, where they were tuned.
+    """
     recipe = chosen_precision(recipe, torch.device(recipe.train.device))
     law = fit_power_law(store.train.tokens) if experiment.needs_weights else None
     recipes = {}
@@ -197,13 +212,20 @@ def plan(
         if law is not None and name in experiment.needs_weights:
             weights = law.weights(experiment.needs_weights[name])
             arm = with_settings(arm, "superposition", weighting=tuple(round(weight, 6) for weight in weights))
-        recipes[name] = arm
+        tuning = (tunings or {}).get(ORDINARY if name == ORDINARY else TST)
+        recipes[name] = with_settings(arm, "train", lr=tuning.best) if tuning else arm
     runs = [Run(name, with_settings(arm, "train", seed=seed)) for seed in seeds for name, arm in recipes.items()]
     return runs, law
 
 
 def reproduction(
-    name: str, scale: str, recipe: Recipe, store: TokenStore, outcomes: Sequence[Outcome], law: PowerLaw | None
+    name: str,
+    scale: str,
+    recipe: Recipe,
+    store: TokenStore,
+    outcomes: Sequence[Outcome],
+    law: PowerLaw | None,
+    tunings: Mapping[str, Tuning] | None = None,
 ) -> Reproduction:
     """What came of an experiment's runs; arms of which no run finished are left out."""
     experiment = EXPERIMENTS[name]
@@ -222,7 +244,8 @@ def reproduction(
     if law is not None:
         findings.append(_exponent(law))
     facts = {key: store.manifest[key] for key in ("fingerprint", "preparation", "vocab_size", "splits")}
-    return Reproduction(name, experiment.title, scale, recipe, facts, tuple(arms), tuple(findings), law)
+    rates = {arm: tuning.best for arm, tuning in (tunings or {}).items()}
+    return Reproduction(name, experiment.title, scale, recipe, facts, tuple(arms), tuple(findings), law, rates)
 
 
 def judge(difference: Difference, expected: str) -> Verdict:
@@ -267,7 +290,7 @@ def _likeness(cells: Sequence[Finding]) -> Finding:
     rank = float(result.statistic)
     # Fisher's transformation with the variance Bonett and Wright give for ranks.
     half = 1.96 * ((1 + rank**2 / 2) / (len(pairs) - 3)) ** 0.5
-    low, high = (math.tanh(math.atanh(rank) + side * half) for side in (-1, 1))
+    low, high = (math.tanh(math.atanh(max(-0.999999, min(0.999999, rank))) + side * half) for side in (-1, 1))
     verdict: Verdict = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
     what = f"rank correlation of the gains of {len(pairs)} cells"
     return Finding(what, rank, low, high, cells[0].seeds, None, "positive", f"table 4 ({SWEEP})", verdict)

@@ -3,7 +3,7 @@
 | scale | model | a run | where |
 |---|---|---|---|
 | tiny | 0.09 million parameters, vocabulary 1,024 | 2,000 steps of 8 x 64 latents, 25 s on a core | a laptop, minutes |
-| small | the same | 8,000 steps, 100 s | a laptop, an hour |
+| small | the same, recipes/cpu-small.toml | 8,000 steps, 100 s | a laptop, an hour |
 | paper | the recipe that is given, such as recipes/paper-270m.toml | 20,000 steps | GPUs |
 """
 
@@ -21,6 +21,7 @@ _STEPS = {"tiny": 2000, "small": 8000}
 _SETTINGS = (
     "data.max_megabytes=48",
     "data.val_megabytes=0.3",
+    "superposition.ratio=0.1",
     "model.config.hidden_size=32",
     "model.config.intermediate_size=96",
     "train.batch_size=8",
