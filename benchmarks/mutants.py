@@ -158,8 +158,8 @@ MUTANTS = [
         6,
         "a capped model is trained without its cap",
         "core/model.py",
-        'softcap=getattr(config, "final_logit_softcapping", None)',
-        "softcap=None",
+        'softcap = getattr(config, "final_logit_softcapping", None)',
+        "softcap = None",
         "tests/core/test_model.py",
     ),
     Mutant(
@@ -409,6 +409,22 @@ MUTANTS = [
         "if plan.epochs > 1 else",
         "if plan.epochs > 1e9 else",
         "tests/train/test_loop.py",
+    ),
+    Mutant(
+        12,
+        "equal data is taken for equal steps",
+        "compare/experiment.py",
+        "return round(recipe.schedule.raw_tokens(recipe.latents_per_step) / recipe.latents_per_step)",
+        "return recipe.train.steps",
+        "tests/compare/test_experiment.py",
+    ),
+    Mutant(
+        12,
+        "the ordinary arm is given as many raw tokens at the same steps",
+        "compare/experiment.py",
+        "return recipe.ordinary()",
+        "return with_settings(recipe.ordinary(), 'train', latents=2 * recipe.train.latents)",
+        "tests/compare/test_comparison.py",
     ),
 ]
 

@@ -129,7 +129,7 @@ def compared(recipe, store, tmp_path_factory):
     from superpose.compare.runs import execute, link
 
     runs = tmp_path_factory.mktemp("runs")
-    design = Design(recipe, (1, 2), (), (30,), (1e-2, 2e-2), context_control=True)
+    design = Design(recipe, (1, 2), (), (30,), rates=(1e-2, 2e-2), context_control=True)
     tunings = tune(design, execute(plan_tuning(design), store, runs / "pool", 2))
     outcomes = execute(plan_runs(design, tunings), store, runs / "pool", 2)
     comparison = Comparison.of(recipe, outcomes, tunings, store)

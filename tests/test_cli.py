@@ -45,7 +45,8 @@ def refused(monkeypatch, capsys, tmp_path):
 
 def test_help_reads_well():
     text = superpose("--help").stdout
-    for command in ("compare", "train", "prepare", "tokenizer train", "data show", "data verify", "generate"):
+    commands = ("compare", "reproduce", "report", "train", "prepare", "tokenizer train", "data show", "data verify")
+    for command in (*commands, "generate"):
         assert command.split()[0] in text
         help_text = superpose(*command.split(), "--help").stdout
         assert "Usage: superpose" in help_text
@@ -71,26 +72,31 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, refused):
     assert done.returncode == 0, done.stderr
     for word in ("validation loss", "bits per byte", "raw tokens read", "training FLOPs", "epochs", "95 % interval"):
         assert word in done.stdout
-    assert "are finished" not in done.stdout
+    assert "are finished already" not in done.stdout
     demo = tmp_path / "runs" / "demo"
-    assert {"comparison.json", "summary.md", "loss.png", "tst-seed2"} <= {path.name for path in demo.iterdir()}
+    assert {"comparison.json", "summary.md", "loss.png", "tst-20-seed2"} <= {path.name for path in demo.iterdir()}
 
-    said = superpose("generate", demo / "tst-seed1", "the alpha", "--max-new-tokens", 4)
+    said = superpose("generate", demo / "tst-20-seed1", "the alpha", "--max-new-tokens", 4)
     assert said.returncode == 0, said.stderr
     assert said.stdout.startswith("the alpha")
-    assert said.stdout == superpose("generate", demo / "tst-seed1", "the alpha", "--max-new-tokens", 4).stdout
-    assert "tst-seed1" in refused("generate", demo, "the alpha")
-    assert "trained on 16" in refused("generate", demo / "tst-seed1", "the alpha " * 20)
+    assert said.stdout == superpose("generate", demo / "tst-20-seed1", "the alpha", "--max-new-tokens", 4).stdout
+    assert "tst-20-seed1" in refused("generate", demo, "the alpha")
+    assert "trained on 16" in refused("generate", demo / "tst-20-seed1", "the alpha " * 20)
 
     again = superpose("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
-    assert "4 of 4 runs in runs/demo are finished" in again.stdout
+    assert "4 of 4 runs are finished already" in again.stdout
+
+    said = superpose("report", demo, "--out", tmp_path / "report.html")
+    assert said.returncode == 0, said.stderr
+    assert "report.html" in said.stdout
+    assert {"report.html", "report.md", "report-1.png"} <= {path.name for path in tmp_path.iterdir()}
 
     # The same arm alone, from the configuration the comparison wrote, ends with the same bits.
-    alone = superpose("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")
+    alone = superpose("train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone")
     assert alone.returncode == 0, alone.stderr
     for name in ("model.safetensors", "tokenizer.json"):
-        assert (tmp_path / "alone/model" / name).read_bytes() == (demo / "tst-seed1/model" / name).read_bytes()
-    assert "--resume" in refused("train", demo / "tst-seed1" / "config.json", "--out", tmp_path / "alone")
+        assert (tmp_path / "alone/model" / name).read_bytes() == (demo / "tst-20-seed1/model" / name).read_bytes()
+    assert "--resume" in refused("train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone")
 
 
 def test_prepare_verify_and_train_on_a_store(corpus, tmp_path, refused):
@@ -135,6 +141,17 @@ def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused)
         (["compare", "--stages", "8:0.1,oops"], "oops"),
         (["compare", "--stages", "8:0.1", "--ratio", "0.1"], "leave out"),
         (["compare", "--seeds", "1,x"], "whole numbers"),
+        (["compare", "--seeds", "1,1"], "stands there twice"),
+        (["compare", "--budgets", "1e3"], "--budgets 1e3: expected whole numbers"),
+        (["compare", "--ordinary-budgets", "auto,many"], "--ordinary-budgets many"),
+        (["compare", "--budgets", "50"], "with train.steps = 50"),
+        (["compare", "--lrs", "high"], "--lrs high: expected numbers"),
+        (["compare", "--lrs", "0"], "above 0"),
+        (["reproduce", "table9"], "no experiment 'table9'; choose of table1"),
+        (["reproduce", "--scale", "paper"], "add --recipe"),
+        (["reproduce", "table1", "--set", "train.lrr=1"], "did you mean 'train.lr'"),
+        (["report", "no/such"], "nothing to report"),
+        (["report", ".", "--out", "report.pdf"], "ends in .html"),
         (["compare", "--corpus", "no/such/path"], "no/such/path"),
         (["compare", "no/such.toml"], "no/such.toml"),
         (["train", "no/such.toml", "--out", "x"], "no/such.toml"),

@@ -38,8 +38,9 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
         raise ReachedError
 
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, "_prepare", reached)
     for work in (
+        "superpose.data.config.prepare",
+        "superpose.report.write.write_report",
         "superpose.generate.load_model",
         "superpose.data.prepare.prepare_store",
         "superpose.data.prepare.train_on_sources",

@@ -36,7 +36,7 @@ def test_budgets_of_each_arm(recipe):
 @pytest.mark.error(n=12)
 def test_equal_data_is_as_many_steps_as_read_the_same_tokens(recipe, store):
     """Bags of 4 over 0.4 of 20 steps read 44 steps' worth of tokens."""
-    design = Design(recipe, (1,), ordinary_budgets=None)
+    design = Design(recipe, (1,), equal_data=True)
     *_, longest = (run for run in plan_runs(design, {}) if run.arm == ORDINARY)
     assert longest.steps == 44
     assert longest.recipe.plan(store.train).raw_tokens() == recipe.plan(store.train).raw_tokens()

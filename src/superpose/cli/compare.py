@@ -45,9 +45,9 @@ def compare(
     ordinary_budgets: Annotated[
         str | None,
         typer.Option(
-            metavar="N,N,...|auto",
+            metavar="N,N,...",
             help="Further numbers of steps of the ordinary arm, for the question of equal loss; "
-            "auto: those that read as much text as TST.",
+            "'auto' among them stands for those that read as much text as TST.",
         ),
     ] = None,
     context_control: Annotated[
@@ -80,12 +80,13 @@ def compare(
         "superposition.ratio": ratio,
         "train.lr": lr,
     }
-    further = None if ordinary_budgets == "auto" else numbers("--ordinary-budgets", ordinary_budgets or "", int)
+    further = [budget for budget in (ordinary_budgets or "").split(",") if budget != "auto"]
     design = Design(
         load_settings(recipe, shortcuts, stages, overrides),
         numbers("--seeds", seeds, int),
         numbers("--budgets", budgets or "", int),
-        further,
+        numbers("--ordinary-budgets", ",".join(further), int),
+        "auto" in (ordinary_budgets or "").split(","),
         numbers("--lrs", lrs or "", float),
         context_control,
     )

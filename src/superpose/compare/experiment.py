@@ -34,8 +34,8 @@ class Design:
         recipe: of the TST arm at its main budget.
         seeds: both arms are trained once with each.
         budgets: further numbers of steps for both arms.
-        ordinary_budgets: further numbers of steps for the ordinary arm alone; None for those that read as much
-            text as TST does at each budget.
+        ordinary_budgets: further numbers of steps for the ordinary arm alone.
+        equal_data: whether to train the ordinary arm also for as many steps as read what TST reads at each budget.
         rates: learning rates to try for each arm; none, and both take the recipe's.
         context_control: whether to train the arm that sees no more context than an ordinary one.
 
@@ -46,7 +46,8 @@ class Design:
     recipe: Recipe
     seeds: tuple[int, ...] = (1,)
     budgets: tuple[int, ...] = ()
-    ordinary_budgets: tuple[int, ...] | None = ()
+    ordinary_budgets: tuple[int, ...] = ()
+    equal_data: bool = False
     rates: tuple[float, ...] = ()
     context_control: bool = False
 
@@ -54,7 +55,7 @@ class Design:
         for option, numbers in (("--seeds", self.seeds), ("--lrs", self.rates)):
             if len(set(numbers)) < len(numbers):
                 raise UserError(f"{option} {','.join(map(str, numbers))}: one stands there twice; give different ones")
-        for option, budgets in (("--budgets", self.budgets), ("--ordinary-budgets", self.ordinary_budgets or ())):
+        for option, budgets in (("--budgets", self.budgets), ("--ordinary-budgets", self.ordinary_budgets)):
             if min(budgets, default=1) < 1:
                 raise UserError(f"{option} {min(budgets)}: expected numbers of steps, 1 or more")
         if min(self.rates, default=1.0) <= 0:
@@ -78,12 +79,9 @@ class Design:
     @property
     def all_ordinary_budgets(self) -> tuple[int, ...]:
         """Steps of the ordinary arm, ascending."""
-        further = self.ordinary_budgets
-        if further is None:
-            further = tuple(
-                steps_of_equal_data(with_settings(self.recipe, "train", steps=steps)) for steps in self.tst_budgets
-            )
-        return tuple(sorted({*self.tst_budgets, *further}))
+        recipes = [with_settings(self.recipe, "train", steps=steps) for steps in self.tst_budgets]
+        equal_data = map(steps_of_equal_data, recipes) if self.equal_data else ()
+        return tuple(sorted({*self.tst_budgets, *self.ordinary_budgets, *equal_data}))
 
     @property
     def tuning_seed(self) -> int:

@@ -1,0 +1,120 @@
+"""The page as a reader sees it, in a headless Chromium, where there is one."""
+
+import shutil
+import time
+
+import pytest
+
+from superpose.report.write import write_report
+from tests.report.test_write import HOSTILE, reproduced  # noqa: F401  # a fixture
+
+CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium: apt-get install chromium-driver")
+
+AGAINST = """
+const background = getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number);
+const ink = getComputedStyle(document.body).color.match(/\\d+/g).map(Number);
+return [background, ink];
+"""
+PLACED = """
+const charts = [...document.querySelectorAll('.chart')];
+return charts.map(chart => [chart.querySelectorAll('.scatterlayer .trace').length, chart.clientWidth]);
+"""
+LEGEND = "return [...document.querySelectorAll('#chart-7 .legendtext')].map(text => text.textContent)"
+
+
+@pytest.fixture(scope="module")
+def page(compared, reproduced, tmp_path_factory):  # noqa: F811
+    """A report of everything; one run has a name that would like to be a script."""
+    directory, _ = compared
+    folder = tmp_path_factory.mktemp("page")
+    hostile = folder / HOSTILE.replace("/", "")
+    shutil.copytree(directory / "tst-20-seed1", hostile)
+    return write_report([directory, reproduced, hostile], folder / "report.html")[0]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(30)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(params=[(1100, 800, "light"), (390, 844, "dark")], ids=["desk, light", "phone, dark"])
+def opened(request, browser, page):
+    width, height, scheme = request.param
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd(
+        "Network.emulateNetworkConditions",
+        {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0},
+    )
+    browser.get(page.as_uri())
+    for _ in range(200):  # plotly draws when it finds the time
+        charts = browser.execute_script(PLACED)
+        if charts and all(traces for traces, _ in charts):
+            break
+        time.sleep(0.1)
+    return browser, width, scheme
+
+
+def eventually(browser, script, value):
+    for _ in range(50):
+        if browser.execute_script(script) == value:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_it_draws_without_errors_on_any_screen(opened):
+    browser, width, scheme = opened
+    charts = browser.execute_script(PLACED)
+    assert len(charts) == 8
+    for traces, chart_width in charts:
+        assert traces > 0, charts
+        assert 0.85 * min(width, 1056) < chart_width <= width
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width  # nothing sticks out
+    background, ink = browser.execute_script(AGAINST)
+    assert (sum(background[:3]) < 200) == (scheme == "dark")
+    assert abs(sum(ink[:3]) - sum(background[:3])) > 500
+    size = browser.execute_script("return parseFloat(getComputedStyle(document.querySelector('.verdict')).fontSize)")
+    assert size >= 14
+    assert browser.get_log("browser") == []
+
+
+def test_an_axis_can_be_chosen(opened):
+    browser, *_ = opened
+    title = "return document.querySelector('#chart-0 .xtitle').textContent"
+    switch = "return document.getElementById('chart-0').layout.shapes[0].x0"
+    assert browser.execute_script(title) == "training FLOPs"
+    flops = browser.execute_script(switch)
+    for name in ("raw tokens read", "latents computed", "training seconds"):
+        button = next(b for b in browser.find_elements("css selector", '[data-chart="0"]') if b.text == name)
+        browser.execute_script("arguments[0].click()", button)
+        assert eventually(browser, title, name)
+        assert button.get_attribute("aria-pressed") == "true"
+    browser.find_elements("css selector", '[data-chart="0"]')[1].click()
+    assert eventually(browser, switch, 8 * 4 * 4 * 16)  # raw tokens at the switch
+    assert flops != 8 * 4 * 4 * 16
+    assert browser.get_log("browser") == []
+
+
+def test_a_name_that_is_a_script_is_shown_and_not_run(opened):
+    browser, *_ = opened
+    assert browser.execute_script("return document.querySelectorAll('img, main b').length") == 0
+    legends = browser.execute_script(
+        "return [...document.querySelectorAll('#chart-7 .legendtext')].map(t => t.textContent)"
+    )
+    assert legends == [] or "onerror=alert(1)" in legends[0]
+    assert "onerror=alert(1)" in browser.find_element("css selector", "main").text

@@ -1,0 +1,90 @@
+import json
+import re
+import shutil
+from html import escape
+
+import pytest
+
+from superpose.errors import UserError
+from superpose.report.sections import read_sections
+from superpose.report.write import write_report
+from superpose.reproduce.experiments import EXPERIMENTS
+from superpose.reproduce.reproduction import plan, reproduction, save
+from tests.reproduce.test_reproduction import outcomes
+
+
+@pytest.fixture(scope="module")
+def reproduced(recipe, store, tmp_path_factory):
+    """Two experiments with made-up losses: a sweep, and the corpus' own weights."""
+    from superpose.data.information import PowerLaw
+
+    directory = tmp_path_factory.mktemp("reproduced")
+    law = PowerLaw(0.5, 1.0, -1.0, -1.1, -0.9, {distance: 0.5 + 1 / distance for distance in range(1, 33)})
+    done = []
+    for name in ("figure4", "appendixC"):
+        runs, _ = plan(EXPERIMENTS[name], recipe, store, (1, 2))
+        losses = outcomes(runs, lambda arm, seed: 3 + len(arm) / 100 + seed / 50)
+        done.append(reproduction(name, "tiny", recipe, store, losses, law if name == "appendixC" else None))
+    save(done, "superpose reproduce", directory / "reproduction.json")
+    return directory
+
+
+def test_a_report_of_everything(compared, reproduced, tmp_path):
+    directory, comparison = compared
+    run = directory / "tst-20-seed1"
+    page, text, *pictures = write_report(
+        [directory, reproduced, run, directory / "ordinary-20-seed1"], tmp_path / "r.html"
+    )
+    html = page.read_text()
+    assert escape(comparison.verdict().split(". ")[0]) in html
+    assert "http-equiv" in html
+    assert not re.findall(r'(?:src|href)="(?!data:)', html.split("<script>")[0])  # nothing is loaded
+    markdown = text.read_text()
+    for words in (
+        "## named",
+        "2.20 x",
+        "appendixC",
+        "rank correlation",
+        "tst-20-seed1",
+        "single runs are no comparison",
+    ):
+        assert words in markdown
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"]({picture.name})" in markdown
+    assert len(pictures) == 3 + 2 + 2 + 1
+
+
+def test_a_single_run(compared, tmp_path):
+    directory, _ = compared
+    (section,) = read_sections([directory / "tst-20-seed1"])
+    assert "ended at a validation loss of" in section.verdict
+    assert section.charts[0].series[0].x["step"] == [8.0, 10.0, 20.0]
+
+
+def test_what_holds_nothing_to_report_is_refused(compared, tmp_path):
+    with pytest.raises(UserError, match="nothing to report"):
+        read_sections([tmp_path])
+    directory, _ = compared
+    saved = json.loads((directory / "comparison.json").read_text())
+    (tmp_path / "comparison.json").write_text(json.dumps(saved | {"runs": []}))
+    with pytest.raises(UserError, match="no seed"):
+        read_sections([tmp_path])
+
+
+HOSTILE = "<img src=x onerror=alert(1)></script><b>$x$ | `y` [z](w)"
+
+
+def test_strings_from_outside_stay_text(compared, tmp_path):
+    directory, _ = compared
+    run = tmp_path / HOSTILE.replace("/", "")
+    shutil.copytree(directory / "tst-20-seed1", run)
+    page, text, *_ = write_report([run], tmp_path / "report.html")
+    html = page.read_text()
+    assert "<img" not in html.split("<script>")[0]
+    assert "\\u003cimg" not in html  # in labels, plotly would read it: escaped as HTML before it is data
+    assert "&lt;img" in html
+    assert "\\u0026lt;img" in html
+    markdown = text.read_text()
+    assert "<img" not in markdown.replace("\\<img", "")
+    assert "[z](w)" not in markdown
