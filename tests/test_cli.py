@@ -147,6 +147,7 @@ def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused)
         (["compare", "--budgets", "50"], "with train.steps = 50"),
         (["compare", "--lrs", "high"], "--lrs high: expected numbers"),
         (["compare", "--lrs", "0"], "above 0"),
+        (["compare", "--name", "pool"], "choose another name"),
         (["reproduce", "table9"], "no experiment 'table9'; choose of table1"),
         (["reproduce", "--scale", "paper"], "add --recipe"),
         (["reproduce", "table1", "--set", "train.lrr=1"], "did you mean 'train.lr'"),

@@ -91,6 +91,15 @@ def test_a_seed_of_which_one_arm_failed_is_left_out(recipe):
 FALLING = {(ORDINARY, 20 * 2**n): [3.0 - 0.1 * n, 3.0 - 0.1 * n] for n in range(4)}
 
 
+def test_the_seeds_table_says_how_sure_it_is(recipe):
+    *seeds, mean, bootstrap, first, _, _ = pairs(recipe, [(3.0, 2.9), (3.1, 3.02), (3.2, 3.08)]).seed_rows()
+    assert [row[0] for row in seeds] == ["1", "2", "3"]
+    assert mean[3].startswith("-0.1000 (-0.1497 to -0.0503)")
+    assert bootstrap[3] == "-0.1200 to -0.0800"
+    assert first == ("seeds for +- 0.05 nats", "", "", "3")
+    assert len(pairs(recipe, [(3.0, 2.9)]).seed_rows()) == 1
+
+
 class TestThreeQuestions:
     """Ordinary losses of 3.0, 2.9, 2.8 and 2.7 at 20, 40, 80 and 160 steps; TST reads as much in 20 as that in 44."""
 

@@ -92,7 +92,7 @@ def compare(
     )
     plan_runs(design, {})  # says what is wrong before any work
     pool = runs / POOL
-    directory = runs / (name or (recipe.stem if recipe else "demo"))
+    directory = named(runs, name or (recipe.stem if recipe else "demo"))
     with Display(console) as display:
         store = prepared_store(design.recipe, display)
         design = with_precision(design)
@@ -118,6 +118,19 @@ def compare(
         )
 
 
+def named(runs: Path, name: str) -> Path:
+    """The folder of a comparison or a reproduction.
+
+    Raises:
+        UserError: the name is that of the folder all runs share.
+    """
+    from superpose.compare.runs import POOL
+
+    if name == POOL:
+        raise UserError(f"--name {name} is where runs are kept; choose another name")
+    return runs / name
+
+
 def train_all(
     runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, console: Console, display: Display
 ) -> list[Outcome]:
@@ -128,12 +141,14 @@ def train_all(
     finished = sum((pool / run.key(store) / "result.json").exists() for run in runs)
     if finished:
         console.print(f"{finished} of {len(runs)} runs are finished already; their results are in {pool}")
+    on_cpu = all(run.recipe.train.device == "cpu" for run in runs)
+    at_a_time = jobs or (available_cores() if on_cpu else 1)
     try:
         return execute(
             runs,
             store,
             pool,
-            min(jobs or available_cores(), max(1, len(runs))),
+            min(at_a_time, max(1, len(runs))),
             lambda run, record: display.record(run.name, run.steps, record),
         )
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from superpose.cli.compare import train_all
+from superpose.cli.compare import named, train_all
 from superpose.cli.options import Jobs, Overrides, Runs, numbers, prepared_store
 from superpose.errors import UserError
 
@@ -66,7 +66,7 @@ def reproduce(
     settings = scale_recipe(scale, recipe, changes)
     check_recipe(settings)
     trained_with = numbers("--seeds", seeds, int)
-    directory = runs / (name or f"reproduce-{scale}")
+    directory = named(runs, name or f"reproduce-{scale}")
     design = Design(settings, trained_with, rates=numbers("--lrs", lrs or "", float))
     with Display(console) as display:
         store = prepared_store(settings, display)

@@ -25,6 +25,8 @@ from superpose.files import read_json, write_json, write_text
 from superpose.train.config import Recipe, with_settings
 
 _FORMAT = "superpose comparison 2"
+_PRECISIONS = (0.05, 0.02, 0.01)
+"""Half widths of an interval, in nats, for which the seeds needed are told."""
 Row = tuple[str, ...]
 Table = tuple[str, Row, list[Row]]
 """Title, header and rows, to be printed, or written as Markdown or HTML."""
@@ -185,9 +187,19 @@ class Comparison:
         ]
 
     def seed_rows(self) -> list[Row]:
-        """Validation loss of each seed at the main budget: seed, ordinary, TST, difference."""
-        pairs = zip(self.seeds, self.values(ORDINARY, "val_loss"), self.values(TST, "val_loss"), strict=True)
-        return [(str(seed), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for seed, a, b in pairs]
+        """Validation loss of each seed at the main budget: seed, ordinary, TST, difference; then of all together."""
+        ordinary, tst = self.values(ORDINARY, "val_loss"), self.values(TST, "val_loss")
+        pairs = zip(self.seeds, ordinary, tst, strict=True)
+        rows: list[Row] = [(str(seed), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for seed, a, b in pairs]
+        loss = self.equal_flops()
+        if loss is not None and loss.bootstrap is not None and loss.deviation is not None:
+            means = (f"{statistics.fmean(losses):.4f}" for losses in (ordinary, tst))
+            rows.append(("mean, 95 % interval", *means, spoken(loss)))
+            rows.append(("bootstrap interval", "", "", f"{loss.bootstrap[0]:+.4f} to {loss.bootstrap[1]:+.4f}"))
+            for precision in _PRECISIONS:
+                needed = seeds_needed(loss.deviation, precision)
+                rows.append((f"seeds for +- {precision:g} nats", "", "", f"{needed:,}" if needed else "over 10,000"))
+        return rows
 
     def budget_rows(self) -> list[Row]:
         """Each budget: steps, seeds, ordinary, TST, difference and interval, steps for equal loss, equal data."""

@@ -1,0 +1,41 @@
+"""The tables of docs/results.md are those of the committed results, digit for digit."""
+
+from pathlib import Path
+
+import pytest
+
+from superpose.compare.comparison import Comparison, markdown
+from superpose.reproduce.reproduction import Reproduction
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def tables():
+    for path in sorted(RESULTS.glob("*/comparison.json")):
+        yield from ((path.parent.name, table) for table in Comparison.load(path.parent).tables())
+    for path in sorted(RESULTS.glob("*/reproduction.json")):
+        for entry in Reproduction.load(path):
+            yield path.parent.name, entry.tables()[0]
+
+
+@pytest.mark.parametrize(("name", "table"), tables())
+def test_the_page_shows_the_table(name, table):
+    title, header, rows = table
+    text = markdown([("", header, rows)], "").strip()
+    assert text in PAGE, f"{name}: {title}"
+
+
+def test_every_result_is_there():
+    assert {path.parent.name for path in RESULTS.glob("*/*.json")} >= {"english", "python", "reproduce-tiny"}
+
+
+@pytest.mark.parametrize("name", ["english", "python"])
+def test_the_page_shows_the_verdict(name):
+    assert Comparison.load(RESULTS / name).verdict() in PAGE.replace("\n", " ")
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.name)
+def test_results_tell_nothing_of_the_machine(path):
+    assert '"/' not in path.read_text(encoding="utf-8")  # a path from the root of some disk
