@@ -32,14 +32,14 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
         covered += difference.low <= 0.5 <= difference.high
         bootstrapped += difference.bootstrap[0] <= 0.5 <= difference.bootstrap[1]
     assert 275 <= covered <= 295
-    assert bootstrapped < covered  # why verdicts do not go by it
+    assert 270 <= bootstrapped <= 298
 
 
-def test_the_bootstrap_is_that_of_scipy():
-    sample = np.array([-0.1, 0.2, -0.3, 0.05, -0.2, -0.15])
-    ours = paired_difference([0.0] * 6, sample.tolist()).bootstrap
+def test_with_many_seeds_the_bootstrap_is_that_of_scipy():
+    sample = np.random.default_rng(0).normal(0, 0.1, 200)
+    ours = paired_difference([0.0] * 200, sample.tolist()).bootstrap
     theirs = stats.bootstrap((sample,), np.mean, method="percentile", rng=1).confidence_interval
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.01)
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-3)
 
 
 def test_unpaired_results_are_refused():
@@ -91,7 +91,7 @@ class TestSpeedup:
         generator = np.random.default_rng(0)
         budgets = (500, 1000, 2000, 4000, 8000)
         covered = 0
-        for _ in range(60):
+        for _ in range(30):
             noisy = {
                 budget: [loss + generator.normal(0, 0.01) for loss in of_budget]
                 for budget, of_budget in losses(budgets, [0.0] * 8).items()
@@ -99,7 +99,7 @@ class TestSpeedup:
             tst = [loss + generator.normal(0, 0.01) for loss in losses((2000,), [0.0] * 8)[2000]]
             answer = speedup(noisy, tst, 1000)
             covered += answer.low <= 2 <= answer.high
-        assert covered >= 48
+        assert covered >= 27
 
     def test_an_interval_that_leaves_the_curve_has_no_end_there(self):
         ordinary = losses((1000, 2000), [-0.05, 0.0, 0.05])

@@ -48,7 +48,7 @@ def browser():
     driver.quit()
 
 
-@pytest.fixture(params=[(1100, 800, "light"), (390, 844, "dark")], ids=["desk, light", "phone, dark"])
+@pytest.fixture(scope="module", params=[(1100, 800, "light"), (390, 844, "dark")], ids=["desk, light", "phone, dark"])
 def opened(request, browser, page):
     width, height, scheme = request.param
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}

@@ -1,16 +1,22 @@
 import json
 import re
 import shutil
+from contextlib import suppress
 from html import escape
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from superpose.errors import UserError
+from superpose.report.page import page
 from superpose.report.sections import read_sections
 from superpose.report.write import write_report
 from superpose.reproduce.experiments import EXPERIMENTS
 from superpose.reproduce.reproduction import plan, reproduction, save
 from tests.reproduce.test_reproduction import outcomes
+
+HOSTILE = "<img src=x onerror=alert(1)></script><b>$x$ | `y` [z](w)"
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +38,9 @@ def reproduced(recipe, store, tmp_path_factory):
 def test_a_report_of_everything(compared, reproduced, tmp_path):
     directory, comparison = compared
     run = directory / "tst-20-seed1"
-    page, text, *pictures = write_report(
-        [directory, reproduced, run, directory / "ordinary-20-seed1"], tmp_path / "r.html"
-    )
-    html = page.read_text()
+    places = [directory, reproduced, run, directory / "ordinary-20-seed1"]
+    written, text, *pictures = write_report(places, tmp_path / "r.html")
+    html = written.read_text()
     assert escape(comparison.verdict().split(". ")[0]) in html
     assert "http-equiv" in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html.split("<script>")[0])  # nothing is loaded
@@ -72,15 +77,12 @@ def test_what_holds_nothing_to_report_is_refused(compared, tmp_path):
         read_sections([tmp_path])
 
 
-HOSTILE = "<img src=x onerror=alert(1)></script><b>$x$ | `y` [z](w)"
-
-
 def test_strings_from_outside_stay_text(compared, tmp_path):
     directory, _ = compared
     run = tmp_path / HOSTILE.replace("/", "")
     shutil.copytree(directory / "tst-20-seed1", run)
-    page, text, *_ = write_report([run], tmp_path / "report.html")
-    html = page.read_text()
+    written, text, *_ = write_report([run], tmp_path / "report.html")
+    html = written.read_text()
     assert "<img" not in html.split("<script>")[0]
     assert "\\u003cimg" not in html  # in labels, plotly would read it: escaped as HTML before it is data
     assert "&lt;img" in html
@@ -88,3 +90,45 @@ def test_strings_from_outside_stay_text(compared, tmp_path):
     markdown = text.read_text()
     assert "<img" not in markdown.replace("\\<img", "")
     assert "[z](w)" not in markdown
+
+
+def leaves(value, path=()):
+    """Places of all values in JSON."""
+    yield path
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from leaves(child, (*path, key))
+
+
+def altered(value, path, new):
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = altered(value[path[0]], path[1:], new)
+    return copy
+
+
+JUNK = st.sampled_from([None, -1, 0, 1e400, float("nan"), "", "x", HOSTILE, [], {}, [1], {"a": 1}, True, "../../.."])
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "reproduction.json", "metrics.jsonl", "result.json"])
+def test_altered_files_are_a_page_or_one_sentence(compared, reproduced, tmp_path_factory, name):
+    """Whatever stands at whatever place of a file: a page, or a UserError, and nothing else."""
+    sources = {"comparison.json": compared[0], "reproduction.json": reproduced}
+    source = sources.get(name, compared[0] / "tst-20-seed1")
+    lines = [json.loads(line) for line in (source / name).read_text().splitlines()] if name[-1] == "l" else None
+    saved = lines or json.loads((source / name).read_text())
+    folder = tmp_path_factory.mktemp("altered")
+    for path in source.iterdir():
+        if path.name != name:
+            (folder / path.name).symlink_to(path)
+
+    @given(st.sampled_from(list(leaves(saved))[1:]), JUNK)
+    def check(place, junk):
+        new = altered(saved, place, junk)
+        text = "\n".join(map(json.dumps, new)) if lines else json.dumps(new)
+        (folder / name).write_text(text)
+        with suppress(UserError):
+            assert "<img" not in page(read_sections([folder]), "fuzzed").split("<script>")[0]
+
+    check()

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from superpose.compare.experiment import Tuning
-from superpose.compare.runs import Outcome, execute
+from superpose.compare.runs import Outcome
 from superpose.compare.statistics import Difference
 from superpose.errors import UserError
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, ORDINARY
@@ -22,6 +22,7 @@ from superpose.reproduce.reproduction import (
 )
 from superpose.reproduce.scales import scale_recipe
 from superpose.train.config import load_recipe, with_settings
+from tests.conftest import trained
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_the_ablations_train_and_differ(roomy, store, tmp_path):
     runs, _ = plan(EXPERIMENTS["appendixC"], roomy, store, (1,))
     reinit, _ = plan(EXPERIMENTS["table2"], roomy, store, (1,))
     mine = [run for run in runs if run.arm in chosen] + [run for run in reinit if run.arm == "reinit"]
-    done = execute(mine, store, tmp_path, 2)
+    done = trained(mine, store, tmp_path)
     losses = [outcome.result["val_loss"] for outcome in done]
     assert all(map(math.isfinite, losses))
     assert len(set(losses)) == len(mine)

@@ -22,7 +22,9 @@ Overrides = Annotated[
     typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
 Runs = Annotated[Path, typer.Option(help="Directory for results and runs.")]
-Jobs = Annotated[int, typer.Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")]
+Jobs = Annotated[
+    int, typer.Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")
+]
 
 
 def load_settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from superpose.compare.experiment import ORDINARY, TST
+from superpose.errors import UserError
 from superpose.train.metrics import read_metrics
 
 if TYPE_CHECKING:
@@ -72,18 +74,41 @@ class Chart:
 
 def read_series(directory: Path, name: str, role: Role = "other", thin: bool = False) -> Series:
     """A run's validation loss against all axes, without that of the untrained model."""
-    records = [
-        record
-        for record in read_metrics(directory / "metrics.jsonl")
-        if record["kind"] == "validation" and record["step"] > 0
-    ]
-    x = {axis: [float(record[axis]) for record in records] for axis in AXES}
-    return Series(name, x, [float(record["val_loss"]) for record in records], role, thin=thin)
+    records = [record for record in _validations(directory) if record["step"] > 0]
+    x = {axis: [record[axis] for record in records] for axis in AXES}
+    return Series(name, x, [record["val_loss"] for record in records], role, thin=thin)
+
+
+def _validations(directory: Path) -> list[dict[str, float]]:
+    """The numbers of a run's validation records.
+
+    Raises:
+        UserError: there are none, or they were altered.
+    """
+    path = directory / "metrics.jsonl"
+    try:
+        records = [record for record in read_metrics(path) if record["kind"] == "validation"]
+        numbers = [{name: float(record[name]) for name in (*AXES, "val_loss")} for record in records]
+        if not all(math.isfinite(number) for record in numbers for number in record.values()):
+            raise ValueError
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); a report needs the runs it is about") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} was altered; train the run again") from None
+    if not any(record["step"] > 0 for record in numbers):
+        raise UserError(f"{path} holds no validation of a trained model; train the run again")
+    return numbers
 
 
 def mean_series(series: Sequence[Series], name: str) -> Series:
-    """The mean of some runs at the steps all of them have."""
+    """The mean of some runs at the steps all of them have.
+
+    Raises:
+        UserError: they have none in common.
+    """
     shared = sorted(set.intersection(*(set(one.x["step"]) for one in series)))
+    if not shared:
+        raise UserError(f"the runs of {name} were validated at different steps; train them with one eval_every")
     places = [[one.x["step"].index(step) for step in shared] for one in series]
     x = {
         axis: [
@@ -132,15 +157,11 @@ def _main_runs(comparison: Comparison, arm: str) -> list[Trained]:
 
 def _switches(comparison: Comparison, tst: Trained) -> tuple[tuple[dict[str, float], str], ...]:
     """Where phases meet on each axis: at the validation record of each boundary."""
-    records = {
-        int(record["step"]): record
-        for record in read_metrics(tst.directory / "metrics.jsonl")
-        if record["kind"] == "validation"
-    }
+    records = {int(record["step"]): record for record in _validations(tst.directory)}
     boundaries = comparison.recipe.schedule.boundaries
     return tuple(
         (
-            {axis: float(records[boundary][axis]) for axis in AXES},
+            {axis: records[boundary][axis] for axis in AXES},
             "recovery begins" if boundary == boundaries[-1] else "next stage",
         )
         for boundary in boundaries

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
 from superpose.compare.charts import curves
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
@@ -25,6 +27,8 @@ from superpose.files import read_json, write_json, write_text
 from superpose.train.config import Recipe, with_settings
 
 _FORMAT = "superpose comparison 2"
+_QUANTITIES = ("val_loss", "val_bits_per_byte", "raw_tokens", "epochs", "latents", "flops", "seconds")
+"""What is read of a result."""
 _PRECISIONS = (0.05, 0.02, 0.01)
 """Half widths of an interval, in nats, for which the seeds needed are told."""
 Row = tuple[str, ...]
@@ -37,9 +41,9 @@ class Trained:
     """A finished run of a comparison; `result` is what its result.json holds."""
 
     arm: str
-    seed: int
-    steps: int
-    lr: float
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    steps: Annotated[int, Field(ge=1, lt=2**63)]
+    lr: FiniteFloat
     directory: Path
     result: dict[str, Any]
 
@@ -94,14 +98,11 @@ class Comparison:
         if saved.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version of superpose; run the comparison again to write it anew")
         try:
-            runs = [Trained(**{**run, "directory": directory / run["directory"]}) for run in saved["runs"]]
-            tunings = {
-                arm: Tuning(**{**tuning, "losses": {float(lr): loss for lr, loss in tuning["losses"].items()}})
-                for arm, tuning in saved["tunings"].items()
-            }
-            return cls(Recipe.model_validate(saved["recipe"]), tuple(runs), tunings, saved["store"], saved["failures"])
-        except (KeyError, TypeError, ValueError, AttributeError):
+            parts = _Saved.model_validate(saved)
+        except ValidationError:
             raise UserError(f"{path} was altered; run the comparison again to write it anew") from None
+        runs = tuple(replace(run, directory=directory / run.directory) for run in parts.runs)
+        return cls(parts.recipe, runs, parts.tunings, parts.store, parts.failures)
 
     @property
     def steps(self) -> int:
@@ -346,6 +347,25 @@ class Comparison:
         )
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
         draw(curves(self), ("flops", "raw_tokens"), directory / "loss.png")
+
+
+class _Saved(BaseModel):
+    """What comparison.json has to hold to be read back."""
+
+    recipe: Recipe
+    runs: tuple[Trained, ...]
+    tunings: dict[str, Tuning]
+    store: dict[str, Any]
+    failures: dict[str, str]
+
+    @model_validator(mode="after")
+    def _complete(self) -> _Saved:
+        quantities = TypeAdapter(dict[str, FiniteFloat])
+        for run in self.runs:
+            quantities.validate_python({name: run.result.get(name) for name in _QUANTITIES})
+        if self.tunings and set(self.tunings) != {ORDINARY, TST}:
+            raise ValueError("both arms are tuned, or none")
+        return self
 
 
 def spoken(difference: Difference) -> str:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from pydantic import FiniteFloat
 
 from superpose.compare.runs import Outcome, Run
 from superpose.errors import UserError
@@ -129,8 +130,8 @@ class Tuning:
     """
 
     arm: str
-    losses: dict[float, float | None]
-    best: float
+    losses: dict[FiniteFloat, FiniteFloat | None]
+    best: FiniteFloat
     at_edge: bool
 
 

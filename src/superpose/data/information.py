@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, FiniteFloat
 from scipy import stats
 from scipy.optimize import curve_fit
 
@@ -36,12 +38,12 @@ class PowerLaw:
         information: the estimates the curve was fitted to, by distance.
     """
 
-    constant: float
-    factor: float
-    exponent: float
-    exponent_low: float
-    exponent_high: float
-    information: dict[int, float]
+    constant: FiniteFloat
+    factor: FiniteFloat
+    exponent: Annotated[FiniteFloat, Field(le=0)]
+    exponent_low: FiniteFloat
+    exponent_high: FiniteFloat
+    information: dict[Annotated[int, Field(ge=1)], FiniteFloat]
 
     def weights(self, bag_size: int) -> tuple[float, ...]:
         """Of a bag's tokens by their place [S], scaled to sum to 1."""

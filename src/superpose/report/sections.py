@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, FiniteFloat, ValidationError
+
 from superpose.compare.charts import AXES, Chart, Series, all_charts, read_series
 from superpose.compare.comparison import Comparison, Row, Table
 from superpose.errors import UserError
@@ -94,23 +96,40 @@ def _of_reproduction(entry: Reproduction) -> Section:
     )
 
 
+class _Result(BaseModel):
+    """What is told of a run's result.json."""
+
+    val_loss: FiniteFloat
+    val_bits_per_byte: FiniteFloat
+    raw_tokens: int
+    flops: FiniteFloat
+    seconds: FiniteFloat
+
+
+def _read_result(path: Path) -> _Result:
+    try:
+        return _Result.model_validate(read_json(path))
+    except ValidationError:
+        raise UserError(f"{path} was altered; train the run again") from None
+
+
 def _of_runs(places: Sequence[Path]) -> Section:
-    results = {place: read_json(place / "result.json") for place in places}
+    results = {place: _read_result(place / "result.json") for place in places}
     names = {place: place.resolve().name if place.name in ("", ".", "..") else place.name for place in places}
     series = tuple(read_series(place, names[place]) for place in places)
     rows: list[Row] = [
         (
             names[place],
-            f"{result['val_loss']:.4f}",
-            f"{result['val_bits_per_byte']:.4f}",
-            f"{result['raw_tokens']:,}",
-            f"{result['flops']:.2e}",
-            f"{result['seconds']:.0f}",
+            f"{result.val_loss:.4f}",
+            f"{result.val_bits_per_byte:.4f}",
+            f"{result.raw_tokens:,}",
+            f"{result.flops:.2e}",
+            f"{result.seconds:.0f}",
         )
         for place, result in results.items()
     ]
-    best = min(results, key=lambda place: float(results[place]["val_loss"]))
-    amount = f"{results[best]['val_loss']:.4f} nats per token"
+    best = min(results, key=lambda place: results[place].val_loss)
+    amount = f"{results[best].val_loss:.4f} nats per token"
     verdict = (
         f"{names[best]} ended at a validation loss of {amount}."
         if len(places) == 1

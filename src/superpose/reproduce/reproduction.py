@@ -10,9 +10,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
 from superpose.compare.comparison import Row, Table
@@ -48,11 +49,11 @@ class Finding:
     """
 
     what: str
-    ours: float
-    low: float | None
-    high: float | None
+    ours: FiniteFloat
+    low: FiniteFloat | None
+    high: FiniteFloat | None
     seeds: int
-    published: float | None
+    published: FiniteFloat | None
     expected: str
     where: str
     verdict: Verdict
@@ -63,11 +64,11 @@ class Arm:
     """Final validation losses of an arm by seed, in nats per token, and what its runs read; None if all failed."""
 
     name: str
-    losses: dict[int, float]
+    losses: Annotated[dict[int, FiniteFloat], Field(min_length=1)]
     raw_tokens: int
-    epochs: float
-    flops: float
-    seconds: float
+    epochs: FiniteFloat
+    flops: FiniteFloat
+    seconds: FiniteFloat
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,9 @@ class Reproduction:
         if saved.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version of superpose; reproduce again to write it anew")
         try:
-            return [cls._of(**entry) for entry in saved["experiments"]]
-        except (KeyError, TypeError, ValueError, AttributeError):
+            return TypeAdapter(list[Reproduction]).validate_python(saved.get("experiments"))
+        except ValidationError:
             raise UserError(f"{path} was altered; reproduce again to write it anew") from None
-
-    @classmethod
-    def _of(cls, recipe: Any, arms: Any, findings: Any, law: Any, **rest: Any) -> Reproduction:
-        return cls(
-            **rest,
-            recipe=Recipe.model_validate(recipe),
-            arms=tuple(
-                Arm(**{**arm, "losses": {int(seed): loss for seed, loss in arm["losses"].items()}}) for arm in arms
-            ),
-            findings=tuple(Finding(**finding) for finding in findings),
-            law=PowerLaw(**{**law, "information": {int(d): i for d, i in law["information"].items()}}) if law else None,
-        )
 
     def arm_rows(self) -> list[Row]:
         """Arm, seeds, mean loss, lowest and highest, epochs."""
@@ -139,7 +128,7 @@ class Reproduction:
                 finding.what,
                 finding.expected if finding.published is None else f"{finding.published:+.4f}",
                 f"{finding.ours:+.4f}"
-                + ("" if finding.low is None else f" ({finding.low:+.4f} to {finding.high:+.4f})"),
+                + ("" if None in (finding.low, finding.high) else f" ({finding.low:+.4f} to {finding.high:+.4f})"),
                 finding.verdict,
                 finding.where,
             )
