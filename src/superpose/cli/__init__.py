@@ -9,11 +9,8 @@ from typing import Annotated
 import typer
 
 from superpose import __version__
-from superpose.cli.compare import compare
-from superpose.cli.data import data_app, prepare, tokenizer_app
+from superpose.cli import compare, data, report, reproduce
 from superpose.cli.options import Overrides, load_settings, prepared_store
-from superpose.cli.report import report
-from superpose.cli.reproduce import reproduce
 
 app = typer.Typer(
     help="Token-superposition training: language-model pre-training for less.",
@@ -40,9 +37,9 @@ def _options(
     pass
 
 
-app.command()(compare)
-app.command()(reproduce)
-app.command()(report)
+app.command()(compare.compare)
+app.command()(reproduce.reproduce)
+app.command()(report.report)
 
 
 @app.command()
@@ -129,6 +126,6 @@ def generate(
     stream("\n")
 
 
-app.command()(prepare)
-app.add_typer(tokenizer_app, name="tokenizer")
-app.add_typer(data_app, name="data")
+app.command()(data.prepare)
+app.add_typer(data.tokenizer_app, name="tokenizer")
+app.add_typer(data.data_app, name="data")

@@ -41,6 +41,7 @@ def reproduce(
 
     Results are written after each experiment; started again, it goes on where it stopped.
     """
+    import json
     import shlex
     import sys
 
@@ -62,7 +63,7 @@ def reproduce(
         return
     console = Console(markup=False, highlight=False)
     chosen = {key: experiment_named(key) for key in experiments or EXPERIMENTS}
-    changes = [*([f"data.corpus={corpus!r}"] if corpus else []), *(overrides or [])]
+    changes = [*([f"data.corpus={json.dumps(corpus)}"] if corpus else []), *(overrides or [])]
     settings = scale_recipe(scale, recipe, changes)
     check_recipe(settings)
     trained_with = numbers("--seeds", seeds, int)
@@ -75,13 +76,13 @@ def reproduce(
     done, failed = [], []
     for key, experiment in chosen.items():
         with Display(console) as display:
-            if experiment.data_bound:
-                store = prepared_store(data_bound(settings, store), display)
-            planned, law = plan(experiment, design.recipe, store, trained_with, tunings)
+            of_experiment = data_bound(design.recipe, store) if experiment.data_bound else design.recipe
+            text = prepared_store(of_experiment, display) if experiment.data_bound else store
+            planned, law = plan(experiment, of_experiment, text, trained_with, tunings)
             console.print(f"{experiment.title}: {len(planned)} runs")
-            outcomes = train_all(planned, store, runs / POOL, jobs, console, display)
+            outcomes = train_all(planned, text, runs / POOL, jobs, console, display)
         failed += [outcome.run.name for outcome in outcomes if outcome.result is None]
-        done.append(reproduction(key, scale, design.recipe, store, outcomes, law, tunings))
+        done.append(reproduction(key, scale, of_experiment, text, outcomes, law, tunings))
         tables = [table for entry in done for table in entry.tables()]
         save(done, shlex.join(["superpose", *sys.argv[1:]]), directory / "reproduction.json")
         write_text(directory / "summary.md", markdown(tables, "\n".join(entry.verdict() for entry in done)))

@@ -59,6 +59,7 @@ class Chart:
         marks: places of vertical lines, by axis, with what they say.
         level: a horizontal line, such as 0 for differences.
         log_x: whether places are drawn by their logarithm.
+        y_range: what is shown of the y axis first; None for all.
         caption: what the reader sees, in a sentence or two.
     """
 
@@ -69,6 +70,7 @@ class Chart:
     marks: tuple[tuple[dict[str, float], str], ...] = ()
     level: float | None = None
     log_x: bool = False
+    y_range: tuple[float, float] | None = None
     caption: str = ""
 
 
@@ -134,14 +136,17 @@ def curves(comparison: Comparison) -> Chart:
         ]
         series += [*(of_arm if len(of_arm) > 1 else []), mean_series(of_arm, label)]
     tst = _main_runs(comparison, TST)[0]
+    least, most = min(min(one.y) for one in series), max(max(one.y) for one in series if one.role == "ordinary")
+    margin = 0.08 * (most - least)
     return Chart(
         "Validation loss",
         "next-token validation loss, nats per token",
         {name: AXES[name] for name in ("flops", "raw_tokens", "latents", "seconds")},
         tuple(series),
         _switches(comparison, tst),
+        y_range=(least - margin, most + margin) if margin > 0 else None,
         caption="Thin lines are seeds, thick ones their mean. Validation is next-token in both phases, so TST's curve "
-        "is high until recovery begins.",
+        "is far above the picture until recovery begins.",
     )
 
 

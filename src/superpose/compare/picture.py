@@ -36,6 +36,8 @@ def draw(chart: Chart, axes: Sequence[str], path: Path) -> None:
             panel.axvline(places[axis], color=COLORS["tst"], linestyle=":", linewidth=1.2, label=label)
         if chart.level is not None:
             panel.axhline(chart.level, color="#9ca3af", linewidth=1)
+        if chart.y_range is not None:
+            panel.set_ylim(*chart.y_range)
         if chart.log_x:
             panel.set_xscale("log")
         panel.set_xlabel(chart.axes[axis])

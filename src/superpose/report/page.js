@@ -51,7 +51,7 @@ function layout(chart, axis) {
     font: { color: color("ink"), size: narrow.matches ? 11 : 13 },
     margin: { l: 10, r: 15, t: 25, b: 10 },
     xaxis: { ...lines, title: { text: chart.axes[axis] }, type: chart.log_x ? "log" : "linear", exponentformat: axis === "flops" ? "power" : "SI", ...chart.ticks[axis] },
-    yaxis: { ...lines, title: { text: chart.y_title } },
+    yaxis: { ...lines, title: { text: chart.y_title }, ...(chart.y_range && { range: chart.y_range }) },
     legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
     shapes: shapes,
     annotations: chart.marks.map(mark => ({

@@ -131,6 +131,7 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "marks": [{"x": places, "label": _text(label)} for places, label in chart.marks],
         "level": chart.level,
         "log_x": chart.log_x,
+        "y_range": chart.y_range,
         "ticks": {axis: _ticks(chart, axis) for axis in chart.axes},
     }
 

@@ -228,8 +228,8 @@ def reproduction(
             arms.append(Arm(arm, losses, one["raw_tokens"], one["epochs"], one["flops"], seconds))
     by_name = {arm.name: arm.losses for arm in arms}
     findings = [finding for claim in experiment.claims if (finding := _finding(claim, by_name)) is not None]
-    if name == "figure4" and len(findings) > 2:
-        findings.append(_likeness(findings))
+    if name == "figure4":
+        findings += _likeness(findings)
     if law is not None:
         findings.append(_exponent(law))
     facts = {key: store.manifest[key] for key in ("fingerprint", "preparation", "vocab_size", "splits")}
@@ -272,17 +272,21 @@ def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> Finding | Non
     )
 
 
-def _likeness(cells: Sequence[Finding]) -> Finding:
-    """Whether bag sizes and ratios rank here as they do in the paper: Spearman's correlation of the gains."""
+def _likeness(cells: Sequence[Finding]) -> list[Finding]:
+    """Whether bag sizes and ratios rank here as they do in the paper: Spearman's correlation of the gains.
+
+    None of four cells or fewer, or of gains that are all the same.
+    """
     pairs = [(cell.ours, cell.published) for cell in cells if cell.published is not None]
-    result = spearmanr(*zip(*pairs, strict=True))
-    rank = float(result.statistic)
+    if len(pairs) < 5 or len({ours for ours, _ in pairs}) == 1:
+        return []
+    rank = float(spearmanr(*zip(*pairs, strict=True)).statistic)
     # Fisher's transformation with the variance Bonett and Wright give for ranks.
     half = 1.96 * ((1 + rank**2 / 2) / (len(pairs) - 3)) ** 0.5
     low, high = (math.tanh(math.atanh(max(-0.999999, min(0.999999, rank))) + side * half) for side in (-1, 1))
     verdict: Verdict = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
     what = f"rank correlation of the gains of {len(pairs)} cells"
-    return Finding(what, rank, low, high, cells[0].seeds, None, "positive", f"table 4 ({SWEEP})", verdict)
+    return [Finding(what, rank, low, high, cells[0].seeds, None, "positive", f"table 4 ({SWEEP})", verdict)]
 
 
 def _exponent(law: PowerLaw) -> Finding:

@@ -1,0 +1,63 @@
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from superpose import cli
+from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS
+from superpose.reproduce.reproduction import Reproduction
+from tests.conftest import trained
+
+TINY = {
+    "train.steps": 100,
+    "train.batch_size": 4,
+    "train.latents": 16,
+    "train.warmup_steps": 2,
+    "train.eval_every": 100,
+    "train.precision": "float32",
+    "data.vocab_size": 300,
+    "data.val_fraction": 0.1,
+    "data.val_megabytes": 0.01,
+    "model.config.hidden_size": 16,
+    "model.config.num_attention_heads": 2,
+}
+
+
+@pytest.fixture
+def invoke(monkeypatch, tmp_path):
+    """Calls the command with its runs trained in this process."""
+    monkeypatch.setattr(
+        "superpose.cli.reproduce.train_all",
+        lambda runs, store, pool, jobs, console, display: trained(runs, store, pool),
+    )
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in TINY.items()]
+
+    def call(*arguments):
+        return CliRunner().invoke(cli.app, ["reproduce", *map(str, arguments), *settings, "--runs", str(tmp_path)])
+
+    return call
+
+
+def test_experiments_one_after_the_other(invoke, tmp_path):
+    corpus = tmp_path / "short.jsonl"  # documents so short that text can be cut to size
+    corpus.write_text("".join(json.dumps({"text": f"the {n} of {n * n % 997}."}) + "\n" for n in range(8000)))
+    done = invoke("data-bound", "table2", "--corpus", corpus, "--seeds", "1", "--lrs", "1e-3,2e-3")
+    assert done.exit_code == 0, done.output
+    bound, table2 = Reproduction.load(tmp_path / "reproduce-tiny" / "reproduction.json")
+    epochs = {arm.name: arm.epochs for arm in bound.arms}
+    assert epochs["ordinary"] == pytest.approx(EPOCHS, rel=0.15)  # its tokenizer is trained on less text, too
+    assert epochs["output"] == epochs["ordinary"] < epochs["full"]
+    # The text of one experiment is not that of the next.
+    assert all(arm.epochs < 1 for arm in table2.arms)
+    assert bound.recipe.data.max_megabytes < table2.recipe.data.max_megabytes
+    assert set(table2.rates) == {"ordinary", "tst"}
+    assert {finding.verdict for finding in (*bound.findings, *table2.findings)} == {"undecided"}  # one seed
+    for words in ("Data-bound", "reinit minus tst", "undecided"):
+        assert words in done.output
+        assert words in (tmp_path / "reproduce-tiny" / "summary.md").read_text()
+    assert invoke("table2", "--corpus", corpus, "--seeds", "1").exit_code == 0
+
+
+def test_it_names_its_experiments():
+    listed = CliRunner().invoke(cli.app, ["reproduce", "--list"]).output
+    assert all(name in listed for name in EXPERIMENTS)
