@@ -28,10 +28,10 @@ def test_the_page_shows_the_table(name, table):
 
 
 def test_every_result_is_there():
-    assert {path.parent.name for path in RESULTS.glob("*/*.json")} >= {"english", "python", "reproduce-tiny"}
+    assert {path.parent.name for path in RESULTS.glob("*/*.json")} >= {"english", "python", "python-16000", "reproduce-tiny"}
 
 
-@pytest.mark.parametrize("name", ["english", "python"])
+@pytest.mark.parametrize("name", ["english", "python", "python-16000"])
 def test_the_page_shows_the_verdict(name):
     assert Comparison.load(RESULTS / name).verdict() in PAGE.replace("\n", " ")
 
