@@ -20,7 +20,7 @@ def tables():
             yield path.parent.name, entry.tables()[0]
 
 
-@pytest.mark.parametrize(("name", "table"), tables())
+@pytest.mark.parametrize(("name", "table"), list(tables()))
 def test_the_page_shows_the_table(name, table):
     title, header, rows = table
     text = markdown([("", header, rows)], "").strip()
