@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from superpose.compare.comparison import Comparison, markdown
+from superpose.compare.comparison import Comparison
+from superpose.compare.words import markdown
 from superpose.files import write_text
 from superpose.reproduce.reproduction import Reproduction
 

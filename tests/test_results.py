@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from superpose.compare.comparison import Comparison, markdown
+from superpose.compare.comparison import Comparison
+from superpose.compare.words import markdown
 from superpose.reproduce.reproduction import Reproduction
 
 ROOT = Path(__file__).parents[1]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from superpose.compare.comparison import Comparison, Trained, describe, markdown
+from superpose.compare.comparison import Comparison, Trained
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning
+from superpose.compare.words import describe, markdown
 from superpose.core import Schedule
 from superpose.errors import UserError
 from superpose.train.config import Recipe

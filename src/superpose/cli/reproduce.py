@@ -47,9 +47,9 @@ def reproduce(
 
     from rich.console import Console
 
-    from superpose.compare.comparison import markdown
     from superpose.compare.experiment import Design, plan_tuning, tune, with_precision
     from superpose.compare.runs import POOL
+    from superpose.compare.words import markdown
     from superpose.display import Display, print_table
     from superpose.files import write_text
     from superpose.reproduce.experiments import EXPERIMENTS

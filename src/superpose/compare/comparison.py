@@ -20,7 +20,7 @@ from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_o
 from superpose.compare.picture import draw
 from superpose.compare.runs import Outcome
 from superpose.compare.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
-from superpose.core.schedule import Schedule
+from superpose.compare.words import Row, Table, bounds, describe, markdown, spoken, spoken_speedup
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
@@ -31,9 +31,6 @@ _QUANTITIES = ("val_loss", "val_bits_per_byte", "raw_tokens", "epochs", "latents
 """What is read of a result."""
 _PRECISIONS = (0.05, 0.02, 0.01)
 """Half widths of an interval, in nats, for which the seeds needed are told."""
-Row = tuple[str, ...]
-Table = tuple[str, Row, list[Row]]
-"""Title, header and rows, to be printed, or written as Markdown or HTML."""
 
 
 @dataclass(frozen=True)
@@ -288,7 +285,7 @@ class Comparison:
             return f"At equal loss there is no answer: {loss.advice}."
         return (
             f"At equal loss, ordinary training takes {loss.ratio:.2f} times TST's steps"
-            + (f" (95 % interval {_bounds(loss)})" if len(self.seeds) > 1 else "")
+            + (f" (95 % interval {bounds(loss)})" if len(self.seeds) > 1 else "")
             + "."
         )
 
@@ -366,40 +363,3 @@ class _Saved(BaseModel):
         if self.tunings and set(self.tunings) != {ORDINARY, TST}:
             raise ValueError("both arms are tuned, or none")
         return self
-
-
-def spoken(difference: Difference) -> str:
-    """A difference and its interval, as in a table."""
-    interval = "" if difference.low is None else f" ({difference.low:+.4f} to {difference.high:+.4f})"
-    return f"{difference.mean:+.4f}{interval}"
-
-
-def spoken_speedup(speedup: Speedup) -> str:
-    """A speedup and its interval, as in a table."""
-    if speedup.ratio is None:
-        return f"{'before the first' if speedup.beyond == 'first' else 'beyond the last'} budget"
-    interval = "" if speedup.low is None and speedup.high is None else f" ({_bounds(speedup)})"
-    return f"{speedup.ratio:.2f} x{interval}"
-
-
-def _bounds(speedup: Speedup) -> str:
-    low = "less than the first budget" if speedup.low is None else f"{speedup.low:.2f}"
-    high = "beyond the last budget" if speedup.high is None else f"{speedup.high:.2f}"
-    return f"{low} to {high}"
-
-
-def describe(schedule: Schedule) -> str:
-    """A schedule in the paper's letters: "s 4, r 0.3"."""
-    stages = [stage for stage in schedule.stages if stage.phase == "superposition"]
-    parts = [f"s {stage.bag_size}, r {stage.steps / schedule.total_steps:.3g}" for stage in stages]
-    mode = "" if schedule.mode == "full" else f", {schedule.mode} only"
-    return "; ".join(parts) + mode
-
-
-def markdown(tables: Sequence[Table], verdict: str) -> str:
-    """Tables and what they come to, as Markdown."""
-    parts = []
-    for title, header, rows in tables:
-        lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-        parts.append("\n".join([f"{title}\n", *(f"| {' | '.join(line)} |" for line in lines)]))
-    return "\n\n".join([*parts, verdict]) + "\n"

@@ -13,8 +13,8 @@ from importlib.resources import files
 from typing import Any
 
 from superpose.compare.charts import Chart
-from superpose.compare.comparison import Table
 from superpose.compare.picture import color_of
+from superpose.compare.words import Table
 from superpose.report.sections import Section
 
 _DARK = {"#6b7280": "#a1a9b8", "#2563eb": "#7aa2ff", "#4b5563": "#cbd5e1", "#7c3aed": "#a78bfa", "#be185d": "#f472b6"}

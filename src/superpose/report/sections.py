@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from superpose.compare.charts import AXES, Chart, Series, all_charts, read_series
-from superpose.compare.comparison import Comparison, Row, Table
+from superpose.compare.comparison import Comparison
+from superpose.compare.words import Row, Table
 from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.reproduce.experiments import SWEEP_RATIOS, SWEEP_SIZES, cell

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from superpose import __version__
-from superpose.compare.comparison import markdown
 from superpose.compare.picture import draw
+from superpose.compare.words import markdown
 from superpose.files import write_text
 from superpose.report.page import page
 from superpose.report.sections import Section, read_sections

@@ -16,10 +16,10 @@ import torch
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
-from superpose.compare.comparison import Row, Table
 from superpose.compare.experiment import ORDINARY, TST, Tuning
 from superpose.compare.runs import Outcome, Run
 from superpose.compare.statistics import Difference, paired_difference
+from superpose.compare.words import Row, Table
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
