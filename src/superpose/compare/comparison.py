@@ -10,6 +10,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,9 +80,8 @@ class Comparison:
             for outcome in outcomes
             if outcome.result is not None
         ]
-        facts = {name: store.manifest[name] for name in ("fingerprint", "preparation", "vocab_size", "splits")}
         failures = {outcome.run.name: outcome.failure or "" for outcome in outcomes if outcome.result is None}
-        return cls(recipe, tuple(runs), tunings, facts, failures)
+        return cls(recipe, tuple(runs), tunings, store.facts, failures)
 
     @classmethod
     def load(cls, directory: Path) -> Comparison:
@@ -136,12 +136,18 @@ class Comparison:
 
     def equal_loss(self, steps: int | None = None) -> Speedup | None:
         """How many times TST's steps ordinary training needs for its loss; None with a single ordinary budget."""
-        steps, budgets = steps or self.steps, self.budgets(ORDINARY)
-        seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
-        if len(budgets) < 2 or not seeds:
-            return None
-        ordinary = {budget: self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets}
-        return speedup(ordinary, self.values(TST, "val_loss", steps, seeds), steps)
+        return self._speedups.get(steps or self.steps)
+
+    @cached_property
+    def _speedups(self) -> dict[int, Speedup]:
+        """By TST's budget; kept, because tables, verdict and answers ask for them and resampling takes time."""
+        budgets, found = self.budgets(ORDINARY), {}
+        for steps in self.budgets(TST) if len(budgets) > 1 else ():
+            seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
+            if seeds:
+                ordinary = {budget: self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets}
+                found[steps] = speedup(ordinary, self.values(TST, "val_loss", steps, seeds), steps)
+        return found
 
     def equal_data(self, steps: int | None = None) -> Difference | None:
         """TST minus ordinary where both have read the same amount of text; None where no budget comes up to it.

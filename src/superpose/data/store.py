@@ -128,6 +128,11 @@ class TokenStore:
         return str(self.manifest["fingerprint"])
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What results tell of their text."""
+        return {name: self.manifest[name] for name in ("fingerprint", "preparation", "vocab_size", "splits")}
+
+    @property
     def tokenizer_path(self) -> Path:
         return self.path / "tokenizer"
 

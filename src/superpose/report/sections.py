@@ -18,7 +18,7 @@ from superpose.compare.comparison import Comparison
 from superpose.compare.words import Row, Table
 from superpose.errors import UserError
 from superpose.files import read_json
-from superpose.reproduce.experiments import SWEEP_RATIOS, SWEEP_SIZES, cell
+from superpose.reproduce.experiments import SWEEP, SWEEP_RATIOS, SWEEP_SIZES, cell
 from superpose.reproduce.published import published_gain
 from superpose.reproduce.reproduction import Reproduction
 from superpose.train.config import load_recipe
@@ -188,7 +188,7 @@ def _sweep(entry: Reproduction) -> Chart:
     for size in SWEEP_SIZES:
         known = [ratio for ratio in SWEEP_RATIOS if cell(size, ratio) in ours]
         series.append(Series(f"s {size}, ours", {"ratio": list(known)}, [ours[cell(size, ratio)] for ratio in known]))
-        published = [gain for ratio in known if (gain := published_gain("270m_20k", size, ratio)) is not None]
+        published = [gain for ratio in known if (gain := published_gain(SWEEP, size, ratio)) is not None]
         if len(published) == len(known):
             series.append(Series(f"s {size}, the paper", {"ratio": list(known)}, published, "ordinary", thin=True))
     return Chart(

@@ -232,9 +232,8 @@ def reproduction(
         findings += _likeness(findings)
     if law is not None:
         findings.append(_exponent(law))
-    facts = {key: store.manifest[key] for key in ("fingerprint", "preparation", "vocab_size", "splits")}
     rates = {arm: tuning.best for arm, tuning in (tunings or {}).items()}
-    return Reproduction(name, experiment.title, scale, recipe, facts, tuple(arms), tuple(findings), law, rates)
+    return Reproduction(name, experiment.title, scale, recipe, store.facts, tuple(arms), tuple(findings), law, rates)
 
 
 def judge(difference: Difference, expected: str) -> Verdict:
