@@ -35,7 +35,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
         "import os, sys, time\n"
         "from superpose.data.workers import workers\n"
         "def nap(seconds):\n"
-        "    print(os.getpid(), flush=True)\n"
+        "    os.write(1, b'%d\\n' % os.getpid())  # a line in one piece, of two processes\n"
         "    time.sleep(seconds)\n"
         "if __name__ == '__main__':\n"
         "    with workers(2) as run: run(nap, [60, 60], lambda share: None)\n"

@@ -1,5 +1,6 @@
 import json
 import math
+import threading
 
 import pytest
 import torch
@@ -180,6 +181,16 @@ def test_only_the_newest_checkpoints_are_kept(finished):
         "step-00000018",
         "step-00000020",
     ]
+
+
+def test_a_run_that_fails_reads_no_further(recipe, store, tmp_path):
+    def readers():
+        return [thread for thread in threading.enumerate() if thread.name == "superpose-loader"]
+
+    with pytest.raises(KilledError) as held:  # its traceback keeps the iterator of the loop alive
+        train(recipe, store, tmp_path / "run", listener=killed_after(2))
+    assert readers() == []
+    assert held.value.__traceback__ is not None
 
 
 def test_a_runaway_loss_stops_with_advice(recipe, store, tmp_path):

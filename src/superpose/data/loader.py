@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from queue import Empty, Full, Queue
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ _Item = TypeVar("_Item")
 _SECONDS = 0.1
 
 
-def read_ahead(read: Callable[[int], _Item], steps: Iterable[int], depth: int = 2) -> Iterator[_Item]:
+def read_ahead(read: Callable[[int], _Item], steps: Iterable[int], depth: int = 2) -> Generator[_Item, None, None]:
     """Yields read(step) of each step in order, at most `depth` of them read before they are asked for.
 
     An exception of `read` is raised where its item would have come. The thread ends with the iterator: when that is

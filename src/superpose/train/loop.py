@@ -11,7 +11,7 @@ import math
 import platform
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -147,10 +147,11 @@ class _Loop:
         results: list[StepResult] = []
         since = first, self.clock.seconds
         steps = range(first, args.steps)
-        windows = read_ahead(self.window, steps)
         stages = {first, *schedule.boundaries}
         tracing = profiled(self.run, stages, ranks.rank) if profile else nullcontext(lambda done: None)
-        with stop_requests() as request, tracing as trace:
+        # Closed with the loop: an iterator that a traceback still holds would go on reading.
+        reading = closing(read_ahead(self.window, steps))
+        with stop_requests() as request, tracing as trace, reading as windows:
             for step, window in zip(steps, windows, strict=True):
                 stage = schedule.stage_at(step)
                 if args.reset_optimizer and step in schedule.boundaries:
