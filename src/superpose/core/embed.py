@@ -14,10 +14,11 @@ vocabulary occurs, found by sorting the tokens, and the table is the gradient of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpose.core.fold import IGNORE_INDEX
@@ -51,6 +52,24 @@ def embed_bags(input_ids: Tensor, weight: Tensor, ignore_index: int = IGNORE_IND
         else _mean_of_valid(bags, weight, bags != ignore_index)
     )
     return means.reshape(*input_ids.shape[:-1], -1)
+
+
+def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Embeddings [B, L, D] of bags [B, L, S] or single tokens [B, L]; zeros where all is ignored.
+
+    Args:
+        inputs: as `split_window` gives them.
+        embedding: a module or function from ids [...] to vectors [..., D].
+    """
+    if inputs.dim() == 3 and type(embedding) is nn.Embedding and embedding.padding_idx is embedding.max_norm is None:
+        return embed_bags(inputs, embedding.weight)
+    # Single tokens, or a module that does more than look up (scales, clips, freezes a row): let it.
+    ignored = (inputs == IGNORE_INDEX).unsqueeze(-1)
+    vectors = embedding(inputs.masked_fill(ignored.squeeze(-1), 0)).masked_fill(ignored, 0)
+    if inputs.dim() == 2:
+        return vectors
+    wide = vectors if vectors.dtype == torch.float64 else vectors.float()
+    return (wide.sum(dim=-2) / (~ignored).sum(dim=-2).clamp(min=1)).to(vectors.dtype)
 
 
 def _mean_of_valid(bags: Tensor, weight: Tensor, valid: Tensor) -> Tensor:

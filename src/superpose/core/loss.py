@@ -74,6 +74,13 @@ def bag_weights(bag_size: int, weighting: Weighting | Sequence[float] = "uniform
     return (weights / weights.sum()).float()
 
 
+def target_weights(targets: Tensor, weighting: Weighting | Sequence[float]) -> Tensor | None:
+    """`bag_weights` for targets [..., S], on their device; None where all places weigh the same."""
+    if targets.shape[-1] == 1 or weighting == "uniform":
+        return None
+    return bag_weights(targets.shape[-1], weighting).to(targets.device)
+
+
 def count_rows(targets: Tensor, weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX) -> Tensor:
     """Rows that have a valid target of non-zero weight: the divisor of `reduction="mean"`. [N, S] to int64 []."""
     valid = targets != ignore_index

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpose.core.ablations import Ablation, ablated_loss
-from superpose.core.embed import embed_bags
+from superpose.core.embed import embed_tokens
 from superpose.core.experts import balance_loss
 from superpose.core.fold import IGNORE_INDEX, Mode, document_positions, fold_mask, split_window
 from superpose.core.linear_loss import linear_multi_hot_cross_entropy
-from superpose.core.loss import Variant, Weighting, bag_weights, count_rows
+from superpose.core.loss import Variant, Weighting, count_rows, target_weights
 
 
 class SuperposedOutput(NamedTuple):
@@ -118,15 +118,14 @@ class SuperposedLM(nn.Module):
         head, config = self.model.get_output_embeddings(), self.model.config
         # Cohere multiplies its logits, Granite divides them; Gemma caps them.
         scale = getattr(config, "logit_scale", 1) / getattr(config, "logits_scaling", 1)
-        weights = None
-        if targets.dim() == 3 and self.weighting != "uniform":
-            weights = bag_weights(bag_size, self.weighting).to(window.device)
-        rows = count_rows(targets if targets.dim() == 3 else targets.unsqueeze(-1), weights)
+        targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
+        weights = target_weights(targets, self.weighting)
+        rows = count_rows(targets, weights)
         divisor = rows.clamp(min=1) if normalizer is None else normalizer
         hidden = hidden if scale == 1 else hidden * scale
         softcap = getattr(config, "final_logit_softcapping", None)
         # A single target is asked for by cross-entropy, whatever asks for bags.
-        variant = self.variant if targets.dim() == 3 else "mce"
+        variant = self.variant if targets.shape[-1] > 1 else "mce"
         if variant == "hinge" or variant == "bce":
             if softcap is not None:
                 raise ValueError(f"variant {variant!r} knows no soft-capped logits; choose 'mce'")
@@ -157,27 +156,13 @@ class SuperposedLM(nn.Module):
         routed = bool(getattr(self.model.config, "output_router_logits", False))
         if routed:
             arguments["output_router_logits"] = True
-        outputs = self.model.base_model(inputs_embeds=self._embed(inputs), **arguments)
+        outputs = self.model.base_model(
+            inputs_embeds=embed_tokens(inputs, self.model.get_input_embeddings()), **arguments
+        )
         if not routed:
             return outputs.last_hidden_state, None, None
         chosen = self.model.num_experts_per_tok
         return outputs.last_hidden_state, *balance_loss(outputs.router_logits, chosen, attention_mask, self.group)
-
-    def _embed(self, inputs: Tensor) -> Tensor:
-        """Embeddings [B, L, D] of bags [B, L, S] or single tokens [B, L]; zeros where all is ignored."""
-        embedding = self.model.get_input_embeddings()
-        if (
-            inputs.dim() == 3
-            and type(embedding) is nn.Embedding
-            and embedding.padding_idx is embedding.max_norm is None
-        ):
-            return embed_bags(inputs, embedding.weight)
-        # Single tokens, or a module that does more than look up (scales, clips, freezes a row): let it.
-        ignored = (inputs == IGNORE_INDEX).unsqueeze(-1)
-        vectors: Tensor = embedding(inputs.masked_fill(ignored.squeeze(-1), 0)).masked_fill(ignored, 0)
-        if inputs.dim() == 2:
-            return vectors
-        return (vectors.float().sum(dim=-2) / (~ignored).sum(dim=-2).clamp(min=1)).to(vectors.dtype)
 
     @torch.no_grad()
     def check(self) -> None:
