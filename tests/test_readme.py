@@ -12,6 +12,7 @@ from superpose import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 COMMANDS = [
     line.split("  #")[0].strip()
     for page in PAGES
@@ -20,9 +21,10 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
-def test_its_code_runs(code):
-    exec(compile(code, "README.md", "exec"), {})  # our own text
+@pytest.mark.parametrize("code", [code for page in PAGES for code in SAMPLE.findall(page.read_text(encoding="utf-8"))])
+def test_its_code_runs(code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "documentation", "exec"), {})  # our own text
 
 
 @pytest.mark.parametrize("command", COMMANDS)
