@@ -12,7 +12,11 @@ from superpose import cli
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+SAMPLES = [
+    code
+    for page in ("README.md", "docs/integrations.md")
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+]
 COMMANDS = [
     line.split("  #")[0].strip()
     for page in PAGES
@@ -21,7 +25,9 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("code", [code for page in PAGES for code in SAMPLE.findall(page.read_text(encoding="utf-8"))])
+@pytest.mark.parametrize(
+    "code", [code for page in SAMPLED for code in SAMPLE.findall(page.read_text(encoding="utf-8"))]
+)
 def test_its_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "documentation", "exec"), {})  # our own text

@@ -262,6 +262,30 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
     assert losses(saving) == pytest.approx(losses(plain), rel=1e-5)
 
 
+def test_a_model_that_the_trainer_builds_itself(tmp_path):
+    plain = trainer_of(tmp_path)
+    plain.train()
+    trainer = SuperposeTrainer(
+        args=arguments(tmp_path),
+        model_init=lambda: make_model("llama"),
+        train_dataset=rows(),
+        schedule=Schedule(STEPS, 4, 0.4),
+    )
+    for _ in range(2):  # each time afresh
+        trainer.train()
+        assert losses(trainer) == losses(plain)
+
+
+def test_a_dataset_of_the_datasets_library(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    plain = [{"input_ids": list(range(number, number + 3))} for number in range(9)]
+    table = datasets.Dataset.from_list(plain)
+    for dataset, expected in ((table, plain), (table.select([4, 2]), [plain[4], plain[2]])):
+        tokens = RowTokens(dataset)
+        assert tokens.read(0, len(tokens)).tolist() == sum((row["input_ids"] for row in expected), [])
+        assert tokens.row_length == 3
+
+
 @pytest.mark.error(n=5)
 def test_rows_of_any_length_are_one_stream_without_padding():
     tokens = RowTokens(
@@ -279,6 +303,8 @@ def test_rows_of_any_length_are_one_stream_without_padding():
 def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(ValueError, match="max_steps is 10, the schedule's total_steps 20"):
         trainer_of(tmp_path, schedule=Schedule(20, 4, 0.4))
+    with pytest.raises(ValueError, match="auto_find_batch_size"):
+        trainer_of(tmp_path, auto_find_batch_size=True)
     with pytest.raises(ValueError, match="has no length"):
         trainer_of(tmp_path, dataset=iter([])).train()
     with pytest.raises(ValueError, match="holds no tokens"):

@@ -166,16 +166,18 @@ class SuperposeTrainer(Trainer):
             )
         if self.args.n_gpu > 1:
             raise ValueError("several GPUs in one process are not supported; start with accelerate launch or torchrun")
+        if self.args.auto_find_batch_size:
+            raise ValueError("auto_find_batch_size would change what each step reads; give per_device_train_batch_size")
         self.add_callback(SwitchCallback(schedule))
 
-    def train(self, *arguments: Any, **named: Any) -> Any:
-        """Trainer's own, see there."""
+    def _inner_training_loop(self, *arguments: Any, **named: Any) -> Any:
+        """All of `train` that comes after the model was built and a checkpoint loaded."""
         group = dist.group.WORLD if self.args.world_size > 1 else None
         lm = SuperposedLM(self.model, self.weighting, self.variant, self.end_of_text, group)
-        if group is None:
+        if not self.is_fsdp_enabled:  # then some processes hold no weights yet
             lm.check()
         with superposed_forward(lm):
-            return super().train(*arguments, **named)
+            return super()._inner_training_loop(*arguments, **named)
 
     @cached_property
     def plan(self) -> WindowPlan:
