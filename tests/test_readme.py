@@ -25,9 +25,7 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "code", [code for page in SAMPLED for code in SAMPLE.findall(page.read_text(encoding="utf-8"))]
-)
+@pytest.mark.parametrize("code", SAMPLES)
 def test_its_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "documentation", "exec"), {})  # our own text

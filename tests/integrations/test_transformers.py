@@ -282,7 +282,7 @@ def test_a_dataset_of_the_datasets_library(tmp_path):
     table = datasets.Dataset.from_list(plain)
     for dataset, expected in ((table, plain), (table.select([4, 2]), [plain[4], plain[2]])):
         tokens = RowTokens(dataset)
-        assert tokens.read(0, len(tokens)).tolist() == sum((row["input_ids"] for row in expected), [])
+        assert tokens.read(0, len(tokens)).tolist() == [token for row in expected for token in row["input_ids"]]
         assert tokens.row_length == 3
 
 
