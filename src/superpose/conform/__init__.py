@@ -1,0 +1,13 @@
+"""A suite for implementations of token superposition, whoever wrote them: which of the twelve errors do they make?
+
+from superpose.conform import Implementation, conform
+
+for finding in conform(Implementation(step=my_step)):
+    print(finding.error, finding.verdict, finding.evidence)
+"""
+
+from superpose.conform.finding import Finding
+from superpose.conform.implementation import Implementation
+from superpose.conform.suite import conform
+
+__all__ = ["Finding", "Implementation", "conform"]

@@ -1,0 +1,83 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from superpose import cli
+
+ROOT = Path(__file__).parents[2]
+
+RIGHT = """
+from superpose import multi_hot_cross_entropy, split_window
+fold, loss = split_window, multi_hot_cross_entropy
+"""
+SUMMED = """
+from superpose import multi_hot_cross_entropy, split_window as make_bags
+def bag_loss(logits, targets):
+    return multi_hot_cross_entropy(logits, targets) * targets.shape[-1]
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["conform", *map(str, arguments)])
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text):
+        path = tmp_path / "theirs.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_a_file_that_is_right(script):
+    result = invoke(script(RIGHT))
+    assert result.exit_code == 0, result.output
+    assert "log V" in result.output
+
+
+def test_a_file_that_is_wrong_with_names_of_its_own(script):
+    result = invoke(script(SUMMED), "--role", "fold=make_bags", "--role", "loss=bag_loss", "--json")
+    assert result.exit_code == 1
+    found = {finding["error"]: finding for finding in json.loads(result.output)}
+    assert found[2]["verdict"] == "wrong"
+    assert "added up" in found[2]["evidence"]
+    assert found[1]["verdict"] == "right"
+
+
+def test_a_module_of_the_current_folder(script):
+    path = script(RIGHT)
+    done = subprocess.run(
+        [sys.executable, "-m", "superpose", "conform", "theirs"], cwd=path.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("import nowhere_to_be_found", (), "cannot be imported: ModuleNotFoundError"),
+        ("fold = 1", (), "fold is int; expected a callable"),
+        ("", (), "nothing to check: give fold and loss, or step"),
+        (RIGHT, ("--role", "step=training_step"), "has no 'training_step', named as its step"),
+        (RIGHT, ("--role", "stepp=x"), "expected ROLE=NAME"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_sentence(script, text, arguments, message):
+    path = script(text)
+    result = invoke(path, *arguments)
+    assert message in str(result.exception)
+    done = subprocess.run(
+        [sys.executable, "-m", "superpose", "conform", path, *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_file(tmp_path):
+    assert "no such file" in str(invoke(tmp_path / "none.py").exception)
