@@ -177,10 +177,8 @@ def forms(points: Sequence[Point]) -> Table:
 
 def fitted_rmse(response: Response) -> float:
     """Root mean square of what is left of the points a model was fitted to, nats."""
-    left = [
-        p.gain - response.predict(p.params, p.latents, p.bag_size, p.ratio, p.weighting, setup=p.setup).gain
-        for p in response.points
-    ]
+    predictions = response.predict_points(response.points)
+    left = [point.gain - prediction.gain for point, prediction in zip(response.points, predictions, strict=True)]
     return math.sqrt(statistics.fmean(error**2 for error in left))
 
 
@@ -229,6 +227,7 @@ def candidates() -> dict[str, Form]:
         "height by latents": form(("gamma",), height=tall(by_latents)),
         "height by parameters": form(scales, alpha, height=tall(by_size)),
         "height by both, apart": form(("gamma",), alpha, height=tall(apart)),
+        "beta's prior ten times as wide": form(more={"beta": Prior(0.0, 1.5, positive=False)}),
         "benefit of s and r apart (nu 0)": form(("nu",), benefit=lambda at, x: benefit({**at, "nu": 0.0}, x)),
         "benefit of the data read alone": form(("rho",), benefit=of_data),
         "benefit as a power of s": form(benefit=slow),

@@ -14,7 +14,7 @@ from superpose.compare.words import markdown
 from superpose.errors import UserError
 from superpose.plan.evidence import OWN, PUBLISHED, Point, points_of, published_bound, published_points
 from superpose.plan.response import RULE, Group, Setting, _covariance, _gain, _noise, fit
-from superpose.plan.shape import FORM, Settings, effective_size, height
+from superpose.plan.shape import FORM, Prior, Settings, effective_size, height
 from superpose.plan.validation import leave_out, scale_of
 from superpose.train.config import with_settings
 
@@ -94,6 +94,13 @@ def test_scales_left_out_are_predicted(by_scale):
 def test_a_height_that_ignores_the_scale_fails_that_bound():
     held = leave_out(published_points(), scale_of, replace(FORM, height=lambda at, x: at["A"] * np.ones_like(x.params)))
     assert np.mean([sweep.practical_rmse for sweep in held]) > 0.02
+
+
+@pytest.mark.parametrize(("largest", "beta"), [(3e9, 0.31), (6e8, 0.29)])
+def test_the_exponent_is_not_its_priors(largest, beta):
+    wide = replace(FORM, priors={**FORM.priors, "beta": Prior(0.0, 1.5, positive=False)})
+    found = fit([point for point in published_points() if point.params <= largest], wide)
+    assert found.coefficients["beta"][0] == pytest.approx(beta, abs=0.006)
 
 
 def test_the_recommendation_costs_no_more_than_the_rule_within_luck(by_scale):
@@ -205,9 +212,23 @@ def test_the_advice_is_a_region_and_one_setting_of_it(response):
         response.best(270e6, 4e10, bag_sizes=(1,))
 
 
-def test_a_setting_that_only_loses_is_advised_against():
+def test_a_setting_that_only_loses_is_advised_against(response):
+    advice = response.best(6e8, 4.2e10, bag_sizes=(10, 13), ratios=(0.9,))
+    assert advice.prediction.gain < 0
+    assert any("train ordinarily" in why for why in advice.why)
+
+
+def test_points_unlike_any_response_are_refused():
     points = [replace(p, gain=p.gain - 0.3) for p in published_points() if p.source == "270m_20k" and p.ratio > 0.6]
-    assert any("train ordinarily" in why for why in fit(points).best(270e6, 4.2e10, ratios=(0.9,)).why)
+    with pytest.raises(UserError, match="no response fits"):
+        fit(points)
+
+
+def test_losses_of_ones_own_are_believed():
+    own = [Point(8.8e7, 20_000 * 32_768.0, 6, 0.3, "uniform", -0.16, "mine", error=0.01)]
+    prediction = fit([*published_points(), *own]).predict(8.8e7, 20_000 * 32_768.0, 6, 0.3)
+    assert prediction.gain < -0.1
+    assert prediction.high < 0
 
 
 def test_without_points_nothing_is_fitted():

@@ -7,7 +7,6 @@ per token. It is positive where TST ends lower.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -185,9 +184,3 @@ def published_bound() -> tuple[float, float, int, float, float]:
     assert tst.bag_size is not None
     latents = tst.steps * 4.0 * LATENTS_PER_STEP  # its batch is 8 million latents, the dense models' 2 million
     return 10e9, latents, tst.bag_size, round(tst.tst_steps / tst.steps, 3), round(ordinary.loss - tst.loss, 4)
-
-
-def spread(points: Sequence[Point]) -> str:
-    """Where points lie, in a few words: for reports."""
-    sources = dict.fromkeys(point.source for point in points)
-    return ", ".join(f"{source} ({sum(p.source == source for p in points)})" for source in sources)

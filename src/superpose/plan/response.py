@@ -124,7 +124,7 @@ def fit(points: Sequence[Point], form: Form = FORM) -> Response:
         points: such as `published_points()`, with or without one's own.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they are so unlike the form that the fit finds no end.
     """
     if not points:
         raise UserError("there are no points to fit; give those of the paper, published_points(), or of a comparison")
@@ -132,14 +132,16 @@ def fit(points: Sequence[Point], form: Form = FORM) -> Response:
     place = np.array([groups.index(Group(p.setup, p.params, p.latents, p.weighting)) for p in points])
     settings, gains = Settings.of(points), np.array([point.gain for point in points])
     factors = _factors(groups)
-    whiten = np.linalg.inv(np.linalg.cholesky(_noise(points)))
+    whiten = _whitening(points)
     count = len(form.priors)
 
     def residuals(standard: Array) -> Array:
         own = factors @ standard[count:].reshape(2, -1, 1)  # [2, groups, 1]
         return np.concatenate([whiten @ (gains - _gain(form, standard[:count], settings, own[:, place, 0])), standard])
 
-    found = least_squares(residuals, np.zeros(count + 2 * len(groups)), x_scale="jac")
+    found = least_squares(residuals, np.zeros(count + 2 * len(groups)), x_scale="jac", max_nfev=500)
+    if not found.success:
+        raise UserError("no response fits these points; check that gains are positive where TST ended lower")
     return Response(form, tuple(points), groups, found.x, np.linalg.inv(found.jac.T @ found.jac))
 
 
@@ -152,13 +154,28 @@ def _gain(form: Form, standard: Array, settings: Settings, own: Array) -> Array:
     return gain
 
 
+def _column(point: Point) -> tuple[str, int, str]:
+    """Points that share it share luck."""
+    return point.source, point.bag_size, point.weighting
+
+
 def _noise(points: Sequence[Point]) -> Array:
     """Covariance [points, points] of what runs differ by that differ in nothing."""
-    columns = [(point.source, point.bag_size, point.weighting) for point in points]
-    same = np.array([[a == b for b in columns] for a in columns])
+    same = np.array([[_column(a) == _column(b) for b in points] for a in points])
     own = _CELL**2 + np.array([point.error for point in points]) ** 2
     covariance: Array = np.diag(own) + _COLUMN**2 * same
     return covariance
+
+
+def _whitening(points: Sequence[Point]) -> Array:
+    """Inverse [points, points] of the noise's triangular factor, column by column, as columns share nothing."""
+    whiten = np.zeros((len(points), len(points)))
+    columns: dict[tuple[str, int, str], list[int]] = {}
+    for i, point in enumerate(points):
+        columns.setdefault(_column(point), []).append(i)
+    for rows in columns.values():
+        whiten[np.ix_(rows, rows)] = np.linalg.inv(np.linalg.cholesky(_noise([points[i] for i in rows])))
+    return whiten
 
 
 def _covariance(rows: Sequence[Group], columns: Sequence[Group]) -> Array:
@@ -229,10 +246,22 @@ class Response:
         if bag_size == 1 or ratio == 0:
             return Prediction(0.0, 0.0, 0.0, True, ("without superposition the run is the ordinary one",))
         wanted = _Wanted(setup, params, latents, bag_size, ratio, weighting)
-        (gain,), ((variance,),) = self._joint([wanted])
-        half = norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance + _CELL**2 + _COLUMN**2)
-        why = beyond(self.points, params, latents, bag_size, ratio, weighting, steps)
-        return Prediction(float(gain), float(gain - half), float(gain + half), not why, why)
+        return self._predictions([wanted], steps)[0]
+
+    def predict_points(self, points: Sequence[Point]) -> list[Prediction]:
+        """The gains of runs that were made: what to hold the measured ones against."""
+        return self._predictions(
+            [_Wanted(p.setup, p.params, p.latents, p.bag_size, p.ratio, p.weighting) for p in points], None
+        )
+
+    def _predictions(self, wanted: Sequence[_Wanted], steps: int | None) -> list[Prediction]:
+        gains, covariance = self._joint(wanted)
+        half = norm.ppf((1 + LEVEL) / 2) * np.sqrt(np.diag(covariance) + _CELL**2 + _COLUMN**2)
+        found = []
+        for w, gain, width in zip(wanted, gains.tolist(), half.tolist(), strict=True):
+            why = beyond(self.points, w.params, w.latents, w.bag_size, w.ratio, w.weighting, steps)
+            found.append(Prediction(gain, gain - width, gain + width, not why, why))
+        return found
 
     def best(
         self,

@@ -77,9 +77,7 @@ def _predicted(known: Sequence[Point], unseen: Sequence[Point], form: Form) -> l
     held = []
     for source in dict.fromkeys(point.source for point in unseen):
         sweep = [point for point in unseen if point.source == source]
-        predictions = [
-            response.predict(p.params, p.latents, p.bag_size, p.ratio, p.weighting, setup=p.setup) for p in sweep
-        ]
+        predictions = response.predict_points(sweep)
         errors = np.array([q.gain - p.gain for p, q in zip(sweep, predictions, strict=True)])
         practical = np.array([3 <= p.bag_size <= 10 and p.ratio < 0.55 for p in sweep])
         flat = np.array([_mean_gain(known, p) - p.gain for p in sweep])
