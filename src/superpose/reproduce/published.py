@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 
 @cache
@@ -38,3 +39,61 @@ def published_gain(sweep: str, bag_size: int, ratio: float) -> float | None:
     table = _all()["sweeps"][sweep]
     loss = table["final_loss"].get(str(ratio), {}).get(str(bag_size))
     return None if loss is None else round(loss - table["baseline"], 4)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of table 1, or the 10B-A1B mixture of experts.
+
+    Attributes:
+        params: as the paper writes it, such as "270M".
+        tst_steps: those in superposition; 0 of an ordinary run.
+        bag_size: None of an ordinary run.
+        loss: final training loss, nats per token.
+    """
+
+    params: str
+    steps: int
+    tst_steps: int
+    bag_size: int | None
+    loss: float
+
+
+def published_runs() -> tuple[Run, ...]:
+    """All runs of one training; the one re-initialised at the switch (table 2) is left out."""
+    return tuple(
+        Run(run["params"], run["steps"], run.get("tst_steps") or 0, run.get("bag"), run["loss"])
+        for run in _all()["runs"]
+        if "note" not in run
+    )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One of tables 4 to 7.
+
+    Attributes:
+        gains: the ordinary run's final loss minus the cell's, in nats per token, by (bag size, ratio).
+    """
+
+    params: str
+    steps: int
+    weighting: Literal["uniform", "power"]
+    gains: dict[tuple[int, float], float]
+
+
+def published_sweeps() -> dict[str, Sweep]:
+    """The four sweeps over bag sizes and ratios, by the names `published_gain` takes."""
+    return {
+        name: Sweep(
+            table["params"],
+            table["steps"],
+            table["weighting"],
+            {
+                (int(bag), float(ratio)): round(table["baseline"] - loss, 4)
+                for ratio, losses in table["final_loss"].items()
+                for bag, loss in losses.items()
+            },
+        )
+        for name, table in _all()["sweeps"].items()
+    }
