@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, report, reproduce
+from superpose.cli import compare, conform, data, plan, report, reproduce
 from superpose.cli.options import Overrides, load_settings, prepared_store
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command()(compare.compare)
 app.command()(reproduce.reproduce)
 app.command()(report.report)
 app.command()(conform.conform)
+app.command()(plan.plan)
 
 
 @app.command()

@@ -50,6 +50,8 @@ class Run:
         tst_steps: those in superposition; 0 of an ordinary run.
         bag_size: None of an ordinary run.
         loss: final training loss, nats per token.
+        tokens: raw ones, as the table rounds them.
+        hours: of B200s.
     """
 
     params: str
@@ -57,12 +59,22 @@ class Run:
     tst_steps: int
     bag_size: int | None
     loss: float
+    tokens: float
+    hours: float
 
 
 def published_runs() -> tuple[Run, ...]:
     """All runs of one training; the one re-initialised at the switch (table 2) is left out."""
     return tuple(
-        Run(run["params"], run["steps"], run.get("tst_steps") or 0, run.get("bag"), run["loss"])
+        Run(
+            run["params"],
+            run["steps"],
+            run.get("tst_steps") or 0,
+            run.get("bag"),
+            run["loss"],
+            float(run["tokens"][:-1]) * {"B": 1e9, "T": 1e12}[run["tokens"][-1]],
+            run["b200_hours"],
+        )
         for run in _all()["runs"]
         if "note" not in run
     )
