@@ -6,7 +6,7 @@
 
 On GPUs nothing of this is needed: start `-m torchtitan.train` with the same arguments.
 
-TorchTitan 0.3.0 asks its device for things a CPU has no answer to, and PyTorch 2.13 for a function that came later.
+TorchTitan 0.3.0 asks its device for things a CPU has no answer to, and PyTorch 2.13 for functions that came with 2.14.
 `on_cpu` gives it those, before the rest of TorchTitan is imported.
 """
 
@@ -19,14 +19,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import schedules
 
 
 def on_cpu() -> None:
     """Makes TorchTitan compute on the CPU and its processes talk through gloo. To be called before it is imported."""
     from torchtitan.tools import utils
 
-    if not hasattr(dist, "set_timeout"):  # new in PyTorch 2.14
-        dist.set_timeout = lambda timeout, group=None: dist.distributed_c10d._set_pg_timeout(timeout, group)
+    if not hasattr(dist, "set_timeout"):
+        _as_pytorch_2_14()
     answers: dict[str, Any] = {name: getattr(torch.cpu, name) for name in dir(torch.cpu) if not name.startswith("_")}
     answers |= {
         "current_device": lambda: 0,
@@ -50,6 +51,23 @@ def on_cpu() -> None:
                 module.set_force_sum_reduction_for_comms(True)
 
     fsdp.disable_fsdp_gradient_division = undivided_sums
+
+
+def _as_pytorch_2_14() -> None:
+    """What TorchTitan 0.3.0 calls and PyTorch 2.13 does not have yet: timeouts, and pipelines fed by microbatch."""
+    dist.set_timeout = lambda timeout, group=None: dist.distributed_c10d._set_pg_timeout(timeout, group)
+    single = schedules.PipelineScheduleSingle
+    whole_batch = single.step
+
+    def step(self: Any, *arguments: Any, **named: Any) -> Any:
+        if "kwarg_mbs" not in named:
+            return whole_batch(self, *arguments, **named)
+        self._stage.has_backward = self._has_backward
+        self._stage.clear_runtime_states()
+        named.pop("target", None)
+        return self._step_microbatches(return_outputs=named.pop("return_outputs", False), **named)
+
+    single.step = step
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ class BagEmbedding(Embedding):  # type: ignore[misc]
             return embed_bags(input, weight).clone()  # FSDP hooks the output, and does not want a view
         start = dist.get_rank(self.tp_group) * -(-self.num_embeddings // dist.get_world_size(self.tp_group))
         owned = (input >= start) & (input < start + weight.shape[0])
-        # The mean over this rank's tokens of the bag, times their share of the whole bag's.
         means = embed_bags(torch.where(owned, input - start, IGNORE_INDEX), weight)
-        share = owned.sum(dim=-1, keepdim=True) / (input != IGNORE_INDEX).sum(dim=-1, keepdim=True).clamp(min=1)
+        # The mean over this rank's tokens of the bag, times their share of the whole bag's.
+        valid = (input != IGNORE_INDEX).sum(dim=-1, keepdim=True).clamp(min=1)
+        share = owned.sum(dim=-1, keepdim=True).to(torch.promote_types(means.dtype, torch.float32)) / valid
         return (means * share).to(means.dtype)

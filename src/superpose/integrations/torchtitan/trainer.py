@@ -109,6 +109,12 @@ class SuperposeTrainer(Trainer):  # type: ignore[misc]
         self.ntokens_seen = seen + _latents(labels)
         return inputs, labels, named
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # TorchTitan takes up a rank's own count, which is wrong if there were more ranks, or fewer.
+        ranks = self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard * self.parallel_dims.cp
+        self.ntokens_seen = self.step * self.dataloader.plan.rows * self.dataloader.plan.latents // ranks
+
     def train_step(self, data_iterator: Iterator[Any]) -> None:
         if self.step - 1 in self.schedule.boundaries:
             stage = self.schedule.stage_at(self.step - 1)

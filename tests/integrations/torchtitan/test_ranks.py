@@ -1,0 +1,127 @@
+"""TorchTitan on two ranks of a CPU: each kind of parallelism trains as one rank does, in both phases."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("torchtitan")
+
+from superpose import embed_bags, multi_hot_cross_entropy
+from superpose.core.loss import bag_weights
+from superpose.integrations.torchtitan.embedding import BagEmbedding
+from superpose.integrations.torchtitan.loss import mark_rows, multi_hot_sum
+from tests.integrations.torchtitan.runs import TWO_RANKS, config_of, on_two_ranks, run
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # TorchTitan's and PyTorch's own
+
+STEPS, SWITCH, LATENTS = 5, 2, 256
+SETTINGS = {
+    "training.steps": STEPS,
+    "superposition.ratio": SWITCH / STEPS,
+    "training.seq_len": LATENTS,
+    "training.local_batch_size": 4,
+    "parallelism.spmd_backend": "partial_dtensor",  # the other needs PyTorch 2.14 on several ranks
+    "checkpoint.enable": True,
+    "checkpoint.interval": 1,
+    "checkpoint.keep_latest_k": 0,
+    "checkpoint.last_save_model_only": False,
+    "validator.enable": True,
+    "validator.freq": STEPS,
+    "validator.steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def alone(store, tmp_path_factory):
+    """A run of one rank: its metrics, and its folder with a checkpoint of every step."""
+    out = tmp_path_factory.mktemp("alone")
+    return run(config_of(store, out, **SETTINGS)), out
+
+
+@pytest.fixture(scope="module")
+def together(alone, store, tmp_path_factory):
+    """The same run by two ranks in every way, from two checkpoints of the run alone; and the parts on shards."""
+    return on_two_ranks(every_way, tmp_path_factory.mktemp("together"), store, alone[1])
+
+
+def every_way(rank, environments, out, store, alone):
+    results = {"problems": on_shards(rank, next(environments))}
+    for name, settings in TWO_RANKS.items():
+        for start in (1, SWITCH):
+            begin = {
+                "checkpoint.interval": 100,
+                "checkpoint.initial_load_path": str(alone / f"checkpoint/step-{start}"),
+                "checkpoint.initial_load_model_only": False,
+            }
+            metrics = run(config_of(store, out / f"{name}{start}", **SETTINGS | begin | settings), next(environments))
+            results[name, start] = metrics.records, metrics.validations
+    return results
+
+
+@pytest.mark.error(n=4)
+@pytest.mark.parametrize("name", TWO_RANKS)
+@pytest.mark.parametrize("start", [1, SWITCH])
+def test_two_ranks_go_on_as_one(name, start, alone, together):
+    records, validations = together[name, start]
+    expected = alone[0].records[start:]
+    assert [r["step"] for r in records] == [r["step"] for r in expected]
+    assert [r["loss"] for r in records] == pytest.approx([r["loss"] for r in expected], rel=2e-5)
+    assert [r["seen"] for r in records] == [r["seen"] for r in expected]
+    assert validations[STEPS] == pytest.approx(alone[0].validations[STEPS], rel=2e-5)
+
+
+def on_shards(rank, environment):
+    """Loss and embedding of a vocabulary of 23, of which the ranks have 12 and 11 entries, in float64."""
+    os.environ.update(environment)
+    torch.distributed.init_process_group("gloo")
+    group = torch.distributed.group.WORLD
+    generator = torch.Generator().manual_seed(0)
+    start, stop = ((0, 12), (12, 23))[rank]
+    problems = []
+
+    def close(what, ours, reference):
+        if not torch.allclose(ours, reference, rtol=1e-12, atol=1e-12):
+            problems.append(f"{what} on rank {rank}: {ours} is not {reference}")
+
+    for weighting in ("uniform", "power", "first"):
+        logits = torch.randn(40, 23, dtype=torch.float64, generator=generator)
+        targets = torch.randint(23, (40, 4), generator=generator)
+        targets[torch.rand(40, 4, generator=generator) < 0.4] = -100
+        targets[0] = -100
+        targets[1] = 7  # a token four times
+        weights = bag_weights(4, weighting).double()
+        whole = logits.clone().requires_grad_()
+        expected = multi_hot_cross_entropy(whole, targets, weights, reduction="sum")
+        (3 * expected).backward()
+        shard = logits[:, start:stop].clone().requires_grad_()
+        ours = multi_hot_sum(shard, mark_rows(targets, weights), weights, start, group)
+        (3 * ours).backward()
+        close(f"loss, {weighting}", ours, expected)
+        close(f"gradient, {weighting}", shard.grad, whole.grad[:, start:stop])
+
+    bags = torch.randint(23, (3, 5, 4), generator=generator)
+    bags[torch.rand(3, 5, 4, generator=generator) < 0.3] = -100
+    table = torch.randn(23, 6, dtype=torch.float64, generator=generator)
+    upstream = torch.randn(3, 5, 6, dtype=torch.float64, generator=generator)
+    whole = table.clone().requires_grad_()
+    expected = embed_bags(bags, whole)
+    expected.backward(upstream)
+    embedding = BagEmbedding.Config(num_embeddings=23, embedding_dim=6).build()
+    embedding.weight = torch.nn.Parameter(table[start:stop].clone())
+    embedding.tp_group = group
+    part = embedding(bags)
+    part.backward(upstream)
+    total = part.detach().clone()
+    torch.distributed.all_reduce(total)
+    close("embedding", total, expected)
+    close("gradient of the table", embedding.weight.grad, whole.grad[start:stop])
+    everyone = [None, None]
+    torch.distributed.all_gather_object(everyone, problems)
+    torch.distributed.destroy_process_group()
+    return sum(everyone, [])
+
+
+@pytest.mark.error(n=5)
+def test_a_sharded_vocabulary_changes_nothing(together):
+    assert together["problems"] == []
