@@ -37,7 +37,7 @@ def on_cpu() -> None:
         "reset_peak_memory_stats": lambda: None,
         "empty_cache": lambda: None,
     }
-    utils.device_type, utils.device_module = "cpu", SimpleNamespace(**answers)  # type: ignore[assignment]
+    utils.device_type, utils.device_module = "cpu", SimpleNamespace(**answers)
 
     from torchtitan.distributed import fsdp
 
@@ -55,8 +55,9 @@ def on_cpu() -> None:
 
 def _as_pytorch_2_14() -> None:
     """What TorchTitan 0.3.0 calls and PyTorch 2.13 does not have yet: timeouts, and pipelines fed by microbatch."""
-    dist.set_timeout = lambda timeout, group=None: dist.distributed_c10d._set_pg_timeout(timeout, group)
-    single = schedules.PipelineScheduleSingle
+    pytorch: Any = dist
+    pytorch.set_timeout = lambda timeout, group=None: pytorch.distributed_c10d._set_pg_timeout(timeout, group)
+    single: Any = schedules.PipelineScheduleSingle
     whole_batch = single.step
 
     def step(self: Any, *arguments: Any, **named: Any) -> Any:

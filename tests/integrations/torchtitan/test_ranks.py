@@ -16,6 +16,7 @@ from tests.integrations.torchtitan.runs import TWO_RANKS, config_of, on_two_rank
 pytestmark = pytest.mark.filterwarnings("ignore")  # TorchTitan's and PyTorch's own
 
 STEPS, SWITCH, LATENTS = 5, 2, 256
+STARTS = {name: [1] for name in TWO_RANKS} | {"fsdp": [1, SWITCH]}
 SETTINGS = {
     "training.steps": STEPS,
     "superposition.ratio": SWITCH / STEPS,
@@ -48,7 +49,7 @@ def together(alone, store, tmp_path_factory):
 def every_way(rank, environments, out, store, alone):
     results = {"problems": on_shards(rank, next(environments))}
     for name, settings in TWO_RANKS.items():
-        for start in (1, SWITCH):
+        for start in STARTS[name]:
             begin = {
                 "checkpoint.interval": 100,
                 "checkpoint.initial_load_path": str(alone / f"checkpoint/step-{start}"),
@@ -60,8 +61,7 @@ def every_way(rank, environments, out, store, alone):
 
 
 @pytest.mark.error(n=4)
-@pytest.mark.parametrize("name", TWO_RANKS)
-@pytest.mark.parametrize("start", [1, SWITCH])
+@pytest.mark.parametrize(("name", "start"), [(name, start) for name in TWO_RANKS for start in STARTS[name]])
 def test_two_ranks_go_on_as_one(name, start, alone, together):
     records, validations = together[name, start]
     expected = alone[0].records[start:]
@@ -119,7 +119,7 @@ def on_shards(rank, environment):
     everyone = [None, None]
     torch.distributed.all_gather_object(everyone, problems)
     torch.distributed.destroy_process_group()
-    return sum(everyone, [])
+    return [problem for rank in everyone for problem in rank]
 
 
 @pytest.mark.error(n=5)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -473,3 +474,14 @@ def test_the_example_trains_through_the_switch(store, tmp_path):
     assert done.returncode == 0, output[-3000:]
     assert "step 4: recovery begins, bag size 1" in output
     assert "step: 10  loss:" in output
+
+
+def test_the_pages_sample_makes_a_config():
+    page = (ROOT / "docs/torchtitan.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names = {}
+    exec(compile(code, "documentation", "exec"), names)  # our own text
+    config = names["my_8b"]()
+    assert config.superposition == Superposition(bag_size=6, ratio=0.3)
+    assert config.dataloader.dataset_path == "stores/dclm"
+    assert isinstance(config.model_spec.model.tok_embeddings, BagEmbedding.Config)

@@ -47,7 +47,7 @@ from torchtitan.protocols.module import Module
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader
 from superpose.integrations.torchtitan.loss import MultiHotLoss
-from superpose.integrations.torchtitan.trainer import Superposition, SuperposeMetrics, SuperposeTrainer
+from superpose.integrations.torchtitan.trainer import SuperposeMetrics, SuperposeTrainer, Superposition
 
 _LLAMA_3_VOCABULARY = 128256
 
@@ -176,9 +176,7 @@ def _llama(
                 fuse_qkv=True,
                 rope=rope,
             ),
-            feed_forward=make_ffn_config(
-                dim=dim, hidden_dim=hidden_dim, w1_param_init=inner, w2w3_param_init=output
-            ),
+            feed_forward=make_ffn_config(dim=dim, hidden_dim=hidden_dim, w1_param_init=inner, w2w3_param_init=output),
         )
 
     std = dim**-0.5

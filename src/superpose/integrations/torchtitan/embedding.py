@@ -14,14 +14,14 @@ from superpose.core.embed import embed_bags
 from superpose.core.fold import IGNORE_INDEX
 
 
-class BagEmbedding(Embedding):  # type: ignore[misc]
+class BagEmbedding(Embedding):
     """TorchTitan's embedding; a bag's vector is the mean over its valid tokens (arXiv 2605.06546, section 3.1).
 
     Its parameter has the same name, sharding and initialisation, so a checkpoint does not tell the two apart.
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(Embedding.Config):  # type: ignore[misc]
+    class Config(Embedding.Config):
         pass
 
     def forward(self, input: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class BagEmbedding(Embedding):  # type: ignore[misc]
         the shares, as it does for single tokens.
         """
         if input.dim() == 2:
-            return super().forward(input)  # type: ignore[no-any-return]
+            return super().forward(input)
         weight = self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight
         if self.tp_group is None:
             return embed_bags(input, weight).clone()  # FSDP hooks the output, and does not want a view

@@ -51,11 +51,11 @@ def batch_of(inputs: Tensor, labels: Tensor, attention: Attention, end_of_text: 
     return {"input": inputs.contiguous(), "positions": positions}, labels.contiguous()
 
 
-class StoreLoader(BaseDataLoader):  # type: ignore[misc]
+class StoreLoader(BaseDataLoader):
     """A step's windows, this rank's rows of them, part by part: bags in superposition, single tokens in recovery."""
 
     @dataclass(kw_only=True, slots=True)
-    class Config(BaseDataLoader.Config):  # type: ignore[misc]
+    class Config(BaseDataLoader.Config):
         dataset_path: str | None = None
         """The store."""
         seed: int = 1
@@ -82,7 +82,9 @@ class StoreLoader(BaseDataLoader):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         if config.schedule is None:
-            raise ValueError("this loader needs a schedule; build it through the Trainer of superpose, see `superposed`")
+            raise ValueError(
+                "this loader needs a schedule; build it through the Trainer of superpose, see `superposed`"
+            )
         self.config = config
         self.store = open_store(config.dataset_path)
         self.rank, self.ranks = dp_rank, dp_world_size
@@ -102,9 +104,7 @@ class StoreLoader(BaseDataLoader):  # type: ignore[misc]
         """This rank's part `number` of the run, counted from 0; a step has `parts`."""
         step, part = divmod(number, self.parts)
         # The parts of a step are shared out as if each were a rank of its own.
-        window = self.plan.read(
-            self.store.train.tokens, step, self.rank * self.parts + part, self.ranks * self.parts
-        )
+        window = self.plan.read(self.store.train.tokens, step, self.rank * self.parts + part, self.ranks * self.parts)
         stage = self.plan.schedule.stage_at(step)
         inputs, targets = split_window(window, stage.bag_size, stage.mode)
         if targets.dim() == 3:
@@ -118,14 +118,14 @@ class StoreLoader(BaseDataLoader):  # type: ignore[misc]
         self._read = state_dict["step"] * self.parts
 
 
-class HeldOutLoader(BaseDataLoader):  # type: ignore[misc]
+class HeldOutLoader(BaseDataLoader):
     """The store's held-out side in single tokens, each predicted once: next-token evaluation in both phases.
 
     Every rank has as many batches; rows that would not fill one on each of them are left out.
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(BaseDataLoader.Config):  # type: ignore[misc]
+    class Config(BaseDataLoader.Config):
         dataset_path: str | None = None
         """The store; that of the training side if not given."""
         infinite: bool = False

@@ -45,14 +45,14 @@ def mark_rows(targets: Tensor, weights: Tensor | None = None) -> Tensor:
     return missing.masked_fill(~asked.any(dim=-1, keepdim=True), IGNORE_INDEX)
 
 
-class MultiHotLoss(CrossEntropyLoss):  # type: ignore[misc]
+class MultiHotLoss(CrossEntropyLoss):
     """Sum over rows of the multi-hot cross-entropy, divided by the step's rows (arXiv 2605.06546, section 3.2).
 
     Labels [B, L, S] are bags, as `mark_rows` gives them; labels [B, L] are TorchTitan's, and so is their loss.
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(CrossEntropyLoss.Config):  # type: ignore[misc]
+    class Config(CrossEntropyLoss.Config):
         weighting: Weighting = "uniform"
         """Of a bag's targets, see `superpose.bag_weights`; the trainer sets it."""
 
@@ -68,7 +68,7 @@ class MultiHotLoss(CrossEntropyLoss):  # type: ignore[misc]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of logits pred [B, L, V] and no metrics; `global_valid_tokens` counts a row of bags S times."""
         if labels.dim() == 2:
-            return super().__call__(pred, labels, global_valid_tokens)  # type: ignore[no-any-return]
+            return super().__call__(pred, labels, global_valid_tokens)
         total = self.fn(pred, labels, global_vocab_size=self.global_vocab_size, weights=self._weights_for(labels))
         return total if global_valid_tokens is None else total * labels.shape[-1] / global_valid_tokens, {}
 
@@ -96,7 +96,7 @@ def sum_of_rows(
         weights: [S], see `bag_weights`; uniform if not given.
     """
     if labels.dim() == 2:
-        return cross_entropy_loss(pred, labels, global_vocab_size=global_vocab_size)  # type: ignore[no-any-return]
+        return cross_entropy_loss(pred, labels, global_vocab_size=global_vocab_size)
     group: dist.ProcessGroup | None = None
     vocab_size = global_vocab_size
     if isinstance(pred, DTensor):
@@ -133,7 +133,7 @@ class _MultiHot(torch.autograd.Function):
     """sum of (logsumexp(z) - sum of shares x z at the targets); its gradient in z is softmax(z) - shares."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: Tensor, places: Tensor, shares: Tensor, filled: Tensor, group: dist.ProcessGroup | None
     ) -> Tensor:
         top = logits.amax(dim=-1, keepdim=True)
@@ -149,7 +149,7 @@ class _MultiHot(torch.autograd.Function):
         return torch.where(filled, normalizer.log() - picked, 0).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         exponentials, factor, places, shares = ctx.saved_tensors
         logits_grad = exponentials * (factor * grad)
         return logits_grad.scatter_add_(-1, places, -shares * grad), None, None, None, None

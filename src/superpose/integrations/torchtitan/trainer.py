@@ -39,14 +39,14 @@ class Superposition:
     """Of the tokens in a target bag, see `superpose.bag_weights`."""
 
 
-class SuperposeMetrics(MetricsProcessor):  # type: ignore[misc]
+class SuperposeMetrics(MetricsProcessor):
     """TorchTitan's metrics, which count latents, with what superposition reads beside them.
 
     `superposition/bag_size` says what kind of loss a step's is, `superposition/raw_tokens` counts tokens of the text.
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(MetricsProcessor.Config):  # type: ignore[misc]
+    class Config(MetricsProcessor.Config):
         pass
 
     plan: WindowPlan | None = None
@@ -75,7 +75,7 @@ class SuperposeMetrics(MetricsProcessor):  # type: ignore[misc]
         super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics)
 
 
-class SuperposeTrainer(Trainer):  # type: ignore[misc]
+class SuperposeTrainer(Trainer):
     """TorchTitan's trainer; each step has the bag size of its `superpose.Schedule` (arXiv 2605.06546, section 3).
 
     Raises:
@@ -83,8 +83,11 @@ class SuperposeTrainer(Trainer):  # type: ignore[misc]
     """
 
     @dataclass(kw_only=True, slots=True)
-    class Config(Trainer.Config):  # type: ignore[misc]
+    class Config(Trainer.Config):
         superposition: Superposition = field(default_factory=Superposition)
+
+    ntokens_seen: int
+    """Latents this rank has computed."""
 
     def __init__(self, config: Config) -> None:
         settings = config.superposition
@@ -160,7 +163,7 @@ def superposed(
     return SuperposeTrainer.Config(**settings, superposition=superposition or Superposition())
 
 
-def _bound(config: SuperposeTrainer.Config, schedule: Schedule) -> SuperposeTrainer.Config:
+def _bound(config: Any, schedule: Schedule) -> Any:
     """The config whose parts know the run's schedule, weighting and store."""
     parallelism, training = config.parallelism, config.training
     if not isinstance(config.dataloader, StoreLoader.Config) or not isinstance(config.metrics, SuperposeMetrics.Config):
