@@ -25,9 +25,9 @@ on_cpu()
 
 from torch.nn import functional as F  # noqa: E402
 from torch.nn.attention.flex_attention import create_mask  # noqa: E402
-from torchtitan.models.common.attention import FlexAttention  # noqa: E402
+from torchtitan.models.common.attention import FlexAttention, ScaledDotProductAttention  # noqa: E402
 
-from superpose.integrations.torchtitan.config_registry import superpose_debug  # noqa: E402
+from superpose.integrations.torchtitan.config_registry import _qwen3_moe, superpose_debug  # noqa: E402
 from superpose.integrations.torchtitan.trainer import SuperposeMetrics  # noqa: E402
 
 TWO_RANKS = {
@@ -36,6 +36,12 @@ TWO_RANKS = {
     "tensor": {"parallelism.tensor_parallel_degree": 2},
     "pipeline": {"parallelism.pipeline_parallel_degree": 2, "parallelism.pipeline_parallel_microbatch_size": 2},
     "context": {"parallelism.context_parallel_degree": 2, "flex": True},
+    "experts": {
+        "parallelism.data_parallel_shard_degree": 2,
+        "parallelism.expert_parallel_degree": 2,
+        "training.local_batch_size": 2,
+        "experts": True,
+    },
 }
 """The ways two ranks share a run; each has four rows a step, as one rank alone."""
 
@@ -83,7 +89,7 @@ class DenseAttention(FlexAttention):
         return F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=enable_gqa).transpose(1, 2)
 
 
-def config_of(store, out, flex=False, **settings):
+def config_of(store, out, flex=False, experts=False, **settings):
     """The debug config; settings by their place, such as training.steps."""
     config = superpose_debug()
     config.dataloader.dataset_path, config.dump_folder = str(store.path), str(out)
@@ -92,6 +98,12 @@ def config_of(store, out, flex=False, **settings):
     config.debug.enable_structured_logging = False
     config.comm.trace_buf_size = 0
     config.debug.seed = 0
+    if experts:
+        config.model_spec = _qwen3_moe(
+            "tiny", 2048, 64, 32, layers=2, heads=4, kv_heads=2, experts=4, active=2, head_dim=16
+        )
+        for layer in config.model_spec.model.layers:
+            layer.attention.inner_attention = ScaledDotProductAttention.Config()
     if flex:
         for layer in config.model_spec.model.layers:
             layer.attention.inner_attention = DenseAttention.Config()

@@ -35,9 +35,10 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def alone(store, tmp_path_factory):
-    """A run of one rank: its metrics, and its folder with a checkpoint of every step."""
+    """Runs of one rank: metrics of each model, and the folder with a checkpoint of every step."""
     out = tmp_path_factory.mktemp("alone")
-    return run(config_of(store, out, **SETTINGS)), out
+    models = {"dense": {}, "experts": {"experts": True}}
+    return {name: run(config_of(store, out / name, **SETTINGS, **model)) for name, model in models.items()}, out
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +47,17 @@ def together(alone, store, tmp_path_factory):
     return on_two_ranks(every_way, tmp_path_factory.mktemp("together"), store, alone[1])
 
 
+def model_of(name):
+    return "experts" if name == "experts" else "dense"
+
+
 def every_way(rank, environments, out, store, alone):
     results = {"problems": on_shards(rank, next(environments))}
     for name, settings in TWO_RANKS.items():
         for start in STARTS[name]:
             begin = {
                 "checkpoint.interval": 100,
-                "checkpoint.initial_load_path": str(alone / f"checkpoint/step-{start}"),
+                "checkpoint.initial_load_path": str(alone / model_of(name) / f"checkpoint/step-{start}"),
                 "checkpoint.initial_load_model_only": False,
             }
             metrics = run(config_of(store, out / f"{name}{start}", **SETTINGS | begin | settings), next(environments))
@@ -64,11 +69,12 @@ def every_way(rank, environments, out, store, alone):
 @pytest.mark.parametrize(("name", "start"), [(name, start) for name in TWO_RANKS for start in STARTS[name]])
 def test_two_ranks_go_on_as_one(name, start, alone, together):
     records, validations = together[name, start]
-    expected = alone[0].records[start:]
+    whole = alone[0][model_of(name)]
+    expected = whole.records[start:]
     assert [r["step"] for r in records] == [r["step"] for r in expected]
     assert [r["loss"] for r in records] == pytest.approx([r["loss"] for r in expected], rel=2e-5)
     assert [r["seen"] for r in records] == [r["seen"] for r in expected]
-    assert validations[STEPS] == pytest.approx(alone[0].validations[STEPS], rel=2e-5)
+    assert validations[STEPS] == pytest.approx(whole.validations[STEPS], rel=2e-5)
 
 
 def on_shards(rank, environment):
