@@ -7,10 +7,13 @@ import torch
 
 pytest.importorskip("torchtitan")
 
+from torchtitan.distributed.spmd_types import set_current_spmd_mesh
+from torchtitan.distributed.utils import set_spmd_backend
+
 from superpose import embed_bags, multi_hot_cross_entropy
 from superpose.core.loss import bag_weights
 from superpose.integrations.torchtitan.embedding import BagEmbedding
-from superpose.integrations.torchtitan.loss import mark_rows, multi_hot_sum
+from superpose.integrations.torchtitan.loss import mark_rows, multi_hot_sum, sum_of_rows
 from tests.integrations.torchtitan.runs import TWO_RANKS, config_of, on_two_ranks, run
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TorchTitan's and PyTorch's own
@@ -82,6 +85,8 @@ def on_shards(rank, environment):
     os.environ.update(environment)
     torch.distributed.init_process_group("gloo")
     group = torch.distributed.group.WORLD
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+    set_spmd_backend("spmd_types")
     generator = torch.Generator().manual_seed(0)
     start, stop = ((0, 12), (12, 23))[rank]
     problems = []
@@ -105,6 +110,9 @@ def on_shards(rank, environment):
         (3 * ours).backward()
         close(f"loss, {weighting}", ours, expected)
         close(f"gradient, {weighting}", shard.grad, whole.grad[:, start:stop])
+        with set_current_spmd_mesh(mesh):  # as TorchTitan's default backend hands it over
+            labels = mark_rows(targets, weights).unsqueeze(0)
+            close("plain shard", sum_of_rows(shard[None], labels, global_vocab_size=23, weights=weights), expected)
 
     bags = torch.randint(23, (3, 5, 4), generator=generator)
     bags[torch.rand(3, 5, 4, generator=generator) < 0.3] = -100
