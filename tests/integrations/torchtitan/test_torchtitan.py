@@ -251,6 +251,17 @@ def test_one_side_alone_may_be_superposed(mode, store, tmp_path):
     assert metrics.records[-1]["seen"] == STEPS * ROWS * LATENTS
 
 
+def test_the_weighting_reaches_loss_and_loader(store, tmp_path):
+    config = config_of(store, tmp_path, **SMALL | {"superposition.weighting": "first"})
+    with trainer_of(config) as trainer:
+        assert trainer.dataloader.config.weighting == "first"
+        _, labels = trainer.dataloader.read(0)
+        logits = torch.randn(*labels.shape[:2], 300)
+        loss, _ = trainer.loss_fn.loss_fn(logits, labels)
+    expected = F.cross_entropy(logits.flatten(0, 1), labels[..., 0].flatten(), reduction="sum")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 # The parts
 
 
