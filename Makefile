@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test mutants bench-loss bench-data clean
+.PHONY: demo test test-torchtitan mutants bench-loss bench-data clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -14,6 +14,11 @@ test: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+	$(MAKE) test-torchtitan
+
+# TorchTitan needs another version of datasets, so it has an environment of its own.
+test-torchtitan: .venv-torchtitan/ready
+	.venv-torchtitan/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan
 
 # Breaks the code in the ways the method is usually got wrong, and shows which tests notice.
 mutants: .venv/ready
@@ -36,5 +41,11 @@ bench-data: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch .venv/ready
 
+.venv-torchtitan/ready: pyproject.toml constraints-torchtitan.txt
+	$(PYTHON) -m venv .venv-torchtitan
+	.venv-torchtitan/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-torchtitan.txt \
+		-e '.[torchtitan]' pytest pytest-xdist hypothesis
+	touch .venv-torchtitan/ready
+
 clean:
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-torchtitan build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,155 @@
+"""The multi-hot cross-entropy as a loss of TorchTitan: a sum over rows, over whole or sharded vocabularies.
+
+TorchTitan divides a step's loss by the labels that are not -100, counted over all ranks and parts of the step. A
+superposition step is to be divided by its rows (`superpose.core.loss` on normalisation). The loader therefore marks
+what is missing in a bag that has a target by `NO_TARGET`, which TorchTitan counts, and only bags without any by -100:
+then a row counts S times, and S is known.
+
+Inside `ChunkedLossWrapper` only the logits of a chunk exist. The loss itself holds one tensor of their size, the
+exponentials, from which the backward pass makes the gradient.
+
+Shapes: N rows (B x L), S targets of a row, V vocabulary, or this rank's part of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torchtitan.components.loss import CrossEntropyLoss, cross_entropy_loss
+from torchtitan.config import CompileConfig
+from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
+
+from superpose.core.fold import IGNORE_INDEX
+from superpose.core.loss import Weighting, bag_weights, target_shares
+
+NO_TARGET = -1
+"""Label of a place that asks for nothing, in a bag that asks for something."""
+
+
+def mark_rows(targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Labels [..., S] of which TorchTitan counts S for each row that has a target, and 0 for any other.
+
+    Args:
+        targets: [..., S], with `IGNORE_INDEX` where there is none.
+        weights: [S], see `bag_weights`; a target of weight 0 is none.
+    """
+    valid = targets != IGNORE_INDEX
+    asked = valid if weights is None else valid & (weights > 0)
+    missing = targets.masked_fill(~valid, NO_TARGET)
+    return missing.masked_fill(~asked.any(dim=-1, keepdim=True), IGNORE_INDEX)
+
+
+class MultiHotLoss(CrossEntropyLoss):
+    """Sum over rows of the multi-hot cross-entropy, divided by the step's rows (arXiv 2605.06546, section 3.2).
+
+    Labels [B, L, S] are bags, as `mark_rows` gives them; labels [B, L] are TorchTitan's, and so is their loss.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(CrossEntropyLoss.Config):
+        weighting: Weighting = "uniform"
+        """Of a bag's targets, see `superpose.bag_weights`; the trainer sets it."""
+
+    def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
+        super().__init__(config)
+        self.weighting = config.weighting
+        self._weights: dict[tuple[int, torch.device], Tensor] = {}
+        self.fn = sum_of_rows
+        self._maybe_compile(compile_config)
+
+    def __call__(
+        self, pred: Tensor, labels: Tensor, global_valid_tokens: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of logits pred [B, L, V] and no metrics; `global_valid_tokens` counts a row of bags S times."""
+        if labels.dim() == 2:
+            return super().__call__(pred, labels, global_valid_tokens)
+        total = self.fn(pred, labels, global_vocab_size=self.global_vocab_size, weights=self._weights_for(labels))
+        return total if global_valid_tokens is None else total * labels.shape[-1] / global_valid_tokens, {}
+
+    def _weights_for(self, labels: Tensor) -> Tensor | None:
+        """Weights [S] on the labels' device, copied there once: a CUDA graph takes no copy from the host."""
+        if self.weighting == "uniform":
+            return None
+        place = labels.shape[-1], labels.device
+        if place not in self._weights:
+            self._weights[place] = bag_weights(place[0], self.weighting).to(labels.device)
+        return self._weights[place]
+
+
+def sum_of_rows(
+    pred: Tensor, labels: Tensor, *, global_vocab_size: int | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """Sum of the rows' losses of logits [B, L, V], a scalar in float32 (float64 for float64).
+
+    The vocabulary may be sharded over the tensor-parallel ranks, as TorchTitan's head leaves it; then every rank
+    returns the whole sum, and its backward pass gives the gradient of its own shard.
+
+    Args:
+        labels: [B, L] or, as `mark_rows` gives them, [B, L, S].
+        global_vocab_size: of all ranks together, where `pred` does not tell.
+        weights: [S], see `bag_weights`; uniform if not given.
+    """
+    if labels.dim() == 2:
+        return cross_entropy_loss(pred, labels, global_vocab_size=global_vocab_size)
+    group: dist.ProcessGroup | None = None
+    vocab_size = global_vocab_size
+    if isinstance(pred, DTensor):
+        vocab_size = pred.shape[-1]
+        if any(placement.is_shard(pred.dim() - 1) for placement in pred.placements):
+            group = pred.device_mesh.get_group("tp")
+        pred = pred.to_local()
+    elif spmd_mesh_size("tp") > 1:
+        group = current_spmd_mesh().get_group("tp")
+    start = 0
+    if group is not None:
+        if vocab_size is None:
+            raise ValueError("the vocabulary is sharded; give loss.loss_fn.global_vocab_size, the size of the whole")
+        start = dist.get_rank(group) * -(-vocab_size // dist.get_world_size(group))
+    logits = pred.flatten(0, 1)
+    return multi_hot_sum(logits if logits.dtype == torch.float64 else logits.float(), labels.flatten(0, 1), weights,
+                         start, group)  # fmt: skip
+
+
+def multi_hot_sum(
+    logits: Tensor, labels: Tensor, weights: Tensor | None, vocab_start: int, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Sum over rows of the loss of logits [N, V] against labels [N, S]; see `sum_of_rows`."""
+    targets = labels.masked_fill(labels < 0, IGNORE_INDEX)
+    shares = target_shares(targets, weights, IGNORE_INDEX, logits.dtype)
+    places = targets - vocab_start
+    owned = (places >= 0) & (places < logits.shape[-1])
+    filled = shares.sum(dim=-1, keepdim=True) > 0
+    total: Tensor = _MultiHot.apply(logits, places.masked_fill(~owned, 0), shares * owned, filled, group)
+    return total
+
+
+class _MultiHot(torch.autograd.Function):
+    """sum of (logsumexp(z) - sum of shares x z at the targets); its gradient in z is softmax(z) - shares."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, places: Tensor, shares: Tensor, filled: Tensor, group: dist.ProcessGroup | None
+    ) -> Tensor:
+        top = logits.amax(dim=-1, keepdim=True)
+        if group is not None:
+            top = funcol.all_reduce(top, "max", group)
+        exponentials = (logits - top).exp()
+        picked = (shares * (logits.gather(-1, places) - top)).sum(dim=-1, keepdim=True)
+        sums = torch.cat([exponentials.sum(dim=-1, keepdim=True), picked], dim=-1)
+        if group is not None:
+            sums = funcol.all_reduce(sums, "sum", group)
+        normalizer, picked = sums.split(1, dim=-1)
+        ctx.save_for_backward(exponentials, filled / normalizer, places, shares)
+        return torch.where(filled, normalizer.log() - picked, 0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        exponentials, factor, places, shares = ctx.saved_tensors
+        logits_grad = exponentials * (factor * grad)
+        return logits_grad.scatter_add_(-1, places, -shares * grad), None, None, None, None

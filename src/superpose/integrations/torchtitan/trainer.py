@@ -1,0 +1,224 @@
+"""TorchTitan's trainer with a schedule of bag sizes, and any of its configs made into one of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from torch import Tensor
+from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.config import Configurable
+from torchtitan.distributed.cudagraph import wrap_with_cuda_graph
+from torchtitan.models.common import Embedding
+from torchtitan.tools.logging import logger
+from torchtitan.trainer import Trainer
+
+from superpose.core.fold import Mode
+from superpose.core.loss import Weighting
+from superpose.core.schedule import Schedule
+from superpose.data.windows import WindowPlan
+from superpose.integrations.torchtitan.embedding import BagEmbedding
+from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader, open_store
+from superpose.integrations.torchtitan.loss import MultiHotLoss
+
+
+@dataclass(kw_only=True, slots=True)
+class Superposition:
+    """The first phase, see `superpose.Schedule`; its steps are a share of `training.steps`."""
+
+    bag_size: int = 4
+    """Tokens in a bag (the paper's s); 1 is an ordinary run."""
+    ratio: float = 0.3
+    """Share of the steps spent in superposition (the paper's r)."""
+    mode: Mode = "full"
+    """What superposition changes: both sides, only the input side, only the output side."""
+    weighting: Weighting = "uniform"
+    """Of the tokens in a target bag, see `superpose.bag_weights`."""
+
+
+class SuperposeMetrics(MetricsProcessor):
+    """TorchTitan's metrics, which count latents, with what superposition reads beside them.
+
+    `superposition/bag_size` says what kind of loss a step's is, `superposition/raw_tokens` counts tokens of the text.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(MetricsProcessor.Config):
+        pass
+
+    plan: WindowPlan | None = None
+    guess: float | None = None
+    """Loss of a model that knows nothing, log V, if the first step's is to be compared with it."""
+
+    def log(
+        self,
+        step: int,
+        global_avg_loss: float,
+        global_max_loss: float,
+        grad_norm: float,
+        extra_metrics: dict[str, Any] | None = None,
+    ) -> None:
+        """As TorchTitan's; steps are counted from 1."""
+        extra_metrics = dict(extra_metrics or {})
+        if self.plan is not None:
+            extra_metrics["superposition/bag_size"] = self.plan.schedule.bag_size_at(step - 1)
+            extra_metrics["superposition/raw_tokens"] = self.plan.raw_tokens(step)
+        # A pipeline's ranks before the last have no loss, which TorchTitan writes as -1.
+        if step == 1 and self.guess and global_avg_loss > 0 and abs(global_avg_loss / self.guess - 1) > 0.2:
+            logger.warning(
+                f"the first loss is {global_avg_loss:.2f}, a fresh model's is log(vocabulary) = {self.guess:.2f}; "
+                f"check the model's initialisation before trusting this run"
+            )
+        super().log(step, global_avg_loss, global_max_loss, grad_norm, extra_metrics)
+
+
+class SuperposeTrainer(Trainer):
+    """TorchTitan's trainer; each step has the bag size of its `superpose.Schedule` (arXiv 2605.06546, section 3).
+
+    Raises:
+        ValueError: a setting is out of range, or a part of the config is not of superpose: `superposed` makes it so.
+    """
+
+    @dataclass(kw_only=True, slots=True)
+    class Config(Trainer.Config):
+        superposition: Superposition = field(default_factory=Superposition)
+
+    ntokens_seen: int
+    """Latents this rank has computed."""
+
+    def __init__(self, config: Config) -> None:
+        settings = config.superposition
+        self.schedule = Schedule(config.training.steps, settings.bag_size, settings.ratio, settings.mode)
+        config = _bound(config, self.schedule)
+        super().__init__(config)
+        metrics, dataloader = self.metrics_processor, self.dataloader
+        metrics.plan = dataloader.plan
+        if not getattr(config.checkpoint, "initial_load_path", None):
+            metrics.guess = math.log(self.model_config.vocab_size)
+        logger.info(_announcement(dataloader.plan))
+
+    def batch_generator(self, data_iterable: Iterable[tuple[dict[str, Tensor], Tensor]]) -> Iterator[Any]:
+        """Batches as TorchTitan yields them, counted in latents: throughput and MFU are those of the model."""
+        for inputs, labels in super().batch_generator(data_iterable):
+            self.metrics_processor.ntokens_since_last_log -= labels.numel() - _latents(labels)
+            yield inputs, labels
+
+    def post_dataloading_process(self, input_dict: dict[str, Tensor], labels: Tensor) -> tuple[Any, Any, Any]:
+        seen = self.ntokens_seen
+        inputs, labels, named = super().post_dataloading_process(input_dict, labels)
+        self.ntokens_seen = seen + _latents(labels)
+        return inputs, labels, named
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        # TorchTitan takes up a rank's own count, which is wrong if there were more ranks, or fewer.
+        ranks = self.parallel_dims.dp_replicate * self.parallel_dims.dp_shard * self.parallel_dims.cp
+        self.ntokens_seen = self.step * self.dataloader.plan.rows * self.dataloader.plan.latents // ranks
+
+    def train_step(self, data_iterator: Iterator[Any]) -> None:
+        if self.step - 1 in self.schedule.boundaries:
+            stage = self.schedule.stage_at(self.step - 1)
+            logger.info(f"step {self.step}: {stage.phase} begins, bag size {stage.bag_size}")
+            if not self.config.training.disable_cuda_graphs:
+                # A graph has the shapes it was recorded with.
+                self.fwd_bwd_fn = wrap_with_cuda_graph(self._forward_backward_body)
+        super().train_step(data_iterator)
+
+
+def superposed(
+    config: Trainer.Config, superposition: Superposition | None = None, dataset_path: str | None = None
+) -> SuperposeTrainer.Config:
+    """A config of TorchTitan for a decoder, made to train with superposition; all else stays as it is.
+
+    Args:
+        config: of any language model that embeds by `tok_embeddings`; its cross-entropy may be chunked.
+        superposition: the first phase.
+        dataset_path: a store that `superpose prepare` made; it replaces the config's own data.
+
+    Raises:
+        ValueError: the model or the loss is of another kind.
+
+    In a module of your own, which `--module` names::
+
+        def my_8b():
+            return superposed(llama3_8b(), Superposition(bag_size=6, ratio=0.3), "stores/dclm")
+    """
+    spec = config.model_spec
+    embedding = getattr(getattr(spec, "model", None), "tok_embeddings", None)
+    if spec is None or type(embedding) not in (Embedding.Config, BagEmbedding.Config):
+        raise ValueError("this config has no language model with TorchTitan's embedding, so nothing to put bags into")
+    model = replace(spec.model, tok_embeddings=_converted(embedding, BagEmbedding.Config))
+    settings = {item.name: getattr(config, item.name) for item in fields(Trainer.Config)}
+    settings |= {
+        "model_spec": replace(spec, model=model),
+        "loss": _map_loss(config.loss, lambda loss: _converted(loss, MultiHotLoss.Config)),
+        "dataloader": StoreLoader.Config(dataset_path=dataset_path),
+        "validator": replace(config.validator, dataloader=HeldOutLoader.Config()),
+        "metrics": _converted(config.metrics, SuperposeMetrics.Config),
+        "hf_assets_path": "",
+    }
+    return SuperposeTrainer.Config(**settings, superposition=superposition or Superposition())
+
+
+def _bound(config: Any, schedule: Schedule) -> Any:
+    """The config whose parts know the run's schedule, weighting and store."""
+    parallelism, training = config.parallelism, config.training
+    if not isinstance(config.dataloader, StoreLoader.Config) or not isinstance(config.metrics, SuperposeMetrics.Config):
+        raise ValueError("this config does not read a store of superpose; make it with `superposed`")
+    if not isinstance(config.model_spec.model.tok_embeddings, BagEmbedding.Config):
+        raise ValueError("this config's model takes no bags; make it with `superposed`")
+    if parallelism.spmd_backend == "full_dtensor":
+        raise ValueError("parallelism.spmd_backend is full_dtensor; choose spmd_types or partial_dtensor")
+    store = open_store(config.dataloader.dataset_path)
+    vocab_size = config.model_spec.model.vocab_size
+    if store.vocab_size > vocab_size:
+        raise ValueError(
+            f"the model's vocabulary has {vocab_size:,} entries but the store's tokens {store.vocab_size:,}; "
+            f"prepare the text with the model's tokenizer"
+        )
+    weighting = config.superposition.weighting
+    validator = config.validator
+    if isinstance(validator.dataloader, HeldOutLoader.Config):
+        held_out = replace(validator.dataloader, attention=config.dataloader.attention)
+        held_out.dataset_path = held_out.dataset_path or config.dataloader.dataset_path
+        validator = replace(validator, dataloader=held_out)
+    return replace(
+        config,
+        loss=_map_loss(config.loss, lambda loss: replace(loss, weighting=weighting)),
+        dataloader=replace(
+            config.dataloader,
+            schedule=schedule,
+            weighting=weighting,
+            rows=training.global_batch_size,
+            rows_per_rank=training.local_batch_size,
+        ),
+        validator=validator,
+        hf_assets_path=config.hf_assets_path or str(store.tokenizer_path),
+    )
+
+
+def _map_loss(loss: BaseLoss.Config, change: Any) -> BaseLoss.Config:
+    """Changes a cross-entropy where it stands, inside the chunked wrapper or not."""
+    if isinstance(loss, ChunkedLossWrapper.Config):
+        return replace(loss, loss_fn=_map_loss(loss.loss_fn, change))
+    if not isinstance(loss, CrossEntropyLoss.Config):
+        raise ValueError(f"a loss of {type(loss).__qualname__} asks for no bags; choose TorchTitan's cross-entropy")
+    return change(loss)
+
+
+def _converted(config: Configurable.Config, to: type[Any]) -> Any:
+    """The same settings for a subclass."""
+    return to(**{item.name: getattr(config, item.name) for item in fields(config)})
+
+
+def _latents(labels: Tensor) -> int:
+    return labels.shape[0] * labels.shape[1]
+
+
+def _announcement(plan: WindowPlan) -> str:
+    """What the run reads, before its first step."""
+    stages = ", ".join(f"{stage.steps:,} steps of bag size {stage.bag_size}" for stage in plan.schedule.stages)
+    return f"Superposition: {stages}; {plan.raw_tokens():,} tokens of text, {plan.epochs:.2f} passes over it"
