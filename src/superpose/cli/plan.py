@@ -64,6 +64,7 @@ def plan(
     from superpose.plan.model import LLAMA_3_VOCABULARY
     from superpose.plan.request import request_for, request_of
     from superpose.plan.words import record, tables
+    from superpose.train.config import load_recipe
 
     machine = parse_hardware(hardware) if hardware else None
     unique = None if data is None else _amount("--data", data)
@@ -73,8 +74,9 @@ def plan(
                               ("--latents", latents)):  # fmt: skip
             if value is not None:
                 raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
-        settings = load_settings(recipe, {}, None, overrides) if _is_here(recipe) else None
-        request = request_of(settings or _only_read(recipe, overrides), machine, unique)
+        # A plan is made before tokenizer and devices have to be here; steps are run with them.
+        settings = load_settings(recipe, {}, None, overrides) if calibrate else load_recipe(recipe, overrides)
+        request = request_of(settings, machine, unique)
     elif params is None or tokens is None:
         raise UserError("give a recipe, or --params and --tokens, such as --params 3B --tokens 60B")
     else:
@@ -99,7 +101,7 @@ def plan(
     console = Console(markup=False, highlight=False, stderr=as_json)
     measured = None
     if calibrate:
-        if settings is None or recipe is None:
+        if settings is None:
             raise UserError("--calibrate runs steps of a recipe's model on its text; give a recipe that can run here")
         with Display(console) as display:
             store = prepared_store(settings, display)
@@ -162,17 +164,3 @@ def _price(text: str, with_hardware: bool) -> float:
     if not with_hardware:
         raise UserError("--price would be ignored; say on what with --hardware, such as 8xH100")
     return price
-
-
-def _is_here(recipe: Path) -> bool:
-    """Whether the recipe's tokenizer and device are on this machine: a plan is made before they have to be."""
-    from superpose.train.config import load_recipe
-
-    loaded = load_recipe(recipe)
-    return loaded.train.device == "cpu" and (not loaded.data.tokenizer or Path(loaded.data.tokenizer).exists())
-
-
-def _only_read(recipe: Path, overrides: list[str] | None) -> Recipe:
-    from superpose.train.config import load_recipe
-
-    return load_recipe(recipe, overrides)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from superpose.core.schedule import Schedule
@@ -111,7 +112,7 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
     model = facts(request.config, request.latents)
     per_step = request.rows * request.latents
     budget = float(request.steps * per_step)
-    response = fit([*published_points(), *own_points])
+    response = fit([*published_points(), *own_points]) if own_points else _published()
     setting, prediction, alternatives, notes = _advised(response, request, model, budget)
     schedule = Schedule(request.steps, setting.bag_size, setting.ratio)
     cost = cost_of(
@@ -139,6 +140,11 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
         request, model, setting, prediction, alternatives, (times[0], times[1], times[2]), cost, needed, decision,
         tuple(sorted(reasons, key=lambda reason: -_ORDER.index(reason.decision))), calibration,
     )  # fmt: skip
+
+
+@cache
+def _published() -> Response:
+    return fit(published_points())
 
 
 def _advised(

@@ -182,7 +182,7 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
             sizes[storage._cdata] = tensor, storage.nbytes()
         return tensor
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _without_log():
+    with FakeTensorMode(allow_non_fake_inputs=True), _without_log(), _rows_of_one_document():
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         x = torch.zeros(rows, latents, config.hidden_size, dtype=dtype, requires_grad=True)
@@ -191,6 +191,22 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
             model.base_model(inputs_embeds=x, use_cache=False)
     total = sum(size for _, size in sizes.values())
     return total * 2 if experts and precision == "float32" else total
+
+
+@contextmanager
+def _rows_of_one_document() -> Iterator[None]:
+    """Transformers cannot look into tensors without memory, and takes them for several documents, with a mask."""
+    from transformers import masking_utils
+
+    before = getattr(masking_utils, "find_packed_sequence_indices", None)
+    if before is None:
+        yield
+        return
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 @contextmanager

@@ -34,7 +34,7 @@ def table1() -> list[Row]:
     rows = []
     for run in runs:
         batch = LATENTS_PER_STEP * (4 if run.params == "10B-A1B" else 1)
-        first = min((r for r in runs if r.params == run.params and r.bag_size is None), key=lambda r: r.steps)
+        first = min((r for r in runs if (r.params, r.bag_size) == (run.params, None)), key=lambda r: r.steps)
         schedule = Schedule(run.steps)
         if run.bag_size is not None:
             schedule = Schedule(run.steps, run.bag_size, run.tst_steps / run.steps)

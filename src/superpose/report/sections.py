@@ -1,4 +1,4 @@
-"""What a report can be about: a comparison, the paper's experiments run again, or a single run.
+"""What a report can be about: a plan, a comparison, the paper's experiments run again, or a single run.
 
 directory -> Section: verdict, charts, tables, settings -> one page (`superpose.report.page`), Markdown and pictures
 """
@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
@@ -53,13 +53,15 @@ def read_sections(places: Sequence[Path]) -> list[Section]:
             sections.append(_of_comparison(place))
         elif (place / "reproduction.json").is_file():
             sections += [_of_reproduction(entry) for entry in Reproduction.load(place / "reproduction.json")]
+        elif (place / "plan.json").is_file():
+            sections.append(_of_plan(place / "plan.json"))
         elif place in runs:
             if place == runs[0]:
                 sections.append(_of_runs(runs))
         else:
             raise UserError(
-                f"{place} holds nothing to report; give the directory of a comparison (comparison.json), of a "
-                f"reproduction (reproduction.json) or of a finished run (result.json)"
+                f"{place} holds nothing to report; give the directory of a plan (plan.json), of a comparison "
+                f"(comparison.json), of a reproduction (reproduction.json) or of a finished run (result.json)"
             )
     return sections
 
@@ -80,6 +82,31 @@ def _of_comparison(place: Path) -> Section:
             ("text", _text(comparison.store)),
         ),
     )
+
+
+class _PlanTable(BaseModel):
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+class _Plan(BaseModel):
+    """What is told of a plan.json."""
+
+    format: Literal["superpose plan 1"]
+    summary: str
+    tables: list[_PlanTable]
+    request: dict[str, Any]
+
+
+def _of_plan(path: Path) -> Section:
+    try:
+        plan = _Plan.model_validate(read_json(path))
+    except ValidationError:
+        raise UserError(f"{path} was altered, or written by another version; make the plan again") from None
+    tables = tuple((table.title, table.header, table.rows) for table in plan.tables)
+    verdict = f"{plan.summary[:1].upper()}{plan.summary[1:]}."
+    return Section(f"{path.parent.name}: plan", verdict, (), tables, (("request", _text(plan.request)),))
 
 
 def _of_reproduction(entry: Reproduction) -> Section:

@@ -1,0 +1,88 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from superpose import cli
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(cli.app, ["plan", *map(str, arguments)])
+
+
+ROOT = Path(__file__).parents[2]
+TINY = ROOT / "recipes" / "cpu-tiny.toml"
+NUMBERS = ("--params", "3B", "--tokens", "60B")
+
+
+def test_a_plan_out_of_numbers():
+    result = invoke(*NUMBERS, "--data", "100B", "--hardware", "8xH100", "--price", "2.5/h")
+    assert result.exit_code == 0, result.output
+    for words in ("go: s", "Why", "What it takes", "Memory of a device", "price"):
+        assert words in result.output
+
+
+def test_json_for_programs():
+    result = invoke(*NUMBERS, "--hardware", "8xH100", "--bag-size", 6, "--ratio", 0.3, "--json")
+    plan = json.loads(result.stdout)
+    assert plan["decision"] == "go"
+    assert plan["setting"] == {"bag_size": 6, "ratio": 0.3, "weighting": "uniform"}
+    assert plan["cost"]["raw_tokens"] == pytest.approx(2.5 * plan["cost"]["latents"], rel=1e-3)
+    assert plan["cost"]["price"] is None
+
+
+def test_a_recipe_and_its_report(tmp_path):
+    result = invoke(ROOT / "recipes" / "paper-270m.toml", "--hardware", "8xB200", "--out", tmp_path / "plan")
+    assert result.exit_code == 0, result.output
+    reported = CliRunner().invoke(cli.app, ["report", str(tmp_path / "plan")])
+    assert reported.exit_code == 0, reported.output
+    page = (tmp_path / "plan" / "report.html").read_text()
+    assert "Memory of a device" in page
+    assert "254M parameters" in page
+    (tmp_path / "plan" / "plan.json").write_text('{"format": "other"}')
+    assert "make the plan again" in str(CliRunner().invoke(cli.app, ["report", str(tmp_path / "plan")]).exception)
+
+
+def test_calibration_on_this_machine(corpus, tmp_path):
+    settings = ["data.vocab_size=300", "data.val_fraction=0.1", "data.val_megabytes=0.02", "train.batch_size=4"]
+    settings += ["train.latents=16", "train.steps=40", "train.warmup_steps=2", f"data.corpus='{corpus}'"]
+    result = invoke(TINY, "--calibrate", "--hardware", "cpu", *(p for s in settings for p in ("--set", s)))
+    assert result.exit_code == 0, result.output
+    assert "Measured here" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give a recipe, or --params and --tokens"),
+        (("--params", "3B"), "give a recipe, or --params and --tokens"),
+        (("--params", "three", "--tokens", "1B"), "--params three: expected an amount"),
+        ((*NUMBERS, "--price", "2.5/h"), "say on what with --hardware"),
+        ((*NUMBERS, "--hardware", "8xTPU"), "--hardware 8xTPU"),
+        ((*NUMBERS, "--price", "much", "--hardware", "A100"), "--price much"),
+        ((*NUMBERS, "--bag-size", "4"), "belong together"),
+        ((*NUMBERS, "--bag-size", "4", "--ratio", "1"), "without recovery"),
+        ((*NUMBERS, "--calibrate"), "give a recipe that can run here"),
+        ((*NUMBERS, "--set", "train.lr=1"), "without a recipe it would be ignored"),
+        ((TINY, "--params", "3B"), "--params would be ignored"),
+        (("recipes/none.toml",), "cannot be read"),
+        ((*NUMBERS, "--compared", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_sentence(arguments, message):
+    result = invoke(*arguments)
+    assert result.exit_code != 0
+    assert message in f"{result.output}{result.exception}"
+
+
+def test_a_problem_ends_with_2_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "superpose", "plan", "--params", "3B", "--tokens", "none"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("superpose: --tokens none")

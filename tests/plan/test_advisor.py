@@ -1,0 +1,106 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from superpose.plan.advisor import make_plan, summary
+from superpose.plan.evidence import Point
+from superpose.plan.hardware import parse_hardware
+from superpose.plan.request import request_for, request_of
+from superpose.plan.response import Setting
+from superpose.plan.words import record, tables
+from superpose.train.config import load_recipe, override
+
+ROOT = Path(__file__).parents[2]
+PAPER = request_for(600e6, 42e9, hardware=parse_hardware("8xB200"), unique_tokens=1e12)
+
+
+def texts(plan, decision=None):
+    return " ".join(reason.text for reason in plan.reasons if decision in (None, reason.decision))
+
+
+def test_the_papers_own_scale_is_a_go():
+    plan = make_plan(PAPER)
+    assert plan.decision == "go"
+    assert plan.prediction.low > 0
+    assert plan.setting.bag_size in range(4, 13)
+    assert summary(plan).startswith("go: ")
+    assert plan.cost.raw_tokens == pytest.approx(
+        plan.cost.latents * (1 + plan.setting.ratio * (plan.setting.bag_size - 1)), rel=1e-3
+    )
+
+
+def test_the_verdict_is_that_of_the_worst_reason():
+    plan = make_plan(PAPER)
+    order = ["go", "small gain", "do not"]
+    assert plan.decision == max((reason.decision for reason in plan.reasons), key=order.index)
+    assert [order.index(r.decision) for r in plan.reasons] == sorted(
+        (order.index(r.decision) for r in plan.reasons), reverse=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("unique", "decision", "words"),
+    [(1e12, "go", ""), (60e9, "go", "nearly as good as new"), (10e9, "small gain", "mode 'output'"),
+     (2e9, "do not", "worth nothing more")],
+)  # fmt: skip
+def test_data_bound(unique, decision, words):
+    plan = make_plan(replace(PAPER, unique_tokens=unique))
+    assert plan.decision == decision
+    assert words in texts(plan)
+
+
+def test_few_steps():
+    assert make_plan(replace(PAPER, steps=1500)).decision == "do not"
+    assert make_plan(replace(PAPER, steps=3000)).decision == "small gain"
+    assert "steps are few" in texts(make_plan(replace(PAPER, steps=1500)), "do not")
+
+
+def test_what_has_no_evidence_is_no_go():
+    plan = make_plan(replace(PAPER, unusual=("continued pre-training (model.init_from)",)))
+    assert plan.decision == "small gain"
+    assert "no evidence" in texts(plan, "small gain")
+    byte_level = request_for(100e6, 20e9, vocab_size=257)
+    assert "a bag of bytes" in texts(make_plan(byte_level), "small gain")
+
+
+def test_a_setting_of_ones_own_is_kept_and_held_against_the_best():
+    plan = make_plan(replace(PAPER, setting=Setting(16, 0.8)))
+    assert plan.setting == Setting(16, 0.8)
+    assert "nats more than s 16, r 0.8" in texts(plan)
+    ordinary = make_plan(replace(PAPER, setting=Setting(1, 0.0)))
+    assert ordinary.prediction.gain == 0
+    assert ordinary.cost.raw_tokens == ordinary.cost.latents
+
+
+def test_a_card_that_is_too_small():
+    plan = make_plan(request_for(3e9, 60e9, hardware=parse_hardware("1xRTX4090")))
+    assert "GiB of a RTX4090's 24" in texts(plan)
+
+
+def test_points_of_ones_own_move_the_plan():
+    model_plan = make_plan(PAPER)
+    params, latents = model_plan.model.parameters, PAPER.steps * PAPER.rows * PAPER.latents
+    own = [Point(params, latents, 7, 0.2, "uniform", -0.05, "mine", error=0.003)]
+    moved = make_plan(PAPER, own)
+    assert moved.prediction.gain < model_plan.prediction.gain - 0.02
+
+
+def test_a_recipe_brings_its_own_setting(recipe):
+    request = request_of(recipe)
+    assert request.setting == Setting(4, 0.4)
+    assert request.steps == 20
+    assert make_plan(request).decision == "do not"
+    staged = override(recipe, ["superposition.bag_size=[8,2]", "superposition.ratio=[0.2,0.2]"])
+    assert "2 stages of superposition" in request_of(staged).unusual[0]
+    assert request_of(recipe.ordinary()).setting == Setting(1, 0.0)
+
+
+@pytest.mark.parametrize("name", ["paper-270m", "paper-600m", "paper-3b", "paper-10b-a1b", "gpt2-124m", "cpu-tiny"])
+def test_every_recipe_can_be_planned(name):
+    plan = make_plan(request_of(load_recipe(ROOT / "recipes" / f"{name}.toml"), parse_hardware("8xH100")))
+    assert plan.memory.peak > 0
+    assert plan.cost.hours > 0
+    written = record(plan)
+    assert written["model"]["parameters"] == plan.model.parameters
+    assert {table["title"] for table in written["tables"]} == {title for title, *_ in tables(plan)}
