@@ -49,6 +49,13 @@ def plan(
     overrides: Overrides = None,
 ) -> None:
     """Say what TST would bring, what it would cost, and whether to do it: go, a small gain, or do not."""
+    # What is mistyped is said before anything heavy is loaded.
+    unique, budget, size = (
+        None if text is None else _amount(option, text)
+        for option, text in (("--data", data), ("--tokens", tokens), ("--params", params))
+    )
+    hourly = None if price is None else _price(price, hardware is not None)
+
     import json
     from dataclasses import replace
 
@@ -67,7 +74,6 @@ def plan(
     from superpose.train.config import load_recipe
 
     machine = parse_hardware(hardware) if hardware else None
-    unique = None if data is None else _amount("--data", data)
     settings = None
     if recipe is not None:
         for option, value in (("--params", params), ("--tokens", tokens), ("--vocab-size", vocab_size),
@@ -77,14 +83,14 @@ def plan(
         # A plan is made before tokenizer and devices have to be here; steps are run with them.
         settings = load_settings(recipe, {}, None, overrides) if calibrate else load_recipe(recipe, overrides)
         request = request_of(settings, machine, unique)
-    elif params is None or tokens is None:
+    elif size is None or budget is None:
         raise UserError("give a recipe, or --params and --tokens, such as --params 3B --tokens 60B")
     else:
         if overrides:
             raise UserError("--set changes a recipe's settings; without a recipe it would be ignored")
         request = request_for(
-            _amount("--params", params),
-            _amount("--tokens", tokens),
+            size,
+            budget,
             LLAMA_3_VOCABULARY if vocab_size is None else vocab_size,
             2048 if latents is None else latents,
             machine,
@@ -94,7 +100,7 @@ def plan(
         request,
         setting=_setting(request, bag_size, ratio, recommend),
         utilisation=mfu,
-        price_per_hour=None if price is None else _price(price, machine is not None),
+        price_per_hour=hourly,
         co2_grams=request.co2_grams if co2 is None else co2,
     )
     own = [point for place in compared or [] for point in points_of(Comparison.load(place), str(place))]

@@ -243,19 +243,13 @@ def _of_text(setting: Setting, cost: Cost) -> list[Reason]:
 def summary(plan: Plan) -> str:
     """The verdict in a sentence."""
     low, expected, high = plan.times_the_steps
-    amount = {
-        "go": "go",
-        "small gain": "a small or uncertain gain",
-        "do not": "do not",
-    }[plan.decision]
-    text = (
-        f"{amount}: {plan.setting} for {plan.request.steps:,} steps of a model of {short(plan.model.parameters)} "
-        f"parameters"
-    )
+    model = f"a model of {short(plan.model.parameters)} parameters"
+    text = f"{plan.decision}: {plan.setting} for {plan.request.steps:,} steps of {model}"
     if plan.decision != "do not" and plan.prediction.gain > 0:
-        text += f"; ordinary training would take about {_times(expected)} ({_times(low)} to {_times(high)}) the steps"
+        times = f"{_times(expected)} times the steps ({_times(low)} to {_times(high)})"
+        text += f"; ordinary training would take about {times}"
     return text
 
 
 def _times(value: float) -> str:
-    return "any number of times" if value > 100 else f"{value:.1f} times"
+    return "more than 100" if value > 100 else f"{value:.1f}"
