@@ -243,10 +243,7 @@ class Tuned:
             ("--lrs", "Ordinary training's best learning rate", ordinary.lr, self.search.rates),
         ):
             if len(set(tried) - {1.0}) > 1 and value in (min(tried), max(tried)):
-                found.append(
-                    f"{whose}, {value:g}, is at the edge of those tried, so a better one may lie beyond: add "
-                    f"it to {option}."
-                )
+                found.append(f"{whose}, {value:g}, is at the edge of those tried: give {option} beyond it.")
         return found
 
     def tables(self) -> list[Table]:
