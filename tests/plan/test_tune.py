@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from superpose.compare.experiment import Design, plan_tuning
 from superpose.compare.runs import Outcome
 from superpose.errors import UserError
 from superpose.plan.search import (
@@ -208,6 +209,16 @@ class TestResult:
         assert tuned.next_command(Path("runs/tune-a/recipe.toml"), Path("runs")) == (
             "superpose compare runs/tune-a/recipe.toml --lrs 0.002,0.004 --seeds 1,3,4,5,6 --name tune-a-compared"
         )
+
+    def test_the_comparison_finds_full_runs_in_the_pool(self):
+        """At the best rates, both of which it tries: with the seed of the search, as those it compares with are new."""
+        surface, made = bowl(Trial(4, 0.3, 2e-3)), []
+        lowest = trained_on(lambda trial, *of: surface(trial, *of) if not trial.ordinary else 5 - trial.lr, made)
+        tuned = tune(plan_search(RECIPE, GRID, RATES), lowest)
+        tuning = plan_tuning(Design(tuned.recipe, (1, 2, 3, 4, 5), rates=(2e-3, 4e-3)))
+        known = [run.recipe for run in made]
+        assert [run.recipe in known for run in tuning if run.arm == "ordinary"] == [True, True]
+        assert next(run.recipe in known for run in tuning if run.arm == "tst")
 
     def test_the_mean_over_seeds_decides(self):
         lucky, good = Trial(8, 0.3, 4e-3), Trial(4, 0.1, 2e-3)

@@ -114,11 +114,12 @@ def tune(
         console.print(f"{line}; so the shortest rung is little to go by", style="yellow")
 
     def announce(ranking: Ranking) -> None:
-        best = ranking.tst[0]
+        best, ordinary = ranking.tst[0], ranking.ordinary[0].loss
         kept = sum(standing.kept for standing in ranking.tst)
+        beside = "failed" if ordinary is None else f"{ordinary:.4f}"
         console.print(
-            f"{ranking.rung.steps:,} steps: {kept} of {len(ranking.tst)} trials kept, best {best.trial}, "
-            f"validation loss {best.loss:.4f}; ordinary training {ranking.ordinary[0].loss or float('nan'):.4f}"
+            f"{ranking.rung.steps:,} steps: {kept} of {len(ranking.tst)} trials kept; best {best.trial}, "
+            f"validation loss {best.loss:.4f}; ordinary training {beside}"
         )
 
     with Display(console) as display:

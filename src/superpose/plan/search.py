@@ -156,10 +156,8 @@ class Search:
         """What will be trained and what it costs, in sentences."""
         lines = []
         for rung in self.rungs:
-            seeds = f", {len(rung.seeds)} seeds each" if len(rung.seeds) > 1 else ""
-            lines.append(
-                f"{rung.trials} trials of TST and {len(self.rates)} of ordinary training at {rung.steps:,} steps{seeds}"
-            )
+            seeds = f", each with {len(rung.seeds)} seeds" if len(rung.seeds) > 1 else ""
+            lines.append(f"{rung.steps:,} steps: {rung.trials} of TST, {len(self.rates)} of ordinary training{seeds}")
         lines.append(
             f"together {self.count} runs of {self.computed_steps:,} steps, which is {self.cost:.2f} times one full run"
         )

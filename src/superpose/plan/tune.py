@@ -210,14 +210,12 @@ class Tuned:
         last, notes = self.rankings[-1], []
         if self.near:
             how = (
-                f"they are less than {ONE_SEED:g} nats behind, which seeds differ by"
+                f"less than {ONE_SEED:g} nats behind, which seeds differ by"
                 if len(last.rung.seeds) == 1
-                else "the 95 % intervals of their differences include 0"
+                else "the 95 % interval of the difference includes 0"
             )
-            notes.append(
-                f"{len(self.near)} of the {len(last.tst) - 1} other trials of TST with full runs cannot be told from "
-                f"the best: {how}."
-            )
+            others = "; ".join(map(str, self.near))
+            notes.append(f"Other trials of TST that cannot be told from the best: {others} ({how}).")
         for (short, long), agreement in zip(itertools.pairwise(self.rankings), self.correlations, strict=True):
             if agreement is not None and agreement < _AGREE:
                 notes.append(
@@ -236,13 +234,13 @@ class Tuned:
         tst, ordinary, trials = self.best_tst.trial, self.best_ordinary.trial, self.search.trials
         found = []
         for option, whose, value, tried in (
-            # Below bags of 2 there is ordinary training, which is tried.
-            ("--bag-sizes", "TST's best bag size", tst.bag_size, [1.0, *(trial.bag_size for trial in trials)]),
-            ("--ratios", "TST's best ratio", tst.ratio, [trial.ratio for trial in trials]),
-            ("--lrs", "TST's best learning rate", tst.lr, [trial.lr for trial in trials]),
-            ("--lrs", "Ordinary training's best learning rate", ordinary.lr, self.search.rates),
+            ("--bag-sizes", "TST's best bag size", tst.bag_size, {trial.bag_size for trial in trials}),
+            ("--ratios", "TST's best ratio", tst.ratio, {trial.ratio for trial in trials}),
+            ("--lrs", "TST's best learning rate", tst.lr, {trial.lr for trial in trials}),
+            ("--lrs", "Ordinary training's best learning rate", ordinary.lr, set(self.search.rates)),
         ):
-            if len(set(tried) - {1.0}) > 1 and value in (min(tried), max(tried)):
+            below = (option, value) == ("--bag-sizes", 2)  # there is ordinary training, which is tried
+            if len(tried) > 1 and value in (min(tried), max(tried)) and not below:
                 found.append(f"{whose}, {value:g}, is at the edge of those tried: give {option} beyond it.")
         return found
 
@@ -251,10 +249,14 @@ class Tuned:
         steps = [f"{ranking.rung.steps:,} steps" for ranking in self.rankings]
         several = len(self.search.rungs[-1].seeds) > 1
         title = "Validation loss, nats per token" + (", mean over seeds at the full steps" if several else "")
-        header = ("rung", "trials of TST", "kept", "seeds", "best of TST", "best ordinary", "difference", "agreement")
+        header = ("steps", "TST trials", "kept", "seeds", "TST", "ordinary", "difference", "agreement")
         return [
             (title, ("trial", *steps), [*self._trial_rows("tst"), *self._trial_rows("ordinary")]),
-            ("Rungs; agreement is the rank correlation with the next", header, self._rung_rows()),
+            (
+                "Rungs: the best of each kind; agreement is the rank correlation with the next",
+                header,
+                self._rung_rows(),
+            ),
         ]
 
     def _trial_rows(self, kind: Literal["tst", "ordinary"]) -> list[Row]:
@@ -276,7 +278,7 @@ class Tuned:
             tst, ordinary = ranking.tst[0].loss, ranking.ordinary[0].loss
             rows.append(
                 (
-                    f"{ranking.rung.steps:,} steps",
+                    f"{ranking.rung.steps:,}",
                     str(len(ranking.tst)),
                     str(sum(standing.kept for standing in ranking.tst)),
                     ",".join(map(str, ranking.rung.seeds)),
@@ -321,7 +323,6 @@ class Tuned:
                 for standing in (self.best_tst, self.best_ordinary)
             ),
             *self.verdict().replace(". ", ".\n").splitlines(),
-            "",
         ]
 
     def facts(self, command: str, then: str) -> dict[str, Any]:
