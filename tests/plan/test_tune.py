@@ -258,8 +258,10 @@ class TestResult:
             tuned.verdict()
         )
         assert "failed" in str(tuned.tables())
+        made = []
         with pytest.raises(UserError, match="all runs of ordinary training failed at 800 steps"):
-            self.tuned(lambda trial, *of: None if trial.ordinary else 3.0)
+            tune(plan_search(RECIPE, GRID, RATES), trained_on(lambda *of: None, made))
+        assert all(trial_of(run).ordinary for run in made)  # nothing more was spent
         with pytest.raises(UserError, match="all runs of TST failed at 200 steps"):
             self.tuned(lambda trial, *of: 3.0 if trial.ordinary else None)
 

@@ -86,18 +86,22 @@ def tune(search: Search, execute: Execute, listener: Callable[[Ranking], None] =
         UserError: all learning rates of ordinary training failed, or all trials of a rung.
     """
     losses = _losses(execute(search.ordinary_runs))
+    rungs, last = search.rungs, search.rungs[-1]
+    ordinary = [_ranked(search, search.ordinary, rung, losses, 1 if rung is last else None) for rung in rungs]
+    _expect_one(ordinary[-1], "ordinary training", last)
     alive, rankings = search.trials, []
-    for rung, after in itertools.zip_longest(search.rungs, search.rungs[1:]):
-        losses |= _losses(execute(search.runs(alive, rung)))
-        tst = _ranked(search, alive, rung, losses, after.trials if after else 1)
-        ordinary = _ranked(search, search.ordinary, rung, losses, len(search.ordinary) if after else 1)
-        for kind, standings in (("TST", tst), ("ordinary training", ordinary)):
-            if (kind == "TST" or not after) and not any(standing.kept for standing in standings):
-                raise UserError(f"all runs of {kind} failed at {rung.steps:,} steps; give lower learning rates, --lrs")
-        rankings.append(Ranking(rung, tst, ordinary))
+    for rung, after, beside in itertools.zip_longest(rungs, rungs[1:], ordinary):
+        tst = _ranked(search, alive, rung, _losses(execute(search.runs(alive, rung))), after.trials if after else 1)
+        _expect_one(tst, "TST", rung)
+        rankings.append(Ranking(rung, tst, beside))
         listener(rankings[-1])
         alive = tuple(standing.trial for standing in tst if standing.kept)
     return Tuned(search, tuple(rankings))
+
+
+def _expect_one(standings: Sequence[Standing], kind: str, rung: Rung) -> None:
+    if not any(standing.kept for standing in standings):
+        raise UserError(f"all runs of {kind} failed at {rung.steps:,} steps; give lower learning rates, --lrs")
 
 
 def _losses(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
@@ -106,9 +110,9 @@ def _losses(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
 
 
 def _ranked(
-    search: Search, trials: Sequence[Trial], rung: Rung, losses: dict[str, float | None], keep: int
+    search: Search, trials: Sequence[Trial], rung: Rung, losses: dict[str, float | None], keep: int | None
 ) -> tuple[Standing, ...]:
-    """Standings on a rung, best first; the first `keep` of those without a failed run are kept."""
+    """Standings on a rung, best first; of those without a failed run the first `keep` are kept, or all."""
 
     def order(standing: Standing) -> tuple[bool, float, float, Trial]:
         trial, loss = standing.trial, standing.loss
@@ -118,7 +122,7 @@ def _ranked(
         Standing(trial, tuple(losses[run.name] for run in search.runs([trial], rung)), False) for trial in trials
     ]
     return tuple(
-        replace(standing, kept=place < keep and standing.loss is not None)
+        replace(standing, kept=standing.loss is not None and (keep is None or place < keep))
         for place, standing in enumerate(sorted(standings, key=order))
     )
 
