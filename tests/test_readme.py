@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SAMPLES = [
     code
-    for page in ("README.md", "docs/integrations.md")
+    for page in ("README.md", "docs/integrations.md", "docs/conform.md", "docs/planning.md")
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 ]
 COMMANDS = [
@@ -51,6 +51,8 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
         "superpose.data.prepare.prepare_store",
         "superpose.data.prepare.train_on_sources",
         "superpose.data.store.TokenStore.open",
+        "superpose.plan.advisor.make_plan",
+        "superpose.conform.implementation.load",
     ):
         monkeypatch.setattr(work, reached)
     result = CliRunner().invoke(cli.app, shlex.split(command)[1:])

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, plan, report, reproduce
+from superpose.cli import compare, conform, data, plan, report, reproduce, tune
 from superpose.cli.options import Overrides, load_settings, prepared_store
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _options(
 
 
 app.command()(compare.compare)
+app.command()(tune.tune)
 app.command()(reproduce.reproduce)
 app.command()(report.report)
 app.command()(conform.conform)

@@ -18,6 +18,7 @@ from superpose.compare.statistics import Difference
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model
 from superpose.reproduce.published import published_runs, published_sweeps
+from superpose.train.config import Recipe
 
 PUBLISHED, OWN = "published", "own"
 """Setups: the paper's text, tokenizer and recipe, or those of whoever plans a run."""
@@ -25,7 +26,7 @@ BagWeighting = Literal["uniform", "power"]
 """Weights of a bag's tokens that the paper has a sweep of."""
 LATENTS_PER_STEP = 2048 * 1024
 """Of all the paper's dense runs: 1,024 rows of 2,048 latents (20,000 steps are 42 billion)."""
-_ONE_SEED = 0.03
+ONE_SEED = 0.03
 """Standard error, in nats, of a difference between single runs whose spread is not known: what seeds of our smallest
 models differ by (docs/results.md); those of large models differ by less."""
 _PARAMS = {"270M": 270e6, "600M": 600e6, "3B": 3e9}
@@ -139,7 +140,7 @@ def points_of(comparison: Comparison, name: str = "comparison") -> tuple[Point, 
         raise UserError(f"{name}: only comparisons of one stage, mode 'full' and variant 'mce' can be added to the fit")
     if weighting not in ("uniform", "power"):
         raise UserError(f"{name}: only comparisons of weighting 'uniform' or 'power' can be added to the fit")
-    params = float(_parameters(comparison))
+    params = float(parameters(comparison.recipe, comparison.store["vocab_size"]))
     differences = [(steps, comparison.equal_flops(steps)) for steps in comparison.budgets(TST)]
     return tuple(
         Point(
@@ -161,14 +162,13 @@ def points_of(comparison: Comparison, name: str = "comparison") -> tuple[Point, 
 def _error(difference: Difference) -> float:
     """Standard error of a mean difference, widened as far as Student's t at 90 % is wider than the normal."""
     if difference.deviation is None:
-        return _ONE_SEED
+        return ONE_SEED
     wider = float(stats.t.ppf(0.95, difference.seeds - 1) / stats.norm.ppf(0.95))
     return wider * difference.deviation / math.sqrt(difference.seeds)
 
 
-def _parameters(comparison: Comparison) -> int:
-    """Of the model that was compared; only its shapes are made."""
-    recipe, vocabulary = comparison.recipe, comparison.store["vocab_size"]
+def parameters(recipe: Recipe, vocabulary: int) -> int:
+    """Of a recipe's model with a vocabulary of so many entries; only its shapes are made."""
     model = build_model(build_config(recipe.model, vocabulary, recipe.train.latents, 0), "meta")
     return sum(parameter.numel() for parameter in model.parameters())
 
