@@ -127,8 +127,9 @@ def summarize(result: dict[str, Any]) -> list[str]:
 
 def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     table = Table(*header[:1], box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in header[1:]:
-        table.add_column(name, justify="right")
+    for place, name in enumerate(header[1:], start=1):
+        numbers = all(row[place][:1] in {"", *"+-0123456789"} for row in rows)
+        table.add_column(name, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*row)
     console.print(table)

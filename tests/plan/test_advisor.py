@@ -31,12 +31,11 @@ def test_the_papers_own_scale_is_a_go():
 
 
 def test_the_verdict_is_that_of_the_worst_reason():
-    plan = make_plan(PAPER)
     order = ["go", "small gain", "do not"]
-    assert plan.decision == max((reason.decision for reason in plan.reasons), key=order.index)
-    assert [order.index(r.decision) for r in plan.reasons] == sorted(
-        (order.index(r.decision) for r in plan.reasons), reverse=True
-    )
+    for plan in (make_plan(PAPER), make_plan(replace(PAPER, steps=1500, unique_tokens=1e9))):
+        weights = [-1 if reason.decision is None else order.index(reason.decision) for reason in plan.reasons]
+        assert order.index(plan.decision) == max(weights)
+        assert weights == sorted(weights, reverse=True)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +74,21 @@ def test_a_setting_of_ones_own_is_kept_and_held_against_the_best():
 
 def test_a_card_that_is_too_small():
     plan = make_plan(request_for(3e9, 60e9, hardware=parse_hardware("1xRTX4090")))
-    assert "GiB of a RTX4090's 24" in texts(plan)
+    assert "each RTX4090 has 24" in texts(plan)
+
+
+def test_rows_at_a_time_are_as_many_as_fit():
+    plan = make_plan(request_for(3e9, 60e9, hardware=parse_hardware("8xH100")))
+    assert plan.memory.peak < 0.9 * 80 * 2**30
+    assert plan.request.parts > 1
+    roomy = make_plan(request_for(270e6, 42e9, hardware=parse_hardware("8xB200")))
+    assert roomy.request.parts < plan.request.parts
+
+
+def test_a_setting_that_spares_the_text_is_taken_where_it_is_as_good():
+    plan = make_plan(replace(PAPER, unique_tokens=42e9 / 2.4))
+    assert plan.cost.epochs <= 4
+    assert "reads the text" in texts(plan)
 
 
 def test_points_of_ones_own_move_the_plan():

@@ -32,7 +32,7 @@ _AS_NEW, _WORN = 4.0, 16.0
 al., arXiv 2305.16264, section 5: 4 and about 16)."""
 _BYTES = 300
 """Entries up to which a vocabulary is one of bytes."""
-_ROOM = 0.9
+ROOM = 0.9
 """Share of a card's memory that can be planned with."""
 
 
@@ -71,9 +71,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Reason:
-    """What speaks for a decision, or against a better one."""
+    """What speaks for a decision, or against a better one; None where it speaks for none, and is to be known."""
 
-    decision: Decision
+    decision: Decision | None
     text: str
 
 
@@ -126,19 +126,15 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
         None if calibration is None else calibration.mean_step(schedule),
         request.co2_grams,
     )
-    rows = max(1, request.rows // request.sharing.devices // request.parts)
-    needed = memory(
-        request.config, model, rows, request.latents, request.parts, request.precision, request.sharing,
-        request.optimizer, request.checkpoint_activations, request.device,
-    )  # fmt: skip
+    needed = step_memory(request, model)
     reasons = _reasons(request, model, setting, prediction, cost, needed, notes)
-    decision = max((reason.decision for reason in reasons), key=_ORDER.index)
+    decision = max((reason.decision for reason in reasons if reason.decision), key=_ORDER.index)
     times = [
         times_the_steps(gain, model.parameters, budget) for gain in (prediction.low, prediction.gain, prediction.high)
     ]
     return Plan(
         request, model, setting, prediction, alternatives, (times[0], times[1], times[2]), cost, needed, decision,
-        tuple(sorted(reasons, key=lambda reason: -_ORDER.index(reason.decision))), calibration,
+        tuple(sorted(reasons, key=_weight, reverse=True)), calibration,
     )  # fmt: skip
 
 
@@ -147,12 +143,32 @@ def _published() -> Response:
     return fit(published_points())
 
 
+def step_memory(request: Request, model: ModelFacts | None = None) -> Memory:
+    """Memory of one device in a step of what is requested."""
+    model = facts(request.config, request.latents) if model is None else model
+    rows = max(1, request.rows // request.sharing.devices // request.parts)
+    return memory(
+        request.config, model, rows, request.latents, request.parts, request.precision, request.sharing,
+        request.optimizer, request.checkpoint_activations, request.device,
+    )  # fmt: skip
+
+
 def _advised(
     response: Response, request: Request, model: ModelFacts, budget: float
 ) -> tuple[Setting, Prediction, tuple[Setting, ...], tuple[str, ...]]:
     if request.setting is None:
         advice = response.best(model.parameters, budget, steps=request.steps)
-        return advice.setting, advice.prediction, advice.region, advice.why
+        passes = budget / request.unique_tokens if request.unique_tokens else 0.0
+        fresh = [setting for setting in advice.region if passes * _reads(setting) <= _AS_NEW]
+        if passes * _reads(advice.setting) <= _AS_NEW or not fresh:
+            return advice.setting, advice.prediction, advice.region, advice.why
+        # As good within what can be told, and it does not wear the text out.
+        sparing = next((setting for setting in fresh if setting.weighting == "uniform"), fresh[0])
+        prediction = response.predict(
+            model.parameters, budget, sparing.bag_size, sparing.ratio, sparing.weighting, steps=request.steps
+        )
+        note = f"{advice.setting} is predicted best, but reads the text {passes * _reads(advice.setting):.1f} times"
+        return sparing, prediction, advice.region, (f"{note}; {sparing} cannot be told from it",)
     wanted = request.setting
     prediction = response.predict(
         model.parameters, budget, wanted.bag_size, wanted.ratio, wanted.weighting, steps=request.steps
@@ -164,6 +180,11 @@ def _advised(
             f"{best.setting} is predicted to gain {best.prediction.gain - prediction.gain:.3f} nats more than {wanted}",
         )
     return wanted, prediction, best.region, notes
+
+
+def _reads(setting: Setting) -> float:
+    """Tokens read for each of an ordinary run's."""
+    return 1 + setting.ratio * (setting.bag_size - 1)
 
 
 def _reasons(
@@ -182,7 +203,7 @@ def _reasons(
         found = [Reason("small gain", f"with {setting} the predicted gain is {gain}: compare on a small scale first")]
     else:
         found = [Reason("go", f"with {setting} the predicted gain is {gain} at equal FLOPs")]
-    found += [Reason("go", note) for note in (*notes, *prediction.why)]
+    found += [Reason(None, note) for note in (*notes, *prediction.why)]
     found += _of_steps(request.steps, setting)
     found += _of_text(setting, cost)
     found += [Reason("small gain", f"{what}: there is no evidence on it") for what in request.unusual]
@@ -196,15 +217,15 @@ def _reasons(
         )
     if model.experts:
         found.append(
-            Reason("go", "a mixture of experts: of the paper's one the gain at equal steps is not known, only bounded")
+            Reason(None, "a mixture of experts: of the paper's one the gain at equal steps is not known, only bounded")
         )
     device = request.hardware.device if request.hardware else None
-    if device is not None and device.memory and needed.peak > _ROOM * device.memory:
+    if device is not None and device.memory and needed.peak > ROOM * device.memory:
         found.append(
             Reason(
-                "go",
-                f"a step needs {needed.peak / 2**30:.0f} GiB of a {device.name}'s {device.memory / 2**30:.0f}: raise "
-                f"train.accumulate, checkpoint activations, or take more devices",
+                None,
+                f"a step needs {needed.peak / 2**30:.0f} GiB, and each {device.name} has {device.memory / 2**30:.0f}: "
+                f"raise train.accumulate, checkpoint activations, or take more devices",
             )
         )
     return found
@@ -218,9 +239,9 @@ def _of_steps(steps: int, setting: Setting) -> list[Reason]:
     enough = gains_from(rows)
     undecided = max((row.steps for row in rows if row.low <= 0), default=0)
     if steps <= undecided:
-        decision: Decision = "do not"
+        decision: Decision | None = "do not"
     else:
-        decision = "small gain" if enough is None or steps < enough else "go"
+        decision = "small gain" if enough is None or steps < enough else None
     return [Reason(decision, sentence) for sentence in few_steps(steps, setting.bag_size, setting.ratio)]
 
 
@@ -230,7 +251,7 @@ def _of_text(setting: Setting, cost: Cost) -> list[Reason]:
         return []
     passes = f"the text is read {cost.epochs:.1f} times, {cost.ordinary_epochs:.1f} times without bags"
     if cost.epochs <= _AS_NEW:
-        return [Reason("go", f"{passes}; up to {_AS_NEW:.0f} times is nearly as good as new text")]
+        return [Reason(None, f"{passes}; up to {_AS_NEW:.0f} times is nearly as good as new text")]
     other = (
         f"mode 'output' (superposition.mode) reads no more than ordinary training, {cost.ordinary_epochs:.1f} times, "
         f"and in the paper's ablation it gained too (s 4, r 0.5), though less than bags on both sides"
@@ -238,6 +259,10 @@ def _of_text(setting: Setting, cost: Cost) -> list[Reason]:
     if cost.epochs <= _WORN:
         return [Reason("small gain", f"data-bound: {passes}, and what TST gains is new text; {other}")]
     return [Reason("do not", f"data-bound: {passes}, and beyond {_WORN:.0f} times text is worth nothing more; {other}")]
+
+
+def _weight(reason: Reason) -> int:
+    return -1 if reason.decision is None else _ORDER.index(reason.decision)
 
 
 def summary(plan: Plan) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from superpose.core.schedule import Schedule
 from superpose.data.config import DataArgs, vocabulary_size
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config
-from superpose.plan.advisor import Request
+from superpose.plan.advisor import ROOM, Request, step_memory
 from superpose.plan.evidence import LATENTS_PER_STEP
 from superpose.plan.hardware import Hardware
-from superpose.plan.memory import Memory, Sharing, memory
-from superpose.plan.model import LLAMA_3_VOCABULARY, facts, llama_of
+from superpose.plan.memory import Memory, Sharing
+from superpose.plan.model import LLAMA_3_VOCABULARY, llama_of
 from superpose.plan.response import Setting
 from superpose.train.config import Recipe
 
@@ -19,6 +21,8 @@ _ROW = 2048
 _FEWEST_STEPS = 10_000
 """Where only tokens are given: as many steps at least, if batches can be made small enough."""
 _SMALLEST_BATCH = 2**15
+_USUAL_MEMORY = 80 * 2**30
+"""Of a card, where none is named."""
 
 
 def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: float | None = None) -> Request:
@@ -88,29 +92,27 @@ def request_for(
     if steps < 1:
         raise UserError(f"--tokens {tokens:g}: less than one step of {latents:,} latents")
     devices = hardware.count if hardware else 1
-    # As many rows at a time as a step leaves each device, at most 8; the rest in parts.
-    each = max(1, rows // devices)
-    return Request(
+    request = Request(
         llama_of(params, latents, vocab_size),
         latents,
         max(1, rows),
         steps,
         unique_tokens,
         hardware=hardware,
-        parts=max(1, each // 8),
+        precision="float32" if hardware is not None and hardware.device.name == "CPU" else "bfloat16",
         sharing=Sharing(devices, devices),
         device="cpu" if hardware is not None and hardware.device.name == "CPU" else "cuda",
     )
+    # As many rows at a time as there is room for.
+    room = (hardware.device.memory if hardware else 0) or _USUAL_MEMORY
+    while request.rows // devices // request.parts > 1 and step_memory(request).peak > ROOM * room:
+        request = replace(request, parts=2 * request.parts)
+    return request
 
 
 def memory_of(recipe: Recipe) -> Memory:
     """Memory of a step of a recipe, on one device."""
-    request = request_of(recipe)
-    model = facts(request.config, request.latents)
-    return memory(
-        request.config, model, request.rows // request.parts, request.latents, request.parts, request.precision,
-        request.sharing, request.optimizer, request.checkpoint_activations, request.device,
-    )  # fmt: skip
+    return step_memory(request_of(recipe))
 
 
 def _vocabulary(data: DataArgs) -> int:

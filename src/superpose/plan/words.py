@@ -20,7 +20,7 @@ def tables(plan: Plan) -> list[Table]:
         (
             "Why",
             ("", "reason"),
-            [(reason.decision, reason.text) for reason in plan.reasons],
+            [(reason.decision or "note", reason.text) for reason in plan.reasons],
         ),
         _reading(plan),
         _cost(plan),
@@ -109,15 +109,20 @@ def _memory(plan: Plan) -> Table:
 
 
 def _settings(plan: Plan) -> Table:
-    """Of the settings that cannot be told from the best, the ratios that go with each bag size."""
-    by_size: dict[tuple[int, str], list[float]] = {}
+    """The settings that cannot be told from the best: of each bag size its ratios, other weightings in a line each."""
+    by_size: dict[int, list[float]] = {}
+    sizes: dict[str, list[int]] = {}
     for setting in plan.alternatives:
-        by_size.setdefault((setting.bag_size, setting.weighting), []).append(setting.ratio)
+        if setting.weighting == plan.setting.weighting:
+            by_size.setdefault(setting.bag_size, []).append(setting.ratio)
+        else:
+            sizes.setdefault(setting.weighting, []).append(setting.bag_size)
     rows: list[Row] = [
-        (str(size), weighting, f"{min(ratios):g} to {max(ratios):g}" if len(ratios) > 1 else f"{ratios[0]:g}")
-        for (size, weighting), ratios in sorted(by_size.items(), key=lambda item: (item[0][1] != "uniform", item[0]))
+        (str(size), f"{min(ratios):g} to {max(ratios):g}" if len(ratios) > 1 else f"{ratios[0]:g}")
+        for size, ratios in sorted(by_size.items())
     ]
-    return "Settings that cannot be told from the best", ("bag size", "weighting", "ratios"), rows
+    rows += [(f"{min(found)} to {max(found)}", f"with {weighting} weights") for weighting, found in sizes.items()]
+    return "Settings that cannot be told from the best", ("bag size", "ratio"), rows
 
 
 def _calibration(plan: Plan) -> Table:
