@@ -18,6 +18,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from superpose.compare.words import of_words
+
 # Without a terminal a line is printed for each validation, and this often for preparation.
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -128,8 +130,7 @@ def summarize(result: dict[str, Any]) -> list[str]:
 def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     table = Table(*header[:1], box=None, padding=(0, 2, 0, 0), header_style="bold")
     for place, name in enumerate(header[1:], start=1):
-        numbers = all(row[place][:1] in {"", *"+-0123456789"} for row in rows)
-        table.add_column(name, justify="right" if numbers else "left")
+        table.add_column(name, justify="left" if of_words(rows, place) else "right")
     for row in rows:
         table.add_row(*row)
     console.print(table)

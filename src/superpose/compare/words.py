@@ -41,6 +41,11 @@ def describe(schedule: Schedule) -> str:
     return "; ".join(parts) + mode
 
 
+def of_words(rows: Sequence[Row], place: int) -> bool:
+    """Whether a column holds words, which are read from the left, and not numbers, which line up at their ends."""
+    return any(row[place][:1] not in {"", *"+-0123456789"} for row in rows)
+
+
 def markdown(tables: Sequence[Table], verdict: str) -> str:
     """Tables and what they come to, as Markdown."""
     parts = []

@@ -159,11 +159,15 @@ def _advised(
     if request.setting is None:
         advice = response.best(model.parameters, budget, steps=request.steps)
         passes = budget / request.unique_tokens if request.unique_tokens else 0.0
-        fresh = [setting for setting in advice.region if passes * _reads(setting) <= _AS_NEW]
+        fresh = [
+            setting
+            for setting in advice.region
+            if setting.weighting == advice.setting.weighting and passes * _reads(setting) <= _AS_NEW
+        ]
         if passes * _reads(advice.setting) <= _AS_NEW or not fresh:
             return advice.setting, advice.prediction, advice.region, advice.why
         # As good within what can be told, and it does not wear the text out.
-        sparing = next((setting for setting in fresh if setting.weighting == "uniform"), fresh[0])
+        sparing = fresh[0]
         prediction = response.predict(
             model.parameters, budget, sparing.bag_size, sparing.ratio, sparing.weighting, steps=request.steps
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from superpose.compare.charts import Chart
 from superpose.compare.picture import color_of
-from superpose.compare.words import Table
+from superpose.compare.words import Table, of_words
 from superpose.report.sections import Section
 
 _DARK = {"#6b7280": "#a1a9b8", "#2563eb": "#7aa2ff", "#4b5563": "#cbd5e1", "#7c3aed": "#a78bfa", "#be185d": "#f472b6"}
@@ -93,17 +93,23 @@ def _figure(chart: Chart, number: int) -> str:
 
 def _table(table: Table) -> str:
     title, header, rows = table
-    head = "".join(f"<th>{_text(name)}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    words = [of_words(rows, place) for place in range(len(header))]
+    head = "".join(f"<th{_class('words' * left)}>{_text(name)}</th>" for name, left in zip(header, words, strict=True))
+    body = "".join(f"<tr>{''.join(map(_cell, row, words))}</tr>" for row in rows)
     return (
         f'<h3>{_text(title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
-def _cell(value: str) -> str:
-    mark = f' class="{value}"' if value in ("agrees", "disagrees") else ""
-    return f"<td{mark}>{_text(value)}</td>"
+def _cell(value: str, words: bool) -> str:
+    mark = value if value in ("agrees", "disagrees") else ""
+    return f"<td{_class(mark, 'words' * words)}>{_text(value)}</td>"
+
+
+def _class(*names: str) -> str:
+    known = " ".join(filter(None, names))
+    return f' class="{known}"' if known else ""
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
