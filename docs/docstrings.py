@@ -12,7 +12,7 @@ SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+): (.*)$", re.MULTILINE)
 CODE = re.compile(r"::\n\n((?:    .*\n|\n)+)")
 
 
-class ForMarkdown(Extension):
+class ForMarkdown(Extension):  # type: ignore[misc]  # griffe is absent where this is checked
     """`::` before code becomes `:`; a table between rules, text as it stands; parameters of one line, a line each."""
 
     def on_instance(self, *, obj: Any, **_: Any) -> None:

@@ -1,8 +1,8 @@
 """What the site adds to the pages of docs/: they are written for a code host, and stay readable there.
 
-README.md is the home page and CHANGELOG.md a page. Pages link to files outside docs/; those get pages of their own here
-(sources and recipes, as they are) or are copied (figures as JSON), and links are turned to them. A built page that would
-fetch anything from the network fails the build.
+README.md is the home page and CHANGELOG.md a page. Pages link to files outside docs/; those get pages of their own
+(sources and recipes, as they are) or are copied (figures as JSON), and links are turned to them. A built page that
+would fetch anything from the network fails the build.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 LANGUAGES = {".py": "python", ".toml": "toml"}
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(\))")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-FETCHED = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc="?https?:|<link\b[^>]*rel="?stylesheet[^>]*https?:""")
+FETCHED = re.compile(
+    r"""<(?:script|img|iframe|source)\b[^>]*\bsrc="?https?:|<link\b[^>]*rel="?stylesheet[^>]*https?:"""
+)
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:

@@ -103,11 +103,20 @@ def phases() -> str:
                 parts += [box(left + 28 * (i % 2), 170 + 30 * (i // 2), wide, 26, label, "b" if j == 4 else "a")]
             if j < 4:
                 parts += [arrow(left + 26, 166, left + 26, 138), box(left, 100, 52, 36, f"z{j}", "none")]
-        parts += [text(x, 258, reads, "small"), text(x, 277, asks, "small"), text(x, 296, "computes L = 4 positions", "small")]
+        parts += [
+            text(x, 258, reads, "small"),
+            text(x, 277, asks, "small"),
+            text(x, 296, "computes L = 4 positions", "small"),
+        ]
         return parts
 
     parts = panel(
-        24, "Superposition, s 4", "the first r of the steps", 4, "reads s x L = 16 tokens", "z0 predicts t4, t5, t6 and t7"
+        24,
+        "Superposition, s 4",
+        "the first r of the steps",
+        4,
+        "reads s x L = 16 tokens",
+        "z0 predicts t4, t5, t6 and t7",
     )
     parts += panel(392, "Recovery", "the rest: ordinary training", 1, "reads L = 4 tokens", "z0 predicts t1")
     parts += ['<path class="bracket" d="M368 28V300" style="stroke-dasharray:3 4"/>']
@@ -132,9 +141,15 @@ def shifts() -> str:
     parts += [box(left + 168, 18, 110, 24, "leaks, is skipped", "wrong")]
     parts += line(62, "right", range(4), range(4, 8), "Bag 0 predicts bag 1.")
     parts += line(
-        136, "shift by 1, fold", range(4), range(1, 5), "Three of the four targets are in the input: the loss falls and says nothing."
+        136,
+        "shift by 1, fold",
+        range(4),
+        range(1, 5),
+        "Three of the four targets are in the input: the loss falls and says nothing.",
     )
-    parts += line(210, "shift by 1 + s", range(4), range(5, 9), "Position 0 is not asked for t4, the token that comes next.")
+    parts += line(
+        210, "shift by 1 + s", range(4), range(5, 9), "Position 0 is not asked for t4, the token that comes next."
+    )
     return picture(620, 282, "The label shift, right, leaking and skipping", parts)
 
 

@@ -1,9 +1,9 @@
 """A suite for implementations of token superposition, whoever wrote them: which of the twelve errors do they make?
 
-    from superpose.conform import Implementation, conform
+from superpose.conform import Implementation, conform
 
-    for finding in conform(Implementation(step=my_step)):
-        print(finding.error, finding.verdict, finding.evidence)
+for finding in conform(Implementation(step=my_step)):
+    print(finding.error, finding.verdict, finding.evidence)
 """
 
 from superpose.conform.finding import Finding
