@@ -40,8 +40,9 @@ COMMANDS = list(dict.fromkeys(line for page in PAGES for line in lines_of(page, 
 OTHERS = list(dict.fromkeys(line for page in PAGES for line in lines_of(page, "torchrun|python|accelerate|make")))
 QUICK_START = lines_of(ROOT / "docs/quickstart.md", "superpose")
 SMALLER = {
-    "--set data.max_megabytes=4": "--corpus texts/ --set data.val_fraction=0.2 --set train.eval_every=30",
-    "superpose prepare": "superpose prepare --val-fraction 0.2",
+    "--set data.max_megabytes=4": "--corpus texts/ --set data.val_fraction=0.2 --set data.val_megabytes=0.02",
+    "--set data.corpus=store": "--set data.corpus=store --set train.batch_size=2 --set train.latents=32",
+    "superpose prepare": "superpose prepare --val-fraction 0.2 --val-megabytes 0.02",
     "300": "30",
     "--vocab-size 32768": "--vocab-size 512",
     "--vocab-size 1024": "--vocab-size 512",
