@@ -11,18 +11,20 @@ from griffe import Extension
 RULED = re.compile(r"^=+(?: +=+)+\n(?:.+\n)*=+(?: +=+)+$", re.MULTILINE)
 SEVERAL = re.compile(r"^( +)(\w+(?:, \w+)+): (.*)$", re.MULTILINE)
 RETURNS = re.compile(r"^Returns:\n((?:    .*\n|\n)+)", re.MULTILINE)
+TERM = re.compile(r"(?<=\n\n)([A-Z][^\n.:]*)\n((?:    .+\n)+)")
 CODE = re.compile(r"::\n\n((?:    .*\n|\n)+)")
 
 
 class ForMarkdown(Extension):  # type: ignore[misc]  # griffe is absent where this is checked
     """`::` before code becomes `:`; a table between rules, one of Markdown; parameters of one line, a line each;
-        what is returned, a paragraph, since its type stands in the signature."""
+    what is returned, a paragraph, since its type stands in the signature."""
 
     def on_instance(self, *, obj: Any, **_: Any) -> None:
         if obj.is_alias or obj.docstring is None:
             return
         text = obj.docstring.value + "\n"
         text = RETURNS.sub(lambda section: f"**Returns:** {dedent(section[1])}\n", text)
+        text = TERM.sub(lambda term: f"**{term[1]}.** {dedent(term[2])}", text)
         text = RULED.sub(_table, text)
         text = SEVERAL.sub(lambda line: "\n".join(f"{line[1]}{name}: {line[3]}" for name in line[2].split(", ")), text)
         obj.docstring.value = CODE.sub(lambda code: f":\n\n{code[1]}", text).rstrip()
