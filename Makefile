@@ -23,7 +23,7 @@ test-torchtitan: .venv-torchtitan/ready
 
 # The documentation as a site in site/, which opens from the folder; any warning is an error.
 docs: .venv-docs/ready
-	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 # Breaks the code in the ways the method is usually got wrong, and shows which tests notice.
 mutants: .venv/ready
