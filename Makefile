@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-torchtitan mutants bench-loss bench-data clean
+.PHONY: demo test test-torchtitan docs mutants bench-loss bench-data clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -15,10 +15,15 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
 	$(MAKE) test-torchtitan
+	$(MAKE) docs
 
 # TorchTitan needs another version of datasets, so it has an environment of its own.
 test-torchtitan: .venv-torchtitan/ready
 	.venv-torchtitan/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan
+
+# The documentation as a site in site/, which opens from the folder; any warning is an error.
+docs: .venv-docs/ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 
 # Breaks the code in the ways the method is usually got wrong, and shows which tests notice.
 mutants: .venv/ready
@@ -47,5 +52,10 @@ bench-data: .venv/ready
 		-e '.[torchtitan]' pytest pytest-xdist hypothesis
 	touch .venv-torchtitan/ready
 
+.venv-docs/ready: constraints-docs.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-docs.txt
+	touch .venv-docs/ready
+
 clean:
-	rm -rf .venv .venv-torchtitan build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-torchtitan .venv-docs site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

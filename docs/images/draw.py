@@ -1,0 +1,158 @@
+"""Draws the pictures of the method: `python docs/images/draw.py` writes them beside it.
+
+Text stays text, and each picture brings its own ground in both colour schemes, so that it can be read on any page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+  svg { --ink: #111827; --soft: #4b5563; --line: #9ca3af; --paper: #f9fafb; --frame: #e5e7eb;
+        --a: #dbeafe; --a-line: #2563eb; --b: #fef3c7; --b-line: #b45309; --c: #dcfce7; --c-line: #15803d;
+        --wrong: #fee2e2; --wrong-line: #b91c1c; --none: #ffffff; }
+  @media (prefers-color-scheme: dark) {
+    svg { --ink: #f3f4f6; --soft: #a1a9b8; --line: #5b6475; --paper: #171e2e; --frame: #2d3748;
+          --a: #1e3a6e; --a-line: #7aa2ff; --b: #573a0c; --b-line: #f5b041; --c: #14492c; --c-line: #4ade80;
+          --wrong: #611a1a; --wrong-line: #f87171; --none: #0f1420; }
+  }
+  text { font: 14px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; fill: var(--ink); }
+  .soft { fill: var(--soft); } .small { font-size: 12px; } .middle { text-anchor: middle; } .bold { font-weight: 600; }
+  .arrow { stroke: var(--line); stroke-width: 1.5; fill: none; marker-end: url(#tip); }
+  .bracket { stroke: var(--line); stroke-width: 1.5; fill: none; }
+"""
+TIP = (
+    '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<path d="M0 0L8 4L0 8z" style="fill:var(--line)"/></marker></defs>'
+)
+BAGS = "abc"
+"""A colour for each bag of a window."""
+
+
+def box(x: float, y: float, width: float, height: float, label: str, colour: str, dashed: bool = False) -> str:
+    line = "--line" if colour == "none" else f"--{colour}-line"
+    dash = "stroke-dasharray:4 3;" if dashed else ""
+    return (
+        f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="5" '
+        f'style="fill:var(--{colour});stroke:var({line});{dash}stroke-width:1.3"/>'
+        + text(x + width / 2, y + height / 2 + 4.5, label, "small middle")
+    )
+
+
+def text(x: float, y: float, words: str, kind: str = "") -> str:
+    return f'<text x="{x}" y="{y}" class="{kind}">{escape(words)}</text>'
+
+
+def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
+    return f'<path class="arrow" d="M{x} {y}L{to_x} {to_y}"/>'
+
+
+def bracket(x: float, y: float, width: float) -> str:
+    """Under boxes: which of them belong together."""
+    return f'<path class="bracket" d="M{x} {y}v6h{width}v-6"/>'
+
+
+def picture(width: int, height: int, title: str, parts: Iterable[str]) -> str:
+    ground = (
+        f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="8" '
+        f'style="fill:var(--paper);stroke:var(--frame)"/>'
+    )
+    lines = [f"<title>{escape(title)}</title>", f"<style>{STYLE}</style>", TIP, ground, *parts]
+    body = "\n".join(lines)
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">\n{body}\n</svg>\n'
+
+
+def folding() -> str:
+    """A window of 12 tokens at s 4: what goes in and what has to come out."""
+    left, step, size = 120, 47, 42
+
+    def at(token: int) -> float:
+        return left + step * token
+
+    bag = 3 * step + size
+    parts = [text(20, 51, "window", "bold")]
+    parts += [box(at(t), 30, size, 32, f"t{t}", BAGS[t // 4]) for t in range(12)]
+    for j in range(2):
+        middle = at(4 * j) + bag / 2
+        parts += [bracket(at(4 * j), 68, bag), arrow(middle, 74, middle, 96)]
+        parts += [box(at(4 * j), 98, bag, 32, f"mean embedding of t{4 * j} to t{4 * j + 3}", BAGS[j])]
+        parts += [arrow(middle, 132, middle, 154), box(at(4 * j), 156, bag, 32, f"position {j}: one softmax", "none")]
+        parts += [arrow(middle, 190, middle, 212)]
+        parts += [box(at(4 * j + i), 214, size, 32, f"t{4 * j + 4 + i}", BAGS[j + 1]) for i in range(4)]
+    note = at(8) + 4
+    parts += [text(20, 119, "inputs", "bold"), text(20, 177, "model", "bold"), text(20, 235, "targets", "bold")]
+    parts += [text(note, 112, "t8 to t11 are targets alone:", "small soft")]
+    parts += [text(note, 130, "the next window begins at t8", "small soft")]
+    parts += [text(note, 226, "all tokens of the next bag,", "small soft")]
+    parts += [text(note, 244, "in no order", "small soft")]
+    return picture(704, 272, "Folding: a window of 12 tokens, bags of 4, two positions", parts)
+
+
+def phases() -> str:
+    """A row of each phase: the same four positions, four times the tokens."""
+
+    def panel(x: float, title: str, share: str, s: int, reads: str, asks: str) -> list[str]:
+        parts = [text(x, 40, title, "bold"), text(x, 60, share, "small soft")]
+        for j in range(5):
+            left = x + 66 * j
+            for i in range(s):
+                wide = 24 if s > 1 else 52
+                label = f"t{s * j + i}"
+                parts += [box(left + 28 * (i % 2), 170 + 30 * (i // 2), wide, 26, label, "b" if j == 4 else "a")]
+            if j < 4:
+                parts += [arrow(left + 26, 166, left + 26, 138), box(left, 100, 52, 36, f"z{j}", "none")]
+        parts += [
+            text(x, 258, reads, "small"),
+            text(x, 277, asks, "small"),
+            text(x, 296, "computes L = 4 positions", "small"),
+        ]
+        return parts
+
+    parts = panel(
+        24,
+        "Superposition, s 4",
+        "the first r of the steps",
+        4,
+        "reads s x L = 16 tokens",
+        "z0 predicts t4, t5, t6 and t7",
+    )
+    parts += panel(392, "Recovery", "the rest: ordinary training", 1, "reads L = 4 tokens", "z0 predicts t1")
+    parts += ['<path class="bracket" d="M368 28V300" style="stroke-dasharray:3 4"/>']
+    parts += [text(368, 20, "switch", "small soft middle")]
+    return picture(740, 316, "Both phases: four positions either way", parts)
+
+
+def shifts() -> str:
+    """Which tokens position 0 sees and which it is asked for, done right and wrong in the two usual ways."""
+    left, step, size = 170, 47, 42
+
+    def line(y: float, name: str, seen: Sequence[int], asked: Sequence[int], words: str) -> list[str]:
+        parts = [text(20, y + 20, name, "bold")]
+        for t in range(9):
+            both, neither = t in seen and t in asked, t not in seen and t not in asked
+            skipped = neither and t < max(asked)
+            colour = "wrong" if both or skipped else "a" if t in seen else "b" if t in asked else "none"
+            parts += [box(left + step * t, y, size, 32, f"t{t}", colour, dashed=skipped)]
+        return [*parts, text(left, y + 52, words, "small soft")]
+
+    parts = [box(left, 18, 64, 24, "sees", "a"), box(left + 74, 18, 84, 24, "is asked for", "b")]
+    parts += [box(left + 168, 18, 110, 24, "leaks, is skipped", "wrong")]
+    parts += line(62, "right", range(4), range(4, 8), "Bag 0 predicts bag 1.")
+    parts += line(
+        136,
+        "shift by 1, fold",
+        range(4),
+        range(1, 5),
+        "Three of the four targets are in the input: the loss falls and says nothing.",
+    )
+    parts += line(
+        210, "shift by 1 + s", range(4), range(5, 9), "Position 0 is not asked for t4, the token that comes next."
+    )
+    return picture(620, 282, "The label shift, right, leaking and skipping", parts)
+
+
+if __name__ == "__main__":
+    for draw in (folding, phases, shifts):
+        (Path(__file__).parent / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")
