@@ -16,7 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
 # Without a terminal a line is printed for each validation, and this often for preparation.
 _SECONDS_BETWEEN_LINES = 5.0
@@ -126,7 +126,8 @@ def summarize(result: dict[str, Any]) -> list[str]:
 
 
 def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(*header[:1], box=None, padding=(0, 2, 0, 0), header_style="bold")
+    # The first column names things: folded and never cut, so that its names can be copied.
+    table = Table(*(Column(name, overflow="fold") for name in header[:1]), box=None, padding=(0, 2, 0, 0), header_style="bold")
     for place, name in enumerate(header[1:], start=1):
         numbers = all(row[place][:1] in {"", *"+-0123456789"} for row in rows)
         table.add_column(name, justify="right" if numbers else "left")

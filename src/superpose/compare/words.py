@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from superpose.compare.statistics import Difference, Speedup
@@ -39,6 +40,11 @@ def describe(schedule: Schedule) -> str:
     parts = [f"s {stage.bag_size}, r {stage.steps / schedule.total_steps:.3g}" for stage in stages]
     mode = "" if schedule.mode == "full" else f", {schedule.mode} only"
     return "; ".join(parts) + mode
+
+
+def plain(text: str) -> str:
+    """Text from outside as one line that Markdown takes for nothing else."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", " ".join(text.split()))
 
 
 def markdown(tables: Sequence[Table], verdict: str) -> str:
