@@ -127,7 +127,9 @@ def summarize(result: dict[str, Any]) -> list[str]:
 
 def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     # The first column names things: folded and never cut, so that its names can be copied.
-    table = Table(*(Column(name, overflow="fold") for name in header[:1]), box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(
+        *(Column(name, overflow="fold") for name in header[:1]), box=None, padding=(0, 2, 0, 0), header_style="bold"
+    )
     for place, name in enumerate(header[1:], start=1):
         numbers = all(row[place][:1] in {"", *"+-0123456789"} for row in rows)
         table.add_column(name, justify="right" if numbers else "left")
