@@ -12,7 +12,7 @@ from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.handover.facts import predicts_bags
 from superpose.models.build import load_model as load_weights
-from superpose.runs.disk import is_run, open_run
+from superpose.runs.disk import open_run
 
 
 def load_model(place: Path) -> tuple[Any, Any]:
@@ -21,11 +21,19 @@ def load_model(place: Path) -> tuple[Any, Any]:
     Raises:
         UserError: there is neither, the run is not finished, or its model was last trained in superposition.
     """
+    return load_directory(place if _is_model(place) else _of_run(place))
+
+
+def load_directory(directory: Path) -> tuple[Any, Any]:
+    """Model, set to evaluation, and tokenizer of a Hugging Face directory.
+
+    Raises:
+        UserError: they cannot be loaded, or the model does not predict the next token.
+    """
     from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    directory = _of_run(place) if is_run(place) or not _is_model(place) else place
     if predicts := predicts_bags(directory):
         raise UserError(f"{directory} predicts {predicts}, not the next token, so what it generated would be noise")
     model = load_weights(directory, str(directory)).eval()

@@ -69,7 +69,7 @@ def test_what_comes_from_outside_is_text(facts):
     evil = '"]\n---\n# <script>alert(1)</script> | [x](y) `z` ☃\x7f\x00'
     text = replace(facts.text, sources=(evil,), fingerprint=evil)
     harmed = replace(facts, text=text, started_from=evil, comparison=evil, versions={"torch": evil})
-    harmed = replace(harmed, evaluation=({"task": evil, "loss": "1"},))
+    harmed = replace(harmed, evaluation=((evil, evil, evil),))
     card = model_card(evil, harmed, evil, [evil])
     matter = front_matter(card)
     assert "<script>" in matter["license"]
@@ -79,7 +79,7 @@ def test_what_comes_from_outside_is_text(facts):
     assert not re.search(r"(?<!\\)<script|(?<!\\)\[x|(?<!\\)`z", shown)
     assert len([line for line in body.splitlines() if line.startswith("# ")]) == 1
     # Each row keeps its cells: what stands in them cannot end one.
-    assert all(len(re.findall(r"(?<!\\)\|", line)) == 3 for line in shown.splitlines() if line.startswith("| "))
+    assert all(len(re.findall(r"(?<!\\)\|", line)) in (3, 4) for line in shown.splitlines() if line.startswith("| "))
 
 
 def test_a_fact_that_is_not_known_is_left_out(run, tmp_path):
@@ -144,14 +144,28 @@ def test_the_comparison_it_is_part_of_is_in_it(run, recipe, tmp_path):
 def test_its_evaluation_is_in_it_if_it_is_there(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
     assert "Evaluation" not in model_card("x", gathered(copy))
-    rows = [{"task": "next_word", "accuracy": 0.25}, {"task": "copy", "accuracy": 0.5}]
-    (copy / "evaluation.json").write_text(json.dumps({"rows": rows}))
-    assert "| task | accuracy |\n| --- | --- |\n| next\\_word | 0.25 |\n| copy | 0.5 |" in model_card(
-        "x", gathered(copy)
-    )
-    for other in ('{"rows": 3}', "[]", "not JSON", '{"rows": [{"a": {}}, 4]}'):
+    assert gathered(copy).evaluation == ()
+    loss = {"value": 4.56789, "low": 4.5, "high": 4.625}
+    scores = {"name": "copy", "loss": loss, "bits_per_byte": {"value": 3.0, "low": None, "high": None}}
+    task = {"name": "next_word", "chance": 0.5, "models": [{"name": "copy", "accuracy": {"value": 0.25}}]}
+    whole = {"models": [{}], "texts": [{"name": "store", "models": [scores]}], "tasks": [task]}
+    (copy / "evaluation.json").write_text(json.dumps(whole))
+    card = model_card("x", gathered(copy))
+    assert "| store | nats per token | 4.568 (4.5 to 4.625) |\n| store | bits per byte | 3 |" in card
+    assert "| next\\_word | share right | 0.25 |" in card
+    # Of several models this run's; of several of its name none.
+    others = [{**scores, "loss": {"value": 1.0}, "name": "a/one"}, {**scores, "name": "a/copy"}]
+    (copy / "evaluation.json").write_text(json.dumps({"texts": [{"name": "store", "models": others}]}))
+    assert gathered(copy).evaluation[0][2].startswith("4.568")
+    both = [{**scores, "name": "a/copy"}, {**scores, "name": "b/copy"}]
+    (copy / "evaluation.json").write_text(json.dumps({"texts": [{"name": "store", "models": both}]}))
+    assert gathered(copy).evaluation == ()
+    for other in ('{"texts": 3}', "[]", "not JSON", '{"tasks": [{"a": {}}, 4]}'):
         (copy / "evaluation.json").write_text(other)
         assert "Evaluation" not in model_card("x", gathered(copy))
+    # It is of the model the run ended with, and of no other.
+    (copy / "evaluation.json").write_text(json.dumps(whole))
+    assert gathered(copy, step=10).evaluation == gathered(copy, averaged=True).evaluation == ()
 
 
 def test_its_lines_load_the_model(run, tmp_path, monkeypatch):

@@ -111,7 +111,7 @@ def test_a_run_that_was_stopped(stopped, store, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (store.tokenizer_path / "tokenizer.json").read_bytes()
     moved = shutil.copytree(stopped, tmp_path / "moved")
     (moved / "store.json").write_text('{"path": "no/such", "fingerprint": "x"}')
-    with pytest.raises(UserError, match=r"no longer where"):
+    with pytest.raises(UserError, match=r"no longer whole where"):
         export(moved, tmp_path / "another", checkpoint=12)
 
 
@@ -137,7 +137,7 @@ def test_what_is_in_the_way_stays(run, tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")
-    for name in ("full", "file", "link"):
+    for name in ("full", "file", "link", "full/..", "."):
         with pytest.raises(UserError, match=r"is there already; give a new directory"):
             export(run, tmp_path / name)
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"

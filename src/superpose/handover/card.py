@@ -44,9 +44,8 @@ def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequenc
         )
     parts += [f"# {plain(name)}", _summary(facts), _training(facts), _results(facts)]
     if facts.evaluation:
-        header = tuple(facts.evaluation[0])
-        rows = [tuple(map(plain, row.values())) for row in facts.evaluation]
-        parts.append("## Evaluation\n\n" + _table(header, rows))
+        rows = [tuple(map(plain, row)) for row in facts.evaluation]
+        parts.append("## Evaluation\n\n" + _table(("of", "in", "figure and its 95 % interval"), rows))
     if facts.comparison:
         parts.append(f"## Compared with ordinary training\n\n{plain(facts.comparison)}")
     parts += [_loading(name, bags), _citation(facts), _versions(facts)]

@@ -8,6 +8,7 @@ Weights are neither converted nor renamed, so what comes out is the run's model 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -52,7 +53,8 @@ def export(
     """
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", max_shard_size):
         raise UserError(f"--max-shard-size {max_shard_size}: expected a size such as 5GB or 100KB")
-    if directory.is_symlink() or (directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))):
+    empty = directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
+    if directory.name in ("", "..") or (os.path.lexists(directory) and not empty):
         raise UserError(f"{directory} is there already; give a new directory")
     run = open_run(run_path)
     step = _step(run, checkpoint)
@@ -81,7 +83,7 @@ def _step(run: RunOnDisk, checkpoint: int | None) -> int:
             raise UserError(f"{run.path} is not finished; {how}")
         return steps
     if not 1 <= checkpoint <= steps:
-        raise UserError(f"--checkpoint {checkpoint}: {run.path} has {steps} steps; those with one: {run.checkpoints}")
+        raise UserError(f"--checkpoint {checkpoint}: {run.path} has {steps} steps")
     return checkpoint
 
 
@@ -141,6 +143,6 @@ def _tokenizer(run: RunOnDisk) -> Path:
 
 def _no_tokenizer(run: RunOnDisk) -> UserError:
     return UserError(
-        f"the text that {run.path} reads is no longer where {run.path / 'store.json'} says, and its tokenizer with "
-        f"it; prepare it again at that path"
+        f"the text that {run.path} reads is no longer whole where {run.path / 'store.json'} says, so its tokenizer is "
+        f"not known; prepare it again at that path"
     )

@@ -17,6 +17,7 @@ from superpose.data.readers import PYTHON_SOURCES
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json
+from superpose.handover.evaluation import evaluated
 from superpose.runs.disk import Energy, Measured, RunOnDisk
 
 ABOUT = "superpose.json"
@@ -57,7 +58,7 @@ class Facts:
         val_loss: nats per token, next-token, on held-out text.
         started_from: last part of the path of the model that training went on from.
         averaged: whether the weights are the moving average.
-        evaluation: rows of the run's evaluation.json.
+        evaluation: see `superpose.handover.evaluation.evaluated`.
         comparison: verdict of the comparison the run is part of.
         versions: of what trained it.
     """
@@ -86,7 +87,7 @@ class Facts:
     energy: Energy | None = None
     val_loss: float | None = None
     val_bits_per_byte: float | None = None
-    evaluation: tuple[dict[str, str], ...] = ()
+    evaluation: tuple[tuple[str, ...], ...] = ()
     comparison: str | None = None
     versions: dict[str, str] | None = None
     exported_with: str = __version__
@@ -139,7 +140,7 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
         energy=result.energy if result else None,
         val_loss=loss,
         val_bits_per_byte=bits,
-        evaluation=_evaluation(run.path / "evaluation.json") if result and not averaged else (),
+        evaluation=evaluated(run.path) if result and not averaged else (),
         comparison=_comparison(run) if result and not averaged else None,
         versions=result.versions or None if result else None,
     )
@@ -176,21 +177,6 @@ def _text(run: RunOnDisk) -> Text:
 def _counted(names: tuple[str, ...], store: TokenStore) -> Text:
     train = store.train
     return Text(names, store.fingerprint, len(train.tokens), train.documents, train.bytes, len(store.val.tokens))
-
-
-def _evaluation(path: Path) -> tuple[dict[str, str], ...]:
-    """Rows of an evaluation, if it is there and a list of rows is what it holds: their plain values, as text."""
-    try:
-        found = read_json(path).get("rows") if path.is_file() else None
-    except UserError:
-        return ()
-    rows = [row for row in found if isinstance(row, dict)] if isinstance(found, list) else []
-    kept = [
-        {str(name): f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in row.items()}
-        for row in rows
-        if all(isinstance(value, (str, int, float)) for value in row.values())
-    ]
-    return tuple(row for row in kept if row and row.keys() == kept[0].keys())
 
 
 def _comparison(run: RunOnDisk) -> str | None:
