@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -21,6 +23,9 @@ def folder(run, tmp_path):
     recipe = json.loads((runs / "[red]two" / "config.json").read_text())
     recipe["superposition"]["ratio"] = 0.2
     (runs / "[red]two" / "config.json").write_text(json.dumps(recipe))
+    then = time.time() - 7200
+    for path in (*(runs / "pool" / "abc").iterdir(), *(runs / "[red]two").iterdir()):
+        os.utime(path, (then, then))  # old enough for its age to stay the same in a test
     (runs / "demo").mkdir()
     (runs / "demo" / "tst").symlink_to("../pool/abc", target_is_directory=True)
     return runs
