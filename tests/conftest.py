@@ -121,6 +121,17 @@ def recipe(data_args) -> Recipe:
     )
 
 
+@pytest.fixture(scope="session")
+def run(recipe, store, tmp_path_factory) -> Path:
+    """A finished run with a moving average: not to be changed."""
+    from superpose.train.config import with_settings
+    from superpose.train.loop import train
+
+    path = tmp_path_factory.mktemp("finished") / "one"
+    train(with_settings(recipe, "train", average=0.9), store, path)
+    return path
+
+
 def trained(runs, store, pool):
     """What `superpose.compare.runs.execute` does, in this process: a process of its own takes seconds to start."""
     from superpose.compare.runs import Outcome

@@ -46,6 +46,7 @@ def refused(monkeypatch, capsys, tmp_path):
 def test_help_reads_well():
     text = superpose("--help").stdout
     commands = ("compare", "reproduce", "report", "train", "prepare", "tokenizer train", "data show", "data verify")
+    commands += ("export", "import", "runs list", "runs show", "runs compare", "runs remove")
     for command in (*commands, "generate"):
         assert command.split()[0] in text
         help_text = superpose(*command.split(), "--help").stdout

@@ -1,4 +1,4 @@
-"""Sampling text from a finished run: next-token generation by transformers, from the model as exported."""
+"""Sampling text from a finished run or a Hugging Face directory: next-token generation by transformers."""
 
 from __future__ import annotations
 
@@ -10,41 +10,59 @@ import torch
 
 from superpose.errors import UserError
 from superpose.files import read_json
-from superpose.train.config import load_recipe
+from superpose.handover.facts import predicts_bags
+from superpose.models.build import load_model as load_weights
+from superpose.runs.disk import open_run
 
 
-def load_model(run: Path) -> tuple[Any, Any]:
-    """Model and tokenizer of a finished run, from its directory alone.
+def load_model(place: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of a finished run, or of a Hugging Face directory; nothing is looked up elsewhere.
 
     Raises:
-        UserError: there is no run, it is not finished, or it ended inside superposition.
+        UserError: there is neither, the run is not finished, or its model was last trained in superposition.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    return load_directory(place if _is_model(place) else _of_run(place))
+
+
+def load_directory(directory: Path) -> tuple[Any, Any]:
+    """Model, set to evaluation, and tokenizer of a Hugging Face directory.
+
+    Raises:
+        UserError: they cannot be loaded, or the model does not predict the next token.
+    """
+    from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    if predicts := predicts_bags(directory):
+        raise UserError(f"{directory} predicts {predicts}, not the next token, so what it generated would be noise")
+    model = load_weights(directory, str(directory)).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers raises for a file that is missing or was altered
+        raise UserError(f"{directory} holds no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
+    return model, tokenizer
 
-    if not (run / "config.json").is_file():
-        inside = sorted(path.parent.name for path in run.glob("*/result.json"))
-        hint = f"it holds the runs {', '.join(inside)}: give one of them" if inside else "give the directory of a run"
-        raise UserError(f"{run} is not a run; {hint}")
-    if not (run / "result.json").is_file():
+
+def _is_model(place: Path) -> bool:
+    return (place / "config.json").is_file() and "model_type" in read_json(place / "config.json")
+
+
+def _of_run(place: Path) -> Path:
+    """The directory of a finished run's model."""
+    run = open_run(place)
+    if run.state != "finished":
         raise UserError(
-            f"{run} is not finished; go on with: superpose train {run / 'config.json'} --out {run} --resume"
+            f"{place} is not finished; go on with: superpose train {place / 'config.json'} --out {place} --resume"
         )
-    if read_json(run / "result.json").get("ends_in_superposition"):
-        schedule = load_recipe(run / "config.json").schedule
+    schedule = run.recipe.schedule
+    if schedule.ends_in_superposition:
         raise UserError(
-            f"{run} ended inside superposition: its model was last trained to predict bags of "
+            f"{place} ended inside superposition: its model was last trained to predict bags of "
             f"{schedule.bag_size_at(schedule.total_steps - 1)} tokens, not the next token, so what it generated "
             f"would be noise; train it with superposition.ratio below 1, so that recovery follows"
         )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(run / "model", local_files_only=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(run / "model", local_files_only=True)
-    except Exception as error:  # whatever transformers raises for a directory that was altered
-        raise UserError(f"{run / 'model'} cannot be loaded: {str(error).splitlines()[0]}") from None
-    return model, tokenizer
+    return place / "model"
 
 
 def generate(
@@ -75,13 +93,21 @@ def generate(
             stream(text)
 
     # An empty prompt starts where every document starts: after the end of another one.
-    ids = torch.tensor([tokenizer(prompt)["input_ids"] or [tokenizer.eos_token_id]])
-    room = model.config.max_position_embeddings - ids.shape[1]
-    if room < 1 or (max_new_tokens or 0) > room:
-        raise UserError(
-            f"the prompt has {ids.shape[1]} tokens and {max_new_tokens or 'some'} are to follow, but the model was "
-            f"trained on {model.config.max_position_embeddings}; shorten the prompt or lower --max-new-tokens"
-        )
+    start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids = torch.tensor([tokenizer(prompt)["input_ids"] or start])
+    if ids.numel() == 0:
+        raise UserError("the model's tokenizer has no end of text to start from; give a prompt")
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is None and max_new_tokens is None:
+        raise UserError("the model's configuration sets no context length; say how far to go with --max-new-tokens")
+    if context is not None:
+        room = context - ids.shape[1]
+        if room < 1 or (max_new_tokens or 0) > room:
+            raise UserError(
+                f"the prompt has {ids.shape[1]} tokens and {max_new_tokens or 'some'} are to follow, but the model was "
+                f"trained on {context}; shorten the prompt or lower --max-new-tokens"
+            )
+        max_new_tokens = max_new_tokens or room
     sampling: dict[str, Any] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
@@ -89,7 +115,7 @@ def generate(
     model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens or room,
+        max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.eos_token_id,
         streamer=Stream(tokenizer, skip_special_tokens=True),
         **sampling,

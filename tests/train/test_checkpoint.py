@@ -68,6 +68,34 @@ def test_every_tensor_comes_back(recipe, store, tmp_path, settings):
     assert before.state.keys() == fresh.state.keys()
 
 
+def test_weights_alone_fill_a_model_and_change_nothing_on_disk(recipe, store, tmp_path):
+    before = trained(changed(recipe, "train", average=0.9), store, 2)
+    checkpoints = saved(tmp_path, before, [2, 4])
+    assert checkpoints.steps == [2, 4]
+    (tmp_path / "checkpoints" / ".step-00000006.tmp").mkdir()  # of a run that may be writing it
+    here = names(tmp_path)
+    for average, kind in ((False, "model"), (True, "average")):
+        model = build_trainee(changed(recipe, "train", seed=9), store, ALONE).model
+        checkpoints.weights(model, 2, average)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, before.state[f"{kind}.{name}"]), name
+    assert names(tmp_path) == here
+
+
+def test_weights_that_are_not_there_are_refused(recipe, store, tmp_path, one):
+    checkpoints = saved(tmp_path, one, [2])
+    with pytest.raises(UserError, match="no checkpoint of step 3; those it holds: 2"):
+        checkpoints.weights(one.model, 3)
+    with pytest.raises(UserError, match="holds no average"):
+        checkpoints.weights(one.model, 2, average=True)
+    tied = changed(recipe, "model", config={**recipe.model.config, "tie_word_embeddings": True})
+    with pytest.raises(UserError, match=r"another model: model\.lm_head\.weight is in one alone"):
+        checkpoints.weights(build_trainee(tied, store, ALONE).model, 2)
+    wide = changed(recipe, "model", config={**recipe.model.config, "hidden_size": 32})
+    with pytest.raises(UserError, match="cannot be loaded"):
+        checkpoints.weights(build_trainee(wide, store, ALONE).model, 2)
+
+
 def test_tied_weights_are_stored_once_and_stay_tied(recipe, store, tmp_path):
     tied = changed(recipe, "model", config={**recipe.model.config, "tie_word_embeddings": True})
     before = trained(tied, store)

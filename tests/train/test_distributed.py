@@ -11,13 +11,15 @@ import torch
 
 from superpose.data.store import TokenStore
 from superpose.errors import ReportedError, UserError
+from superpose.train.checkpoint import Checkpoints
 from superpose.train.distributed import Ranks
 from superpose.train.loop import train
 from superpose.train.metrics import read_metrics
 from superpose.train.stopping import StoppedError
+from superpose.train.trainee import build_trainee
 from tests.conftest import MODELS
 from tests.ranks import on_ranks, torchrun_environment
-from tests.train.test_loop import changed, weights
+from tests.train.test_loop import ALONE, changed, weights
 
 GPT2 = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 MOE = {"hidden_size": 16, "num_hidden_layers": 2, "tie_word_embeddings": False, **MODELS["qwen3_moe"]}
@@ -143,6 +145,19 @@ def test_two_ranks_resume_to_the_same_bits(on_two, name):
 def test_a_checkpoint_of_two_ranks_loads_into_one(on_two, recipe, store, name):
     result = train(varied(recipe, name), store, on_two / f"{name}-to-one", resume=True)
     assert result["val_loss"] == pytest.approx(loss_of(on_two / name), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fsdp", "ddp", "experts", "tied"])
+def test_the_weights_of_two_ranks_fill_a_whole_model(on_two, recipe, store, name):
+    """What is exported from a checkpoint of shards is the model the ranks exported together."""
+    from transformers import AutoModelForCausalLM
+
+    model = build_trainee(changed(varied(recipe, name), "train", seed=9), store, ALONE).model
+    checkpoints = Checkpoints(on_two / name, ALONE)
+    checkpoints.weights(model, checkpoints.steps[-1])
+    exported = AutoModelForCausalLM.from_pretrained(on_two / name / "model")
+    for key, tensor in exported.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor), key
 
 
 @pytest.mark.error(n=9)

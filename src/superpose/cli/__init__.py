@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, plan, report, reproduce, tune
+from superpose.cli import compare, conform, data, export, plan, report, reproduce, runs, tune
 from superpose.cli.options import Overrides, load_settings, prepared_store
 
 app = typer.Typer(
@@ -107,7 +107,7 @@ def train(
 
 @app.command()
 def generate(
-    run: Annotated[Path, typer.Argument(help="Directory of a finished run.")],
+    place: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A finished run, or a Hugging Face directory.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="By default as many as the context has room for.")
@@ -116,7 +116,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the probability to sample from.")] = 0.95,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Continue a text with the model of a finished run."""
+    """Continue a text with the model of a finished run or of a Hugging Face directory, streamed as it comes."""
     from superpose.generate import generate as generate_text
     from superpose.generate import load_model
 
@@ -124,11 +124,14 @@ def generate(
         sys.stdout.write(text)
         sys.stdout.flush()
 
-    model, tokenizer = load_model(run)
+    model, tokenizer = load_model(place)
     generate_text(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
     stream("\n")
 
 
+app.command()(export.export)
+app.command("import")(export.take_in)
+app.add_typer(runs.app, name="runs")
 app.command()(data.prepare)
 app.add_typer(data.tokenizer_app, name="tokenizer")
 app.add_typer(data.data_app, name="data")

@@ -128,8 +128,11 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
     return Speedup(place / steps, None, low, high, None, points)
 
 
-def loss_at(curve: Sequence[tuple[int, float]], steps: float) -> float | None:
-    """The loss a curve has at a number of steps, in log steps between its budgets; None outside of them."""
+def loss_at(curve: Sequence[tuple[float, float]], steps: float) -> float | None:
+    """The loss a curve has at a number of steps, in log steps between its budgets; None outside of them.
+
+    Likewise of FLOPs or tokens: of any amount above 0 that rises along the curve.
+    """
     budgets = [budget for budget, _ in curve]
     if not budgets[0] <= steps <= budgets[-1]:
         return None

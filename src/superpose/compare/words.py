@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from superpose.compare.statistics import Difference, Speedup
@@ -44,6 +45,11 @@ def describe(schedule: Schedule) -> str:
 def of_words(rows: Sequence[Row], place: int) -> bool:
     """Whether a column holds words, which are read from the left, and not numbers, which line up at their ends."""
     return any(row[place][:1] not in {"", *"+-0123456789"} for row in rows)
+
+
+def plain(text: str) -> str:
+    """Text from outside as one line that Markdown takes for nothing else."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", " ".join(text.split()))
 
 
 def markdown(tables: Sequence[Table], verdict: str) -> str:

@@ -27,6 +27,9 @@ END_OF_TEXT = "<|endoftext|>"
 BYTES = "bytes"
 """Names the tokenizer that needs no training: the 256 bytes and the end of text."""
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+"""What Hugging Face may save of a tokenizer of this kind; its settings and templates among them."""
+
 TRAINING_BYTES = 16 * 2**20
 """Text a tokenizer is trained on. Merges settle long before: more costs time and changes rare entries only."""
 
@@ -168,7 +171,7 @@ def save_tokenizer(text_tokenizer: TextTokenizer, directory: Path) -> None:
     if text_tokenizer.directory is not None:
         # Its settings and templates go with it unchanged.
         directory.mkdir(parents=True, exist_ok=True)
-        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        for name in FILES:
             if (text_tokenizer.directory / name).is_file():
                 shutil.copy(text_tokenizer.directory / name, directory)
         return

@@ -138,19 +138,31 @@ def load_weights(args: ModelArgs, config: Any) -> nn.Module:
     """The model of `init_from`, in float32 on the CPU.
 
     Raises:
+        UserError: see `load_model`.
+    """
+    return load_model(Path(args.init_from), f"model.init_from {args.init_from}", config=config, dtype=torch.float32)
+
+
+def load_model(directory: Path, place: str, **settings: Any) -> nn.Module:
+    """The causal LM in a directory that `save_pretrained` wrote, on the CPU. No code or pickle in it is run.
+
+    Args:
+        place: what messages call the directory.
+        settings: further ones of `from_pretrained`; by default the directory's own configuration and precision.
+
+    Raises:
         UserError: the directory holds no weights in safetensors, or not all of the model's.
     """
     from transformers import AutoModelForCausalLM
 
-    place = f"model.init_from {args.init_from}"
-    if not any(Path(args.init_from).glob("*.safetensors")):
+    if not any(directory.glob("*.safetensors")):
         raise UserError(f"{place} holds no weights (*.safetensors); give a directory that save_pretrained wrote")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            args.init_from,
-            config=config,
-            dtype=torch.float32,
+            directory,
+            **{"dtype": "auto", **settings},
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -159,8 +171,8 @@ def load_weights(args: ModelArgs, config: Any) -> nn.Module:
     if report["missing_keys"] or report["mismatched_keys"]:
         odd = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
         raise UserError(f"{place} does not hold all weights of its model: {odd}")
-    trained: nn.Module = model
-    return trained
+    loaded: nn.Module = model
+    return loaded
 
 
 def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:

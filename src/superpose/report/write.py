@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from superpose import __version__
 from superpose.compare.picture import draw
-from superpose.compare.words import markdown
+from superpose.compare.words import markdown, plain
 from superpose.files import write_text
 from superpose.report.page import page
 from superpose.report.sections import Section, read_sections
@@ -38,20 +37,15 @@ def write_report(places: Sequence[Path], out: Path) -> list[Path]:
 
 
 def _markdown(section: Section, out: Path, pictures: list[Path]) -> str:
-    parts = [f"## {_line(section.title)}\n"]
+    parts = [f"## {plain(section.title)}\n"]
     for chart in section.charts:
         picture = out.with_name(f"{out.stem}-{len(pictures) + 1}.png")
         # Equal FLOPs beside equal data, where a chart has both.
         draw(chart, [axis for axis in ("flops", "raw_tokens") if axis in chart.axes] or [*chart.axes][:1], picture)
         pictures.append(picture)
-        parts.append(f"![{_line(chart.title)}]({picture.name})\n\n{_line(chart.caption)}\n")
+        parts.append(f"![{plain(chart.title)}]({picture.name})\n\n{plain(chart.caption)}\n")
     tables = [
-        (_line(title), tuple(map(_line, header)), [tuple(map(_line, row)) for row in rows])
+        (plain(title), tuple(map(plain, header)), [tuple(map(plain, row)) for row in rows])
         for title, header, rows in section.tables
     ]
-    return "\n".join([*parts, markdown(tables, _line(section.verdict))])
-
-
-def _line(text: str) -> str:
-    """Text from outside as one line that Markdown takes for nothing else."""
-    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", " ".join(text.split()))
+    return "\n".join([*parts, markdown(tables, plain(section.verdict))])

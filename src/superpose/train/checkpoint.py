@@ -16,8 +16,9 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,34 @@ class Checkpoints:
         names = [path for path in _complete_ones(self.folder) if _step(path) <= step]
         return names[-1] if names else None
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of which there is a checkpoint, ascending."""
+        return [_step(path) for path in _complete_ones(self.folder)]
+
+    def weights(self, model: nn.Module, step: int, average: bool = False) -> None:
+        """Fills a model with the weights of one checkpoint, or with their moving average, and changes nothing on disk.
+
+        Raises:
+            UserError: there is no such checkpoint, it was altered, it is of another model, or it holds no average.
+        """
+        path = self.folder / f"step-{step:08d}"
+        if step not in self.steps:
+            known = ", ".join(map(str, self.steps)) or "none"
+            raise UserError(f"{self.folder} holds no checkpoint of step {step}; those it holds: {known}")
+        if problem := self._problem(path):
+            raise UserError(f"checkpoint {path} cannot be used: {problem}")
+        kind = "average" if average else "model"
+        state = {f"{kind}.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+        with _loading(path):
+            reader = HuggingFaceStorageReader(str(path))
+            stored = {name for name in reader.read_metadata().state_dict_metadata if name.startswith(f"{kind}.")}
+            if average and not stored:
+                raise UserError(f"checkpoint {path} holds no average; the run was trained without train.average")
+            if set(state) != stored:
+                raise UserError(f"checkpoint {path} is of another model: {min(set(state) ^ stored)} is in one alone")
+            load(state, storage_reader=reader, no_dist=self._ranks.world_size == 1)
+
     def restore(
         self,
         model: nn.Module,
@@ -233,7 +262,7 @@ class Checkpoints:
         optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer],
         average: State | None,
     ) -> None:
-        try:
+        with _loading(path):
             reader = HuggingFaceStorageReader(str(path))
             stored = reader.read_metadata().state_dict_metadata
             state = training_state(model, [], average)
@@ -250,10 +279,6 @@ class Checkpoints:
                 odd = sorted(set(state) ^ set(stored))[0]
                 raise UserError(f"checkpoint {path} is of another model or optimizer: {odd} is in one alone")
             load(state, storage_reader=reader, no_dist=self._ranks.world_size == 1)
-        except (CheckpointException, SafetensorError, OSError, ValueError, RuntimeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"checkpoint {path} cannot be loaded ({_reason(error)})") from None
         for parameter, values in found.items():
             if values:
                 # Numbers were stored as tensors [1].
@@ -261,6 +286,17 @@ class Checkpoints:
                     key: value.squeeze(0) if value.shape == (1,) != parameter.shape else value
                     for key, value in values.items()
                 }
+
+
+@contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """Says in a sentence what is wrong with a checkpoint that cannot be loaded."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (CheckpointException, SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"checkpoint {path} cannot be loaded ({_reason(error)})") from None
 
 
 def _empty(parameter: Tensor, about: Any) -> Tensor:

@@ -1,0 +1,138 @@
+"""`superpose runs ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from superpose.cli.options import Runs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
+Run = Annotated[Path, typer.Argument(help="Directory of a run.")]
+
+
+class _ListByDefault(TyperGroup):
+    """`superpose runs` and `superpose runs DIR` list."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_ListByDefault, help="List, show, compare and remove the runs on disk.")
+
+
+@app.command("list")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs in a folder and in its own folders, each once, whatever names it has."""
+    from superpose.display import print_table
+    from superpose.runs.disk import find_runs
+    from superpose.runs.words import listed, table_of
+
+    runs, problems = find_runs(folder)
+    if as_json:
+        _print_json([listed(run) for run in runs])
+    elif runs:
+        print_table(_console(), *table_of(runs))
+    else:
+        typer.echo(f"{folder} holds no runs")
+    for problem in problems:
+        typer.echo(f"left out: {problem}", err=True)
+
+
+@app.command()
+def show(run: Run, as_json: AsJson = False) -> None:
+    """Show what is known of a run: its state, results, checkpoints and settings."""
+    from superpose.display import print_table
+    from superpose.runs.disk import open_run
+    from superpose.runs.words import settings_of, shown, tables_of
+
+    found = open_run(run)
+    if as_json:
+        _print_json(shown(found))
+        return
+    console = _console()
+    for title, header, rows in tables_of(found):
+        console.print(title, style="bold")
+        print_table(console, header, rows)
+        console.print()
+    console.print("Settings that are not at their defaults", style="bold")
+    console.print(settings_of(found), soft_wrap=True)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Directories of runs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare runs: settings that differ, losses at equal steps and at equal FLOPs."""
+    from dataclasses import asdict
+
+    from superpose.display import print_table
+    from superpose.runs.differ import differences
+    from superpose.runs.disk import open_run
+
+    found = differences([open_run(run) for run in runs])
+    if as_json:
+        _print_json(asdict(found))
+        return
+    console = _console()
+    for remark in found.remarks():
+        console.print(remark)
+    for title, header, rows in found.tables():
+        console.print(f"\n{title}", style="bold")
+        print_table(console, header, rows)
+
+
+@app.command()
+def remove(
+    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or links to them.")],
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Only their checkpoints.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Remove runs inside of --runs, or only their checkpoints, after saying what goes; of a link the link alone."""
+    from superpose.runs.remove import plan_removals
+    from superpose.runs.remove import remove as remove_one
+    from superpose.runs.words import spoken_size
+
+    planned = plan_removals(paths, runs, checkpoints)
+    for removal in planned:
+        typer.echo(removal.spoken())
+        for remark in removal.remarks:
+            typer.echo(f"          {remark}")
+    freed = spoken_size(sum(removal.bytes for removal in planned))
+    if dry_run:
+        typer.echo(f"{freed} would be freed")
+        return
+    if not yes and not typer.confirm(f"Free {freed}?"):
+        typer.echo("nothing was removed")
+        raise typer.Exit(1)
+    for removal in planned:
+        remove_one(removal)
+    typer.echo(f"{freed} freed")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Paths and settings are text and not markup. What reads them from a pipe needs no fitting.
+    console = Console(markup=False, highlight=False)
+    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1))
