@@ -10,6 +10,7 @@ import torch
 
 from superpose.errors import UserError
 from superpose.files import read_json
+from superpose.models.build import refuse_code_of_others
 from superpose.train.config import load_recipe
 
 
@@ -39,11 +40,14 @@ def load_model(run: Path) -> tuple[Any, Any]:
             f"{schedule.bag_size_at(schedule.total_steps - 1)} tokens, not the next token, so what it generated "
             f"would be noise; train it with superposition.ratio below 1, so that recovery follows"
         )
+    refuse_code_of_others(read_json(run / "model" / "config.json"), f"{run / 'model' / 'config.json'}: ")
     try:
-        model = AutoModelForCausalLM.from_pretrained(run / "model", local_files_only=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(run / "model", local_files_only=True)
+        # Said outright, because transformers asks at the terminal otherwise: code beside a model is not run.
+        kept: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(run / "model", use_safetensors=True, **kept).eval()
+        tokenizer = AutoTokenizer.from_pretrained(run / "model", **kept)
     except Exception as error:  # whatever transformers raises for a directory that was altered
-        raise UserError(f"{run / 'model'} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{run / 'model'} cannot be loaded: {_first_line(error)}") from None
     return model, tokenizer
 
 
@@ -66,8 +70,31 @@ def generate(
         stream: called with each piece of text as it comes.
 
     Raises:
-        UserError: prompt and new tokens do not fit into the context.
+        UserError: prompt and new tokens do not fit into the context, or the model's files were altered.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError("the prompt is not UTF-8 text; give it in the encoding of the terminal") from None
+    try:
+        _generate(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # transformers takes the settings beside a model for granted
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{model.name_or_path} cannot generate ({reason}); its files were altered") from None
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stream: Callable[[str], None],
+) -> None:
     from transformers import TextStreamer
 
     class Stream(TextStreamer):  # type: ignore[misc]  # transformers is not followed by the type checker
@@ -94,3 +121,7 @@ def generate(
         streamer=Stream(tokenizer, skip_special_tokens=True),
         **sampling,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -88,3 +88,11 @@ def test_a_manifest_that_was_altered_is_one_sentence(copied, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=r"manifest\.json"):
         TokenStore.open(copied).verify()
+
+
+@pytest.mark.parametrize("name", ["repeated_documents", "unreadable_files", "left_out_bytes", "preparation"])
+def test_what_is_told_of_a_store_is_checked_too(copied, name):
+    file = copied / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: "many"}))
+    with pytest.raises(UserError, match=f"was altered: {name}"):
+        TokenStore.open(copied)
