@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superpose.errors import UserError
+from superpose.files import read_json
 
 # What transformers remarks of a damaged model is no error.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,3 +79,15 @@ def test_an_input_is_the_same_again(samples, work):
     for target in fuzz.TARGETS:
         first, second = (fuzz.judge(target, 7, samples, work) for _ in range(2))
         assert first == second
+
+
+def test_the_page_shows_the_counts():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "robustness.md").read_text(encoding="utf-8")
+    counts = read_json(root / "benchmarks" / "results" / "fuzz.json")
+    assert list(counts) == list(fuzz.TARGETS)
+    for target, (_, inputs) in fuzz.TARGETS.items():
+        found = counts[target]
+        assert sum(found.values()) == inputs
+        assert found["finding"] == 0
+        assert f"| {target} | {inputs:,} | {found['accepted']:,} | {found['refused']:,} |" in page

@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from superpose.errors import UserError
 from superpose.generate import generate, load_model
@@ -56,3 +57,13 @@ def test_settings_beside_a_model_that_were_altered_end_in_a_sentence(finished, t
 def test_a_prompt_that_is_no_text(finished):
     with pytest.raises(UserError, match="not UTF-8"):
         generate(*load_model(finished), "\udcff", 2, 0.8, 0.9, 0, lambda piece: None)
+
+
+def test_weights_that_are_missing_are_not_made_up(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "model" / "model.safetensors"
+    weights = load_file(file)
+    del weights["lm_head.weight"]
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"does not hold all weights of its model: lm_head\.weight"):
+        load_model(tmp_path / "run")

@@ -44,11 +44,15 @@ def load_model(run: Path) -> tuple[Any, Any]:
     try:
         # Said outright, because transformers asks at the terminal otherwise: code beside a model is not run.
         kept: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_pretrained(run / "model", use_safetensors=True, **kept).eval()
+        model, report = AutoModelForCausalLM.from_pretrained(
+            run / "model", use_safetensors=True, output_loading_info=True, **kept
+        )
         tokenizer = AutoTokenizer.from_pretrained(run / "model", **kept)
     except Exception as error:  # whatever transformers raises for a directory that was altered
         raise UserError(f"{run / 'model'} cannot be loaded: {_first_line(error)}") from None
-    return model, tokenizer
+    if report["missing_keys"]:
+        raise UserError(f"{run / 'model'} does not hold all weights of its model: {min(report['missing_keys'])}")
+    return model.eval(), tokenizer
 
 
 def generate(

@@ -148,6 +148,7 @@ def test_a_model_has_one_origin():
         ({"rope_parameters": {"rope_type": "x"}}, "does not make a llama model"),
         ({"attn_implementation": "someone/kernel"}, r"model\.config\.attn_implementation .* which is not run"),
         ({"rope_parameters": {"x_implementation": "someone/kernel"}}, r"rope_parameters\.x_implementation"),
+        ({"head_dim": "a"}, r"model\.config: .*'head_dim' .* any type in \(int, NoneType\)"),
         ({"head_dim": 2**63}, "does not make a llama model: .*[Oo]verflow"),
     ],
 )

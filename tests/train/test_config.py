@@ -139,3 +139,9 @@ def test_of_a_long_value_its_ends_are_shown():
     with pytest.raises(UserError, match=r"train\.attention is 'x+\.\.\.x+'; input should be") as caught:
         load_recipe(None, [f"train.attention={'x' * 5000}"])
     assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000])
+def test_a_value_that_no_parser_takes_is_text(value):
+    with pytest.raises(UserError, match=r"train\.lr is '.*\.\.\..*'; input should be a (valid|finite) number"):
+        load_recipe(None, [f"train.lr={value}"])

@@ -6,6 +6,7 @@ import torch
 
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
+from superpose.files import file_sha256
 from superpose.models.build import build_config, build_model
 from superpose.train import run as runs
 from superpose.train.run import claim
@@ -67,6 +68,10 @@ def test_a_model_takes_along_no_file_but_the_tokenizers(recipe, store, tmp_path)
     assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (
         store.tokenizer_path / "tokenizer.json"
     ).read_bytes()
+    (copied.tokenizer_path / "config.json").write_text("{}")
+    copied.manifest["sha256"]["tokenizer/config.json"] = file_sha256(copied.tokenizer_path / "config.json")
+    runs.export_model(config, weights, copied, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "llama"
     (copied.tokenizer_path / "tokenizer_config.json").unlink()
     (copied.tokenizer_path / "tokenizer_config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(UserError, match=r"tokenizer_config\.json was altered"):

@@ -77,7 +77,7 @@ class _Manifest(BaseModel):
     repeated_documents: int = 0
     unreadable_files: int = 0
     left_out_bytes: int = 0
-    sha256: dict[Annotated[str, Field(pattern=r"^(tokenizer/)?[\w-][\w.-]*$")], str]
+    sha256: dict[Annotated[str, Field(pattern=r"^([\w-][\w.-]*|tokenizer/[\w-][\w.-]*\.(json|jinja))$")], str]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,8 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    return _lines(error)[-1].strip()
+    # Types as people write them.
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", _lines(error)[-1].strip())
 
 
 def _lines(error: Exception) -> list[str]:

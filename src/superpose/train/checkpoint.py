@@ -272,7 +272,7 @@ class Checkpoints:
             load(state, storage_reader=reader, no_dist=self._ranks.world_size == 1)
         except UserError:
             raise
-        except Exception as error:  # PyTorch takes its own notes in a file for granted
+        except (CheckpointException, Exception) as error:  # PyTorch takes its own notes in a file for granted
             expected = isinstance(error, (CheckpointException, SafetensorError, OSError, ValueError, RuntimeError))
             reason = _reason(error) if expected else "what its shards say of themselves does not fit"
             raise UserError(f"checkpoint {path} cannot be loaded ({reason}); restore it from a copy") from None

@@ -306,5 +306,5 @@ def _value(text: str) -> Any:
     """A value as TOML writes it; what is no TOML is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

@@ -80,9 +80,10 @@ def finished(run: Path) -> dict[str, Any] | None:
 def export_model(config: Any, weights: dict[str, Tensor], store: TokenStore, path: Path) -> None:
     """Writes weights and tokenizer as a Hugging Face directory, in pieces of at most 5 GB."""
     with whole_directory(path) as aside:
+        # First, so that none of its files takes the place of one of the model's.
+        for name, content in store.tokenizer_files():
+            (aside / name).write_bytes(content)
         transformers_logging.disable_progress_bar()
         # A model without weights of its own: that which was trained may be sharded, and named after it.
         skeleton: Any = build_model(config, "meta")
         skeleton.save_pretrained(aside, state_dict=weights, max_shard_size="5GB")
-        for name, content in store.tokenizer_files():
-            (aside / name).write_bytes(content)
