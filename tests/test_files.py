@@ -1,7 +1,9 @@
+import os
+
 import pytest
 
 from superpose.errors import UserError
-from superpose.files import read_json, whole_directory, whole_file, write_json
+from superpose.files import one_at_a_time, read_json, whole_directory, whole_file, write_json, write_text
 
 
 class DiskFullError(Exception):
@@ -34,7 +36,7 @@ def test_a_directory_is_whole_or_absent(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[1]", "\x00"])
+@pytest.mark.parametrize("content", [None, "{", "[1]", "\x00", "[" * 5000])
 def test_files_that_are_no_json_objects_are_named(tmp_path, content):
     path = tmp_path / "file.json"
     if content is not None:
@@ -47,3 +49,17 @@ def test_what_json_cannot_say_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "file.json", float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("kept")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    for name in (".made.lock", ".file", f".file.{os.getpid()}.tmp", "file"):
+        (inside / name).symlink_to(outside)
+    write_text(inside / "file", "new")
+    assert (inside / "file").read_text() == "new"
+    with pytest.raises(OSError, match="symbolic links"), one_at_a_time(inside / "made"):
+        pytest.fail("a lock that is a link")
+    assert outside.read_text() == "kept"

@@ -1,8 +1,19 @@
 """Errors that are the user's to mend, and nobody's to read a traceback for."""
 
+_LONGEST = 800
+"""Characters of a message; a person reads no more, and what is quoted in it may be of any size."""
+
 
 class UserError(ValueError):
-    """One clear sentence: which file or setting, what was expected, what to do. The command line exits with 2."""
+    """One clear sentence: which file or setting, what was expected, what to do. The command line exits with 2.
+
+    What it quotes comes from anywhere, so control characters are spelled out, and of a long message the two ends stay.
+    """
+
+    def __init__(self, message: str) -> None:
+        shown = "".join(part if part.isprintable() or part == "\n" else repr(part)[1:-1] for part in message)
+        half = _LONGEST // 2
+        super().__init__(shown if len(shown) <= _LONGEST else f"{shown[: half - 3]} ... {shown[-half:]}")
 
     @classmethod
     def from_system(cls, error: OSError) -> "UserError":

@@ -20,6 +20,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what is written there takes its place when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)  # whatever is there, such as a link, is not written through
     try:
         yield aside
         sync(aside)
@@ -58,7 +59,8 @@ def one_at_a_time(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     while True:
-        with lock.open("w") as file:
+        # Not through a link, which would make or empty a file elsewhere.
+        with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:  # noqa: PTH123
             fcntl.flock(file, fcntl.LOCK_EX)
             # Whoever held it before may have removed it, and then it locks nothing.
             if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
@@ -89,7 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is not valid JSON; it was altered or cut short, so make it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; it was altered, so make it again")

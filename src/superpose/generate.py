@@ -12,6 +12,7 @@ from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.handover.facts import predicts_bags
 from superpose.models.build import load_model as load_weights
+from superpose.models.build import refuse_code_of_others
 from superpose.runs.disk import open_run
 
 
@@ -36,11 +37,12 @@ def load_directory(directory: Path) -> tuple[Any, Any]:
     transformers_logging.disable_progress_bar()
     if predicts := predicts_bags(directory):
         raise UserError(f"{directory} predicts {predicts}, not the next token, so what it generated would be noise")
+    refuse_code_of_others(read_json(directory / "config.json"), f"{directory / 'config.json'}: ")
     model = load_weights(directory, str(directory)).eval()
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises for a file that is missing or was altered
-        raise UserError(f"{directory} holds no tokenizer that can be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{directory} holds no tokenizer that can be loaded: {_first_line(error)}") from None
     return model, tokenizer
 
 
@@ -84,8 +86,31 @@ def generate(
         stream: called with each piece of text as it comes.
 
     Raises:
-        UserError: prompt and new tokens do not fit into the context.
+        UserError: prompt and new tokens do not fit into the context, or the model's files were altered.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise UserError("the prompt is not UTF-8 text; give it in the encoding of the terminal") from None
+    try:
+        _generate(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # transformers takes the settings beside a model for granted
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{model.name_or_path} cannot generate ({reason}); its files were altered") from None
+
+
+def _generate(
+    model: Any,
+    tokenizer: Any,
+    prompt: str,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stream: Callable[[str], None],
+) -> None:
     from transformers import TextStreamer
 
     class Stream(TextStreamer):  # type: ignore[misc]  # transformers is not followed by the type checker
@@ -120,3 +145,7 @@ def generate(
         streamer=Stream(tokenizer, skip_special_tokens=True),
         **sampling,
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

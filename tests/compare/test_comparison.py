@@ -158,3 +158,13 @@ def test_schedules_in_the_papers_letters():
 def test_markdown_tables():
     text = markdown([("Title", ("a", "b"), [("1", "2")])], "So it is.")
     assert text == "Title\n\n| a | b |\n| --- | ---: |\n| 1 | 2 |\n\nSo it is.\n"
+
+
+@pytest.mark.parametrize("place", ["/etc", "../../elsewhere", "../pool/../../elsewhere/run", "pool/a/b"])
+def test_runs_lie_in_the_pool(compared, tmp_path, place):
+    """A comparison that somebody else made names no other files to read."""
+    saved = json.loads((compared[0] / "comparison.json").read_text())
+    saved["runs"][0]["directory"] = place
+    (tmp_path / "comparison.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="was altered"):
+        Comparison.load(tmp_path)

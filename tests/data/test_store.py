@@ -88,3 +88,21 @@ def test_a_manifest_that_was_altered_is_one_sentence(copied, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(UserError, match=r"manifest\.json"):
         TokenStore.open(copied).verify()
+
+
+@pytest.mark.parametrize("name", ["tokenizer/pytorch_model.bin", "tokenizer/evil.py", "tokenizer/../x.json", "../x"])
+def test_a_tokenizer_is_no_code_and_lies_inside(copied, name):
+    file = copied / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["sha256"][name] = "0"
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="was altered: sha256"):
+        TokenStore.open(copied)
+
+
+@pytest.mark.parametrize("name", ["repeated_documents", "unreadable_files", "left_out_bytes", "preparation"])
+def test_what_is_told_of_a_store_is_checked_too(copied, name):
+    file = copied / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), name: "many"}))
+    with pytest.raises(UserError, match=f"was altered: {name}"):
+        TokenStore.open(copied)

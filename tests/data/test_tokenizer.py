@@ -100,3 +100,10 @@ def test_what_is_no_tokenizer_is_named(tmp_path, content):
         load_tokenizer(str(tmp_path), END_OF_TEXT)
     with pytest.raises(UserError, match="is not there"):
         load_tokenizer(str(tmp_path / "none"))
+
+
+def test_half_a_character_ends_no_document(tmp_path):
+    save_tokenizer(trained, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
+    with pytest.raises(UserError, match=r"no token '\\ud800' to end documents"):
+        load_tokenizer(str(tmp_path))

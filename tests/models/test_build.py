@@ -138,3 +138,28 @@ def test_a_model_has_one_origin():
         ModelArgs(init_from="model", config_file="config.json")
     args = ModelArgs(init_from="model")
     assert ModelArgs.model_validate(args.model_dump()) == args
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_hidden_layers": 2**31}, r"model\.config\.num_hidden_layers is 2147483648; give at most"),
+        ({"hidden_act": "os.system"}, r"does not make a llama model: 'os\.system' is not known"),
+        ({"rope_parameters": {"rope_type": "x"}}, "does not make a llama model"),
+        ({"attn_implementation": "someone/kernel"}, r"model\.config\.attn_implementation .* which is not run"),
+        ({"rope_parameters": {"x_implementation": "someone/kernel"}}, r"rope_parameters\.x_implementation"),
+        ({"head_dim": "a"}, r"model\.config: .*'head_dim' .* any type in \(int, NoneType\)"),
+        ({"head_dim": 2**63}, "does not make a llama model: .*[Oo]verflow"),
+    ],
+)
+def test_what_no_model_can_be_made_of_is_one_sentence(settings, message):
+    with pytest.raises(UserError, match=message) as caught:
+        build_model(build_config(ModelArgs(config=settings), 300, 16, 0), "meta")
+    assert str(caught.value).count("\n") == 0
+
+
+def test_a_stored_configuration_runs_no_code_of_others(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"model_type": "llama", "_attn_implementation": "someone/kernel"}')
+    with pytest.raises(UserError, match=r"config\.json: _attn_implementation is 'someone/kernel'"):
+        build_config(ModelArgs(config_file=str(file)), 300, 16, 0)

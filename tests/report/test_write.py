@@ -108,7 +108,9 @@ def altered(value, path, new):
     return copy
 
 
-JUNK = st.sampled_from([None, -1, 0, 1e400, float("nan"), "", "x", HOSTILE, [], {}, [1], {"a": 1}, True, "../../.."])
+JUNK = st.sampled_from(
+    [None, -1, 0, 1e400, 10**400, float("nan"), "", "x", HOSTILE, [], {}, [1], {"a": 1}, True, "../../.."]
+)
 
 
 @pytest.mark.parametrize("name", ["comparison.json", "reproduction.json", "metrics.jsonl", "result.json"])

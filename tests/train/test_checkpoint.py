@@ -172,13 +172,41 @@ def of_another_version(path):
     (path / "state.json").write_text('{"step": 2, "seconds": 1.0}')
 
 
+def whole(path, change):
+    """Altered by somebody who puts the checksums right."""
+    file = path / "state.json"
+    state = json.loads(file.read_text())
+    state.pop("sha256")
+    shards = {shard.name: checkpoint.file_sha256(shard) for shard in path.glob("*.safetensors")}
+    state = {**state, "files": shards} | change
+    file.write_text(json.dumps({**state, "sha256": checkpoint._fingerprint(state)}))
+
+
+def with_seconds_of_text(path):
+    whole(path, {"seconds": "~"})
+
+
+def with_a_list_of_files(path):
+    whole(path, {"files": []})
+
+
+def with_a_link(path):
+    file = next(path.glob("*.safetensors"))
+    file.rename(path.parents[1] / "elsewhere.safetensors")
+    file.symlink_to(path.parents[1] / "elsewhere.safetensors")
+    whole(path, {})
+
+
 def renamed(path):
     path.rename(path.with_name("step-00000009"))
 
 
 @pytest.mark.parametrize(
     "damage",
-    [torn, flipped, missing, added, without_state, with_another_step, with_half_a_state, of_another_version, renamed],
+    [
+        *(torn, flipped, missing, added, without_state, with_another_step, with_half_a_state, of_another_version),
+        *(renamed, with_seconds_of_text, with_a_list_of_files, with_a_link),
+    ],
 )
 def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, store, one, tmp_path, damage):
     checkpoints = saved(tmp_path, one, [1, 2])
@@ -215,7 +243,7 @@ def test_a_checkpoint_of_another_model_is_refused(recipe, store, one, tmp_path):
     with pytest.raises(UserError, match="another model or optimizer"):
         restored(checkpoints, build_trainee(deeper, store, ALONE))
     wider = changed(recipe, "model", config={**recipe.model.config, "intermediate_size": 48})
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="it is of another model"):
         restored(checkpoints, build_trainee(wider, store, ALONE))
 
 
@@ -254,3 +282,50 @@ def test_without_room_the_older_ones_stay_and_training_goes_on(recipe, store, tm
     assert [int(warning.split()[4]) for warning in warnings] == [12, 15]
     assert all("File too large" in warning and "step-00000009 is the newest" in warning for warning in warnings)
     assert names(tmp_path / "run") == ["step-00000008", "step-00000018", "step-00000020"]
+
+
+NOTES = "DCP_SHARDING_INFO"
+"""Where PyTorch says which part of a tensor a file holds."""
+
+
+@pytest.mark.parametrize(
+    ("notes", "message"),
+    [
+        ("{}", "cannot be loaded"),
+        ("[]", "cannot be loaded"),
+        ("5", "cannot be loaded"),
+        ({"saved_offsets": None}, "cannot be loaded"),
+        ({"saved_offsets": [0, 0.5]}, "cannot be loaded"),
+        ({"saved_offsets": [0]}, "cannot be loaded .*[Ss]ize"),
+        ({"saved_offsets": [10**12, 0]}, "a part of .* alone"),
+        ({"saved_offsets": [1, 0]}, "a part of .* alone"),
+    ],
+)
+def test_notes_that_were_altered_end_in_a_sentence(recipe, store, one, tmp_path, notes, message):
+    """Also where the checksums are right: nothing absurd is allocated, and no part of a tensor is left as it was."""
+    checkpoints = saved(tmp_path, one, [1])
+    path = tmp_path / "checkpoints" / "step-00000001"
+    file = next(path.glob("*.safetensors"))
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if isinstance(notes, dict):
+        known = json.loads(header["__metadata__"][NOTES])
+        moment = "optimizer.model.embed_tokens.weight.exp_avg"
+        known["model.model.embed_tokens.weight" if notes == {"saved_offsets": [0]} else moment] = notes
+        notes = json.dumps(known)
+    header["__metadata__"][NOTES] = notes
+    changed_header = json.dumps(header).encode()
+    file.write_bytes(len(changed_header).to_bytes(8, "little") + changed_header + content[8 + length :])
+    whole(path, {})
+    with pytest.raises(UserError, match=message):
+        restored(checkpoints, build_trainee(recipe, store, ALONE))
+
+
+def test_a_moment_of_another_shape_is_refused(recipe, store, one, tmp_path):
+    state = {**one.state, "optimizer.model.norm.weight.exp_avg": torch.zeros(2000)}
+    checkpoints = Checkpoints(tmp_path, ALONE)
+    checkpoints.save(state, Progress(1))
+    assert checkpoints.wait() is None
+    with pytest.raises(UserError, match=r"norm\.weight\.exp_avg is \[2000\], its parameter \[16\]"):
+        restored(checkpoints, build_trainee(recipe, store, ALONE))

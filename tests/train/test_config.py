@@ -115,3 +115,33 @@ def test_no_value_ends_in_a_traceback(name, text):
 def test_settings_that_would_be_ignored_or_do_not_exist(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         load_recipe(written(tmp_path, "[train]\n" + settings))
+
+
+@pytest.mark.parametrize("name", ["train.lr", "train.runaway", "train.eps", "data.max_megabytes", "parallel.timeout"])
+def test_what_json_cannot_hold_is_no_setting(name):
+    with pytest.raises(UserError, match=rf"{name} is inf; input should be a finite number"):
+        load_recipe(None, [f"{name}=inf"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("superposition.bag_size", "train.steps", "train.batch_size", "train.latents", "train.rewarm_steps"),
+        *("data.vocab_size", "data.seed", "parallel.timeout"),
+    ],
+)
+def test_numbers_beyond_all_machines_are_refused(name):
+    with pytest.raises(UserError, match=rf"{name} is 1000.*; input should be (less than|a valid number)"):
+        load_recipe(None, [f"{name}=1{'0' * 400}"])
+
+
+def test_of_a_long_value_its_ends_are_shown():
+    with pytest.raises(UserError, match=r"train\.attention is 'x+\.\.\.x+'; input should be") as caught:
+        load_recipe(None, [f"train.attention={'x' * 5000}"])
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000])
+def test_a_value_that_no_parser_takes_is_text(value):
+    with pytest.raises(UserError, match=r"train\.lr is '.*\.\.\..*'; input should be a (valid|finite) number"):
+        load_recipe(None, [f"train.lr={value}"])

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from superpose import SuperposedLM
 from superpose.data.store import Split
 from superpose.data.tokens import TokenArray
+from superpose.errors import UserError
 from superpose.train.distributed import Ranks
 from superpose.train.metrics import evaluate, metrics_log, read_metrics
 from tests.conftest import make_model
@@ -42,3 +43,17 @@ def test_a_resumed_log_drops_what_came_after_its_checkpoint(tmp_path):
         write({"kind": "training", "step": 3, "again": True})
     assert [record["step"] for record in read_metrics(path)] == [0, 1, 2, 3]
     assert read_metrics(path)[-1]["again"]
+
+
+@pytest.mark.parametrize("line", ["3", "null", "[]", "{}", '{"step": "3"}', '{"step": true}'])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 2', b"\xff\xfe", b"[" * 5000])
+def test_what_a_crash_left_is_no_record(tmp_path, tail):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + tail)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1}]

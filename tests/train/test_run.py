@@ -1,9 +1,13 @@
 import json
+import shutil
 
 import pytest
 import torch
 
+from superpose.data.store import TokenStore
 from superpose.errors import UserError
+from superpose.files import file_sha256
+from superpose.models.build import build_config, build_model
 from superpose.train import run as runs
 from superpose.train.run import claim
 from tests.train.test_loop import changed
@@ -39,3 +43,37 @@ def test_a_run_killed_at_its_very_start_can_be_started(recipe, store, tmp_path, 
     (tmp_path / "run" / left).write_text("{}")
     claim(tmp_path / "run", recipe, store, False, CPU)
     assert json.loads((tmp_path / "run" / "store.json").read_text())["fingerprint"] == store.fingerprint
+
+
+def test_a_run_with_a_link_in_it_is_not_gone_on_with(recipe, store, tmp_path):
+    """What is written to it would land elsewhere."""
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    claim(run, recipe, store, False, CPU)
+    (run / "checkpoints").symlink_to(outside)
+    with pytest.raises(UserError, match="checkpoints is a link"):
+        claim(run, recipe, store, True, CPU)
+
+
+def test_a_model_takes_along_no_file_but_the_tokenizers(recipe, store, tmp_path):
+    """A store that somebody else made may hold a link to a file that is not to be published."""
+    (tmp_path / "secret").write_text("secret")
+    shutil.copytree(store.path, tmp_path / "store")
+    copied = TokenStore.open(tmp_path / "store")
+    config = build_config(recipe.model, store.vocab_size, 16, store.end_of_text)
+    weights = {name: torch.zeros(tensor.shape) for name, tensor in build_model(config, "meta").state_dict().items()}
+    (copied.tokenizer_path / "notes.json").symlink_to(tmp_path / "secret")
+    runs.export_model(config, weights, copied, tmp_path / "model")
+    assert not (tmp_path / "model" / "notes.json").exists()
+    assert (tmp_path / "model" / "tokenizer.json").read_bytes() == (
+        store.tokenizer_path / "tokenizer.json"
+    ).read_bytes()
+    (copied.tokenizer_path / "config.json").write_text("{}")
+    copied.manifest["sha256"]["tokenizer/config.json"] = file_sha256(copied.tokenizer_path / "config.json")
+    runs.export_model(config, weights, copied, tmp_path / "model")
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "llama"
+    (copied.tokenizer_path / "tokenizer_config.json").unlink()
+    (copied.tokenizer_path / "tokenizer_config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json was altered"):
+        runs.export_model(config, weights, copied, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

@@ -95,7 +95,7 @@ def _validations(directory: Path) -> list[dict[str, float]]:
             raise ValueError
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a report needs the runs it is about") from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path} was altered; train the run again") from None
     if not any(record["step"] > 0 for record in numbers):
         raise UserError(f"{path} holds no validation of a trained model; train the run again")

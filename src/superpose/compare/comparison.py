@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError
 from superpose.compare.charts import curves
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
 from superpose.compare.picture import draw
-from superpose.compare.runs import Outcome
+from superpose.compare.runs import POOL, Outcome
 from superpose.compare.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
 from superpose.compare.words import Row, Table, bounds, describe, markdown, spoken, spoken_speedup
 from superpose.data.store import TokenStore
@@ -366,6 +366,8 @@ class _Saved(BaseModel):
         quantities = TypeAdapter(dict[str, FiniteFloat])
         for run in self.runs:
             quantities.validate_python({name: run.result.get(name) for name in _QUANTITIES})
+            if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
+                raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
         if self.tunings and set(self.tunings) != {ORDINARY, TST}:
             raise ValueError("both arms are tuned, or none")
         return self

@@ -17,7 +17,7 @@ from superpose.errors import UserError
 class SourceArgs(BaseModel):
     """One of several sources that are mixed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: Annotated[str, Field(min_length=1)]
     """See `DataArgs.corpus`; not a prepared store."""
@@ -38,7 +38,7 @@ class SourceArgs(BaseModel):
 class DataArgs(BaseModel):
     """What text to train on, and how it is tokenized."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     corpus: Annotated[str, Field(min_length=1)] | Annotated[tuple[SourceArgs, ...], Field(min_length=1)] = (
         PYTHON_SOURCES
@@ -53,11 +53,11 @@ class DataArgs(BaseModel):
     """Size of the held-out side that is evaluated, in 10^6 bytes of text."""
     tokenizer: str = ""
     """A `tokenizer.json`, a directory that holds one, or `bytes`; empty to train one on the corpus."""
-    vocab_size: Annotated[int, Field(ge=257)] = 1024
+    vocab_size: Annotated[int, Field(ge=257, lt=2**31)] = 1024
     """Entries of the byte-level BPE tokenizer that is trained on the corpus."""
     end_of_text: str = ""
     """The token of `tokenizer` that ends documents; empty for its `eos_token`."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the order of the documents, which also decides which of them `max_megabytes` leaves out."""
 
     @model_validator(mode="after")

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,7 +73,11 @@ class _Manifest(BaseModel):
     end_of_text: Annotated[int, Field(ge=0)]
     dtype: Literal["<u2", "<u4"]
     splits: _Splits
-    sha256: dict[Annotated[str, Field(pattern=r"^(tokenizer/)?[\w-][\w.-]*$")], str]
+    preparation: dict[str, Any]
+    repeated_documents: int = 0
+    unreadable_files: int = 0
+    left_out_bytes: int = 0
+    sha256: dict[Annotated[str, Field(pattern=r"^([\w-][\w.-]*|tokenizer/[\w-][\w.-]*\.(json|jinja))$")], str]
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,19 @@ class TokenStore:
     @property
     def tokenizer_path(self) -> Path:
         return self.path / "tokenizer"
+
+    def tokenizer_files(self) -> Iterator[tuple[str, bytes]]:
+        """Name and content of each file of the tokenizer, as it was written.
+
+        Raises:
+            UserError: one was altered, or is not there.
+        """
+        for name, checksum in self.manifest["sha256"].items():
+            if name.startswith("tokenizer/"):
+                content = (self.path / name).read_bytes()
+                if hashlib.sha256(content).hexdigest() != checksum:
+                    raise UserError(f"{self.path / name} was altered; remove {self.path} and prepare it again")
+                yield name.removeprefix("tokenizer/"), content
 
     def describe(self) -> str:
         """What the store holds, in a few lines."""

@@ -157,7 +157,8 @@ def load_tokenizer(location: str, end_of_text: str = "") -> TextTokenizer:
             f"{file} does not say which token ends a document; name it with end_of_text"
             + (f", such as one of its special tokens: {', '.join(special[:8])}" if special else "")
         )
-    number = tokenizer.token_to_id(token)
+    # Half a surrogate pair, which JSON can spell, is in no vocabulary.
+    number = None if re.search("[\ud800-\udfff]", token) else tokenizer.token_to_id(token)
     if number is None:
         raise UserError(f"{file} has no token {token!r} to end documents; its special tokens: {', '.join(special[:8])}")
     # Padding and truncation are for inference: here every token of a document counts.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,14 @@ _TINY: dict[str, Any] = {
 }
 
 
+_MOST_LAYERS = 4096
+"""Building more takes minutes, even without their weights."""
+
+
 class ModelArgs(BaseModel):
     """An architecture of transformers and its configuration: written out, in a file, or with weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     architecture: str = "llama"
     """The `model_type` of a causal language model in transformers: llama, qwen3, qwen3_moe, gpt2, ..."""
@@ -64,6 +69,7 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
     Raises:
         UserError: transformers knows no such model or setting, or refuses a value.
     """
+    place = "model.config." if args.stored_config is None else f"{args.stored_config}: "
     special = {"bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": None}
     if args.stored_config is not None:
         config = _read_config(args, vocab_size)
@@ -72,11 +78,14 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
         config.update(special)
     else:
         config = _new_config(args, {"max_position_embeddings": latents, "vocab_size": vocab_size, **special})
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise UserError(f"{place}num_hidden_layers is {layers}; give at most {_MOST_LAYERS}")
     known_length = getattr(config, "max_position_embeddings", latents)
     if known_length < latents:
         raise UserError(
-            f"{'model.config.' if args.stored_config is None else f'{args.stored_config}: '}max_position_embeddings "
-            f"is {known_length} but train.latents is {latents}; raise the one or lower the other"
+            f"{place}max_position_embeddings is {known_length} but train.latents is {latents}; "
+            f"raise the one or lower the other"
         )
     return config
 
@@ -89,6 +98,7 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
     for taken in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         if taken in args.config:
             raise UserError(f"model.config.{taken} is set by the run's tokenizer; leave it out of the recipe")
+    refuse_code_of_others(args.config, "model.config.")
     try:
         config: Any = AutoConfig.for_model(args.architecture, **{**settings, **args.config})
     except Exception as error:  # transformers raises a class of its own for each kind of bad value
@@ -110,6 +120,7 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
     assert path is not None
     settings = read_json(path)
     settings.pop("auto_map", None)  # code of its own, which is not run
+    refuse_code_of_others(settings, f"{path}: ")
     architecture = str(settings.pop("model_type", ""))
     _known_architecture(architecture, f"{path}: model_type")
     try:
@@ -122,6 +133,18 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
             f"set data.tokenizer to the model's own, {args.init_from}"
         )
     return config
+
+
+def refuse_code_of_others(settings: dict[str, Any], place: str) -> None:
+    """
+    Raises:
+        UserError: a setting of transformers names a kernel of a hub, which it would fetch and run.
+    """
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            refuse_code_of_others(value, f"{place}{name}.")
+        if name.endswith("_implementation") and "/" in str(value):
+            raise UserError(f"{place}{name} is {value!r}, code of others, which is not run; leave it out")
 
 
 def _known_architecture(name: str, place: str) -> None:
@@ -186,8 +209,9 @@ def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:
     try:
         with torch.device(device):
             model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
-        raise UserError(f"model.config does not make a {config.model_type} model: {_last_line(error)}") from None
+    except Exception as error:  # whatever transformers and PyTorch raise for values they take for granted
+        reason = f"{error} is not known" if isinstance(error, KeyError) else _lines(error)[0]
+        raise UserError(f"model.config does not make a {config.model_type} model: {reason}") from None
     return model
 
 
@@ -223,4 +247,9 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip()
+    # Types as people write them.
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", _lines(error)[-1].strip())
+
+
+def _lines(error: Exception) -> list[str]:
+    return (str(error).strip() or type(error).__name__).splitlines()

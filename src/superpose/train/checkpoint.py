@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import warnings
@@ -21,10 +22,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -51,6 +53,16 @@ class Progress:
     """Steps done."""
     seconds: float = 0.0
     """Spent training, without start-up, validation and checkpoints."""
+
+
+class _Saved(BaseModel):
+    """What state.json has to hold."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: Annotated[int, Field(ge=0)]
+    seconds: Annotated[FiniteFloat, Field(ge=0)]
+    files: dict[str, str]
 
 
 State = dict[str, Tensor]
@@ -242,11 +254,16 @@ class Checkpoints:
             return str(error)
         if state.get("format") != _FORMAT:
             return "another version of superpose wrote it"
-        if state.pop("sha256", None) != _fingerprint(state) or state["step"] != _step(path):
+        try:
+            saved = _Saved.model_validate(state)
+        except ValidationError:
             return "its state.json was altered"
-        if {file.name for file in path.glob("*.safetensors")} != set(state["files"]):
+        if state.pop("sha256", None) != _fingerprint(state) or saved.step != _step(path):
+            return "its state.json was altered"
+        # A link may lead to a file that is somebody else's.
+        if {file.name for file in path.glob("*.safetensors") if not file.is_symlink()} != set(saved.files):
             return "files were added to it or removed"
-        shares = sorted(state["files"].items())[self._ranks.rank :: self._ranks.world_size]
+        shares = sorted(saved.files.items())[self._ranks.rank :: self._ranks.world_size]
         for name, expected in shares:
             try:
                 if file_sha256(path / name) != expected:
@@ -264,13 +281,16 @@ class Checkpoints:
     ) -> None:
         with _loading(path):
             reader = HuggingFaceStorageReader(str(path))
-            stored = reader.read_metadata().state_dict_metadata
+            stored: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+            for name, about in stored.items():
+                if sum(math.prod(part.sizes) for part in about.chunks) < math.prod(about.size):
+                    raise UserError(f"checkpoint {path} holds a part of {name} alone; restore it from a copy")
             state = training_state(model, [], average)
             found: dict[nn.Parameter, dict[str, Tensor]] = {}
             for name, parameter in model.named_parameters():
                 prefix = f"optimizer.{name}."
                 found[parameter] = {
-                    full.removeprefix(prefix): _empty(parameter, about)
+                    full.removeprefix(prefix): _empty(parameter, about, f"checkpoint {path}: {full}")
                     for full, about in stored.items()
                     if full.startswith(prefix) and "." not in full.removeprefix(prefix)
                 }
@@ -295,14 +315,18 @@ def _loading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (CheckpointException, SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"checkpoint {path} cannot be loaded ({_reason(error)})") from None
+    except (CheckpointException, Exception) as error:  # PyTorch takes its own notes in a file for granted
+        expected = isinstance(error, (CheckpointException, SafetensorError, OSError, ValueError, RuntimeError))
+        reason = _reason(error) if expected else "what its shards say of themselves does not fit"
+        raise UserError(f"checkpoint {path} cannot be loaded ({reason}); restore it from a copy") from None
 
 
-def _empty(parameter: Tensor, about: Any) -> Tensor:
+def _empty(parameter: Tensor, about: Any, what: str) -> Tensor:
     """To be filled with what a checkpoint knows of a parameter: sharded as it is, or a number."""
     if about.size == parameter.shape:
         return torch.zeros_like(parameter, dtype=about.properties.dtype)
+    if about.size != (1,):  # before memory is taken for it
+        raise UserError(f"{what} is {[*about.size]}, its parameter {[*parameter.shape]}: it is of another model")
     return torch.zeros(about.size, dtype=about.properties.dtype, device=parameter.device)
 
 

@@ -8,6 +8,7 @@ Every section is typed beside the component that uses it. A wrong name, type or 
 from __future__ import annotations
 
 import json
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +29,15 @@ from superpose.train.distributed import ParallelArgs
 from superpose.train.optim import OptimArgs
 from superpose.train.trackers import Tracker
 
-_BagSize = Annotated[int, Field(ge=1)]
+_BagSize = Annotated[int, Field(ge=1, le=2**20)]
 _Ratio = Annotated[float, Field(ge=0, le=1)]
+_Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class SuperpositionArgs(BaseModel):
     """The first phase, see `superpose.Schedule`; lists give several stages."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bag_size: _BagSize | tuple[_BagSize, ...] = 4
     ratio: _Ratio | tuple[_Ratio, ...] = 0.3
@@ -53,15 +55,15 @@ class SuperpositionArgs(BaseModel):
 class TrainArgs(OptimArgs):
     """One run. `lr` and what else steers the optimizer stands here too."""
 
-    steps: Annotated[int, Field(ge=1)] = 3000
+    steps: _Count = 3000
     """Optimizer steps, both phases together."""
-    batch_size: Annotated[int, Field(ge=1)] = 16
+    batch_size: _Count = 16
     """Rows of a step."""
-    latents: Annotated[int, Field(ge=1)] = 128
+    latents: _Count = 128
     """Positions of a row in both phases; a row reads bag_size x latents tokens."""
     attention: Literal["row", "document"] = "row"
     """Whether a latent attends to all before it in its row, or inside its document alone."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    accumulate: _Count = 1
     """Parts a step's rows are split into to save memory; the result stays the same."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Of the initial weights and of the order of the data."""
@@ -73,12 +75,12 @@ class TrainArgs(OptimArgs):
     """Compile the model's blocks; their shape is the same in both phases, so once. It is not counted as training."""
     device: str = "cpu"
     """Where PyTorch computes: cpu, cuda, cuda:1, mps, ...; of several ranks each takes a GPU of its own."""
-    threads: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """CPU threads; 0 for PyTorch's own choice."""
-    log_every: Annotated[int, Field(ge=1)] = 10
-    eval_every: Annotated[int, Field(ge=1)] = 300
-    checkpoint_every: Annotated[int, Field(ge=1)] = 1000
-    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    log_every: _Count = 10
+    eval_every: _Count = 300
+    checkpoint_every: _Count = 1000
+    keep_checkpoints: _Count = 2
     """How many of the newest stay; those at the boundaries of phases always do."""
     reinit_embeddings: bool = False
     """For ablations: the embedding and the head start afresh at each boundary of phases."""
@@ -98,7 +100,7 @@ _OF_THE_MACHINE = {
 class Recipe(BaseModel):
     """All settings of a run. The defaults are `recipes/cpu-tiny.toml`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: DataArgs = DataArgs()
     model: ModelArgs = ModelArgs()
@@ -279,7 +281,7 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
     message = str(problem["msg"])
-    return f"{place} is {problem['input']!r}; {message[0].lower()}{message[1:]}"
+    return f"{place} is {reprlib.repr(problem['input'])}; {message[0].lower()}{message[1:]}"
 
 
 def _names() -> list[str]:
@@ -304,5 +306,5 @@ def _value(text: str) -> Any:
     """A value as TOML writes it; what is no TOML is text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

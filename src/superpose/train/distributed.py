@@ -32,15 +32,15 @@ _Value = TypeVar("_Value")
 class ParallelArgs(BaseModel):
     """How several ranks share the work; without torchrun there is nothing to share."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     strategy: Literal["fsdp", "ddp"] = "fsdp"
     """FSDP2 shards weights, gradients and optimizer; DDP keeps all of them on every rank."""
-    replicas: Annotated[int, Field(ge=1)] = 1
+    replicas: Annotated[int, Field(ge=1, lt=2**31)] = 1
     """Of FSDP2: parts of the ranks that each hold a whole model (hybrid sharding); the nodes, for example."""
     reshard: bool = True
     """Of FSDP2: give a block's weights back after its forward pass, and gather them again for the backward one."""
-    timeout: Annotated[float, Field(gt=0)] = 600
+    timeout: Annotated[float, Field(gt=0, lt=2**31)] = 600
     """Seconds after which a rank that hears nothing of the others gives up."""
 
 

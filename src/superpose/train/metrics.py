@@ -15,6 +15,7 @@ from torch import Tensor
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.model import SuperposedLM
 from superpose.data.store import Split
+from superpose.errors import UserError
 from superpose.files import write_text
 from superpose.train.distributed import Ranks, reshard
 
@@ -82,11 +83,18 @@ def metrics_log(path: Path, first_step: int, origin: Path | None = None) -> Iter
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that was cut short by a crash is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """The records of a run; a last line that was cut short by a crash is left out.
+
+    Raises:
+        UserError: a line is JSON, but no record.
+    """
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise UserError(f"{path}, line {number}: no record of a step, so the file was altered; take the line out")
+        records.append(record)
     return records

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 class OptimArgs(BaseModel):
     """How weights are updated. By default nothing here changes at the switch."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: Annotated[float, Field(gt=0)] = 2e-3
     """Peak learning rate."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 200
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] = 200
     """Steps of linear warmup."""
     lr_schedule: Literal["wsd", "cosine"] = "wsd"
     """wsd: constant after warmup, then a linear decay to 0. cosine: a half wave from the end of the warmup on."""
@@ -38,7 +38,7 @@ class OptimArgs(BaseModel):
     """Of Muon."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999; 0 for none. It is exported as well."""
-    rewarm_steps: Annotated[int, Field(ge=0)] = 0
+    rewarm_steps: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """For ablations: steps over which the learning rate rises from 0 again after each boundary of phases."""
     reset_optimizer: bool = False
     """For ablations: forget the moments at each boundary of phases."""

@@ -7,7 +7,6 @@ RUN/store.json      the tokens it reads           RUN/result.json    what came o
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,11 @@ def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: An
         write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(store.path)})
         write_json(path, recipe.model_dump(mode="json"))
         return recipe
+    for inside in run.iterdir():
+        if inside.is_symlink():
+            raise UserError(
+                f"{inside} is a link, and a run writes into its own directory alone; put what it leads to there"
+            )
     if not resume:
         raise UserError(f"{run} holds a run already; add --resume to go on with it, or give a new directory")
     if read_json(run / "store.json").get("fingerprint") != store.fingerprint:
@@ -76,8 +80,10 @@ def finished(run: Path) -> dict[str, Any] | None:
 def export_model(config: Any, weights: dict[str, Tensor], store: TokenStore, path: Path) -> None:
     """Writes weights and tokenizer as a Hugging Face directory, in pieces of at most 5 GB."""
     with whole_directory(path) as aside:
+        # First, so that none of its files takes the place of one of the model's.
+        for name, content in store.tokenizer_files():
+            (aside / name).write_bytes(content)
         transformers_logging.disable_progress_bar()
         # A model without weights of its own: that which was trained may be sharded, and named after it.
         skeleton: Any = build_model(config, "meta")
         skeleton.save_pretrained(aside, state_dict=weights, max_shard_size="5GB")
-        shutil.copytree(store.tokenizer_path, aside, dirs_exist_ok=True)
