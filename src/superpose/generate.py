@@ -19,11 +19,6 @@ def load_model(run: Path) -> tuple[Any, Any]:
     Raises:
         UserError: there is no run, it is not finished, or it ended inside superposition.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-
     if not (run / "config.json").is_file():
         inside = sorted(path.parent.name for path in run.glob("*/result.json"))
         hint = f"it holds the runs {', '.join(inside)}: give one of them" if inside else "give the directory of a run"
@@ -39,11 +34,24 @@ def load_model(run: Path) -> tuple[Any, Any]:
             f"{schedule.bag_size_at(schedule.total_steps - 1)} tokens, not the next token, so what it generated "
             f"would be noise; train it with superposition.ratio below 1, so that recovery follows"
         )
+    return load_directory(run / "model")
+
+
+def load_directory(path: Path) -> tuple[Any, Any]:
+    """Model, set to evaluation, and tokenizer of a Hugging Face directory on this machine.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(run / "model", local_files_only=True).eval()
-        tokenizer = AutoTokenizer.from_pretrained(run / "model", local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True).eval()
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # whatever transformers raises for a directory that was altered
-        raise UserError(f"{run / 'model'} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path} cannot be loaded: {str(error).splitlines()[0]}") from None
     return model, tokenizer
 
 

@@ -1,0 +1,149 @@
+"""Next-token loss on held-out text, whole, by document and by position.
+
+    documents -> tokens, each ended by the end of text -> rows -> nats of every token -> sums
+
+Rows are those of validation during training (`superpose.train.metrics`): joined documents, every token but the very
+first predicted once, with as much context as its row has. It is always the next token, never a bag.
+Shapes: N tokens, R rows, L latents, V vocabulary, D documents, P buckets of positions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from superpose.core.fold import IGNORE_INDEX
+from superpose.errors import UserError
+from superpose.evaluate.intervals import Floats, Interval, ratio
+from superpose.evaluate.places import Subject
+from superpose.evaluate.texts import HeldOut
+from superpose.train.metrics import next_token_rows
+
+# Numbers of logits computed at a time.
+_LOGITS = 2**24
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How well a model predicts a held-out set.
+
+    Attributes:
+        nats, tokens, bytes: of each document, float64 [D]: the loss of its tokens, its end of text included; how many
+            were predicted; its UTF-8 bytes.
+        row_nats, row_tokens: of each row, float64 [R, P]: the same by `buckets` of position.
+        vocabulary: identifies the tokenizer: tokens of different ones are not comparable.
+    """
+
+    text: HeldOut
+    nats: Floats
+    tokens: Floats
+    bytes: Floats
+    row_nats: Floats
+    row_tokens: Floats
+    vocabulary: str
+
+    @property
+    def loss(self) -> Interval:
+        """Nats per token."""
+        return ratio(self.nats, self.tokens)
+
+    @property
+    def bits_per_byte(self) -> Interval:
+        return ratio(self.nats / math.log(2), self.bytes)
+
+    @property
+    def document_bits_per_byte(self) -> Floats:
+        """Of each document [D]."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def by_position(self) -> list[Interval]:
+        """Nats per token in each bucket that has tokens."""
+        used = self.row_tokens.sum(axis=0) > 0
+        return [ratio(self.row_nats[:, place], self.row_tokens[:, place]) for place in np.flatnonzero(used)]
+
+
+def score_text(subject: Subject, text: HeldOut, latents: int) -> TextScore:
+    """Predicts a held-out set with a model.
+
+    Args:
+        latents: length of a row; at most what the model was made for.
+
+    Raises:
+        UserError: the text is a single token, or the model's predictions are not finite.
+    """
+    ids, offsets = tokenize(subject, text)
+    if len(ids) < 2:
+        raise UserError(f"{text.name} has a single token, and the first is not predicted; give more text")
+    losses = token_losses(subject.model, ids, latents)
+    if not np.isfinite(losses).all():
+        raise UserError(f"{subject.name} predicts numbers that are not finite on {text.name}; its weights are broken")
+    # Token n is predicted by loss n - 1: a document that starts at token n has its losses from n - 1 on.
+    starts = np.maximum(offsets[:-1] - 1, 0)
+    tokens = np.diff(offsets).astype(np.float64)
+    tokens[0] -= 1
+    if tokens[0]:
+        nats = np.add.reduceat(losses, starts)
+    else:  # the first document is a lone end of text, of which nothing is predicted
+        nats = np.concatenate([[0.0], np.add.reduceat(losses, starts[1:])])
+    sizes = np.array([len(document.encode()) for document in text.documents], dtype=np.float64)
+    return TextScore(text, nats, tokens, sizes, *_by_row(losses, latents), _vocabulary(subject))
+
+
+def tokenize(subject: Subject, text: HeldOut) -> tuple[Tensor, npt.NDArray[np.int64]]:
+    """All documents one after another as preparation writes them: ids int64 [N], and offsets int64 [D + 1]."""
+    tokenizer = subject.text_tokenizer
+    encodings = tokenizer.tokenizer.encode_batch_fast(list(text.documents), add_special_tokens=False)
+    documents = [[*encoding.ids, tokenizer.end_of_text] for encoding in encodings]
+    offsets = np.concatenate([[0], np.cumsum([len(document) for document in documents])]).astype(np.int64)
+    return torch.tensor([token for document in documents for token in document]), offsets
+
+
+@torch.no_grad()
+def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:
+    """Nats of every token but the first, float64 [N - 1], by a model of transformers, in rows of `latents`.
+
+    Args:
+        tokens: int64 [N].
+    """
+    rows = next_token_rows(tokens, latents)
+    at_a_time = max(1, _LOGITS // (latents * model.config.vocab_size))
+    losses = []
+    for batch in torch.split(rows, at_a_time):
+        batch = batch.to(model.device)
+        # Filling comes after all text of its row, so a causal model's predictions of text never see it.
+        logits = model(input_ids=batch[:, :-1].clamp(min=0), use_cache=False).logits
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none", ignore_index=IGNORE_INDEX
+        )
+        losses.append(loss.double().cpu())
+    return torch.cat(losses)[: len(tokens) - 1].numpy()
+
+
+def buckets(latents: int) -> list[tuple[int, int]]:
+    """Positions 1, 2-3, 4-7, ... up to `latents`, as first and last: how many tokens of context a prediction has."""
+    return [(2**power, min(2 ** (power + 1) - 1, latents)) for power in range(latents.bit_length())]
+
+
+def _by_row(losses: Floats, latents: int) -> tuple[Floats, Floats]:
+    """Sums and counts of losses in each row's buckets [R, P]."""
+    count = -(-len(losses) // latents)
+    padded, there = np.zeros(count * latents), np.zeros(count * latents)
+    padded[: len(losses)], there[: len(losses)] = losses, 1.0
+    starts = [first - 1 for first, _ in buckets(latents)]
+    sums = (np.add.reduceat(values.reshape(count, latents), starts, axis=1) for values in (padded, there))
+    nats, tokens = sums
+    return nats, tokens
+
+
+def _vocabulary(subject: Subject) -> str:
+    from superpose.files import file_sha256
+
+    return file_sha256(subject.model_directory / "tokenizer.json")
