@@ -121,6 +121,16 @@ def recipe(data_args) -> Recipe:
     )
 
 
+@pytest.fixture(scope="session")
+def finished_run(recipe, store, tmp_path_factory) -> Path:
+    """The directory of one run of the recipe."""
+    from superpose.train.loop import train
+
+    run = tmp_path_factory.mktemp("finished") / "one"
+    train(recipe, store, run)
+    return run
+
+
 def trained(runs, store, pool):
     """What `superpose.compare.runs.execute` does, in this process: a process of its own takes seconds to start."""
     from superpose.compare.runs import Outcome

@@ -53,6 +53,7 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
         "superpose.data.store.TokenStore.open",
         "superpose.plan.advisor.make_plan",
         "superpose.conform.implementation.load",
+        "superpose.evaluate.places.load_subjects",
     ):
         monkeypatch.setattr(work, reached)
     result = CliRunner().invoke(cli.app, shlex.split(command)[1:])

@@ -54,7 +54,9 @@ def answer_by_lm_eval(subject: Subject, task: str, include: Path | None = None, 
     Raises:
         UserError: there is no such task, its questions cannot be fetched, or it is not one of choices.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    # What they tell on the way is not for the one who asked; what fails is said below, in a sentence.
+    for name in ("lm_eval", "huggingface_hub", "datasets"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from superpose.errors import UserError
 from superpose.evaluate.intervals import Floats, Interval, ratio
 from superpose.evaluate.places import Subject
 from superpose.evaluate.texts import HeldOut
+from superpose.files import file_sha256
 from superpose.train.metrics import next_token_rows
 
 # Numbers of logits computed at a time.
@@ -128,8 +130,14 @@ def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:
 
 
 def buckets(latents: int) -> list[tuple[int, int]]:
-    """Positions 1, 2-3, 4-7, ... up to `latents`, as first and last: how many tokens of context a prediction has."""
-    return [(2**power, min(2 ** (power + 1) - 1, latents)) for power in range(latents.bit_length())]
+    """Positions 1, 2-3, 4-7, ... as first and last: how many tokens of context a prediction has.
+
+    The last bucket ends with `latents`; where less than half a bucket would be left for it, the one before takes that.
+    """
+    starts = [2**power for power in range(latents.bit_length())]
+    if len(starts) > 1 and latents - starts[-1] + 1 < starts[-1] // 2:
+        starts.pop()
+    return [(first, after - 1) for first, after in pairwise([*starts, latents + 1])]
 
 
 def _by_row(losses: Floats, latents: int) -> tuple[Floats, Floats]:
@@ -144,6 +152,4 @@ def _by_row(losses: Floats, latents: int) -> tuple[Floats, Floats]:
 
 
 def _vocabulary(subject: Subject) -> str:
-    from superpose.files import file_sha256
-
     return file_sha256(subject.model_directory / "tokenizer.json")

@@ -113,7 +113,7 @@ _PARTS = {
     " import": ("from {a}", "from .{a}", "from {a}.{b}"),
     " None": ("{a} =", "if {a} is", "return {a} if {b} else"),
     " as": ("import {a}", "import {a}.{b}"),
-    "):": ("def {f}(", "def {a}_{b}("),
+    "):": ("def {f}(self", "def {f}({a}, {b}"),
 }
 """Each can follow those it stands with, and by Python's grammar none of the others."""
 

@@ -40,12 +40,12 @@ def verdict(evaluation: Evaluation) -> str:
     for scores in evaluation.texts:
         for name, score in zip(others, scores[1:], strict=True):
             difference = bits_difference(scores[0], score)
-            words = (
-                f"{'better' if difference.value < 0 else 'worse'} than {first}"
-                if difference.excludes_zero
-                else f"not told apart from {first}"
-            )
-            sentences.append(f"On {score.text.name}, {name} is {words}: {signed(difference)} bits per byte.")
+            words, after = f"not told apart from {first}", ""
+            if difference.low is None:
+                after = " A single document does not tell how sure that is."
+            elif difference.excludes_zero:
+                words = f"{'better' if difference.value < 0 else 'worse'} than {first}"
+            sentences.append(f"On {score.text.name}, {name} is {words}: {signed(difference)} bits per byte.{after}")
     return "\n".join(sentences)
 
 
@@ -82,11 +82,11 @@ def _text(evaluation: Evaluation, scores: Sequence[TextScore]) -> Table:
 def _positions(evaluation: Evaluation, scores: Sequence[TextScore]) -> Table:
     first = evaluation.names[0]
     header: list[str] = ["tokens of context", *evaluation.names]
-    columns = [[plain(loss) for loss in score.by_position] for score in scores]
+    columns = [[plain(loss, 3) for loss in score.by_position] for score in scores]
     for name, score in zip(evaluation.names[1:], scores[1:], strict=True):
         if (differences := position_differences(scores[0], score)) is not None:
             header.append(f"{name} minus {first}")
-            columns.append([signed(difference) for difference in differences])
+            columns.append([signed(difference, 3) for difference in differences])
     spans = [f"{low}-{high}" if high > low else f"{low}" for low, high in buckets(evaluation.latents)]
     # Under another tokenizer a short text may end before a long row does.
     count = min(map(len, columns))
@@ -138,7 +138,7 @@ def _tasks(evaluation: Evaluation) -> Table:
         rows.append(tuple(row))
         if any(_by_byte_differs(score) for score in scores):
             shares = [plain(accuracy(score, by_byte=True), 3) for score in scores]
-            rows.append(("  by likelihood per byte", "", "", *shares, *[""] * (2 * len(others))))
+            rows.append(("  per byte", "", "", *shares, *[""] * (2 * len(others))))
     return "Tasks: share of right answers", tuple(header), rows
 
 
