@@ -59,6 +59,8 @@ def test_all_of_it_is_json_and_says_the_same(two):
         assert sum(place["tokens"] for place in model["by_position"]) == model["tokens"]
     difference = copies["bits_per_byte"]["value"] - guesses["bits_per_byte"]["value"]
     assert copies["minus_first"]["value"] == pytest.approx(difference)
+    for before, after in zip(guesses["by_position"], copies["by_position"], strict=True):
+        assert after["minus_first"]["value"] == pytest.approx(after["loss"]["value"] - before["loss"]["value"])
     assert "minus_first" not in guesses
     for task in record["tasks"]:
         assert task["items"] == 30

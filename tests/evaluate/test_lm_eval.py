@@ -45,33 +45,34 @@ def test_errors_of_fetching_are_known_through_what_they_led_to():
     assert not _fetches(ValueError("of something else"))
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Of all our tasks, and a group of two."""
+    path = tmp_path_factory.mktemp("tasks")
+    write_tasks(path, {name: own_items(name, 40) for name in TASKS})
+    (path / "both.yaml").write_text(f"group: both\ntask:\n  - {PREFIX}copy\n  - {PREFIX}brackets\n")
+    return path
+
+
 @here
 @pytest.mark.parametrize("name", sorted(TASKS))
 @pytest.mark.filterwarnings("ignore")
-def test_lm_eval_finds_the_same(small, name, tmp_path):
-    items = own_items(name, 40)
-    write_tasks(tmp_path / "tasks", {name: items})
-    theirs = answer_by_lm_eval(small, PREFIX + name, tmp_path / "tasks")
-    ours = answer(small, name, items)
+def test_lm_eval_finds_the_same(small, name, folder):
+    theirs = answer_by_lm_eval(small, PREFIX + name, folder)
+    ours = answer(small, name, own_items(name, 40))
     assert np.array_equal(theirs.right, ours.right)
     assert np.array_equal(theirs.right_by_byte, ours.right_by_byte)
     assert theirs.chance == ours.chance
-    limited = answer_by_lm_eval(small, PREFIX + name, tmp_path / "tasks", limit=7)
+    limited = answer_by_lm_eval(small, PREFIX + name, folder, limit=7)
     assert np.array_equal(limited.right, ours.right[:7])
 
 
 @here
 @pytest.mark.filterwarnings("ignore")
-def test_a_group_counts_the_questions_of_all_its_tasks(small, tmp_path):
-    items = {"copy": own_items("copy", 10), "brackets": own_items("brackets", 30)}
-    write_tasks(tmp_path / "tasks", items)
-    (tmp_path / "tasks" / "both.yaml").write_text(
-        f"group: both\ntask:\n  - {PREFIX}copy\n  - {PREFIX}brackets\n"
-        "aggregate_metric_list:\n  - metric: acc\n    weight_by_size: true\n"
-    )
-    both = answer_by_lm_eval(small, "both", tmp_path / "tasks")
-    expected = sum(int(answer(small, name, questions).right.sum()) for name, questions in items.items())
-    assert (len(both.right), int(both.right.sum())) == (40, expected)
+def test_a_group_counts_the_questions_of_all_its_tasks(small, folder):
+    both = answer_by_lm_eval(small, "both", folder)
+    expected = sum(int(answer(small, name, own_items(name, 40)).right.sum()) for name in ("copy", "brackets"))
+    assert (len(both.right), int(both.right.sum())) == (80, expected)
 
 
 @here

@@ -59,7 +59,7 @@ class Evaluation:
 
     def _text(self, scores: Sequence[TextScore]) -> dict[str, Any]:
         first = scores[0]
-        models = []
+        models: list[dict[str, Any]] = []
         for name, score in zip(self.names, scores, strict=True):
             models.append(
                 {
@@ -76,8 +76,12 @@ class Evaluation:
                     "document_nats": score.nats.tolist(),
                     "document_tokens": score.tokens.astype(int).tolist(),
                 }
-                | ({"minus_first": asdict(bits_difference(first, score))} if score is not first else {})
             )
+            if score is not first:
+                models[-1]["minus_first"] = asdict(bits_difference(first, score))
+                differences = position_differences(first, score) or []
+                for place, difference in zip(models[-1]["by_position"], differences, strict=False):
+                    place["minus_first"] = asdict(difference)
         return {
             "name": first.text.name,
             "documents": [

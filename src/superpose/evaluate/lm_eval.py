@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,8 @@ def answer_by_lm_eval(subject: Subject, task: str, include: Path | None = None, 
         logging.getLogger(name).setLevel(logging.ERROR)
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=None if include is None else str(include))
+    manager = _manager(include)
     if task not in manager.all_tasks:
         raise UserError(f"lm-eval has no task {task!r}; list its tasks with: lm-eval ls tasks")
     try:
@@ -98,6 +98,14 @@ def write_tasks(folder: Path, items: Mapping[str, Sequence[Item]]) -> None:
             folder / f"{name}.yaml",
             _YAML.format(name=PREFIX + name, title=TASKS[name].title, file=json.dumps(str(file))),
         )
+
+
+@lru_cache(maxsize=1)
+def _manager(include: Path | None) -> Any:
+    """All tasks by name; looking through lm-eval's own takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if include is None else str(include))
 
 
 _YAML = """\
