@@ -68,6 +68,15 @@ def test_all_of_it_is_json_and_says_the_same(two):
             assert np.mean(model["right"]) == pytest.approx(model["accuracy"]["value"])
 
 
+def test_text_does_not_break_a_table(two):
+    from superpose.compare.words import markdown
+
+    evaluation = evaluate(two[:1], [HeldOut("bars", ("a | b", "c || d"))], [])
+    lines = [line for line in markdown(tables(evaluation), "").splitlines() if "starts with" in line or "\\|" in line]
+    assert len(lines) == 3
+    assert {line.replace("\\|", "").count("|") for line in lines} == {4}
+
+
 def test_one_model_alone_is_compared_with_none(two):
     evaluation = evaluate(two[:1], [TEXT], [])
     assert verdict(evaluation) == ""
@@ -92,4 +101,5 @@ def test_rows_longer_than_a_context_are_refused(two):
 
 def test_documents_are_known_by_their_first_words():
     assert opening("  one\n two ") == "one two"
+    assert opening("\x1b[31mred\x07") == "[31mred"
     assert opening("word " * 50) == ("word " * 8)[:39] + "…"

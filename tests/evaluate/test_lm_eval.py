@@ -81,7 +81,7 @@ def test_the_papers_tasks_are_lm_evals_and_need_the_hub(small, monkeypatch, tmp_
     from lm_eval.tasks import TaskManager
 
     assert set(PAPER) <= set(TaskManager().all_tasks)
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     with pytest.raises(UserError, match=r"questions of boolq could not be fetched.*Hugging Face hub.*HF_HOME"):
         answer_by_lm_eval(small, "boolq")
     with pytest.raises(UserError, match="lm-eval has no task 'riddles'"):

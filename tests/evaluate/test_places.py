@@ -27,6 +27,8 @@ def test_names_are_the_shortest_that_differ():
 def test_what_cannot_be_evaluated(finished_run, tmp_path):
     with pytest.raises(UserError, match="given twice"):
         load_subjects([finished_run, finished_run], "cpu")
+    with pytest.raises(UserError, match="gpt2 is not there; give a finished run's directory"):
+        load_subjects([Path("no/gpt2")], "cpu")
     with pytest.raises(UserError, match="not a run"):
         load_subjects([tmp_path], "cpu")
     with pytest.raises(UserError, match="--device is 'nowhere'"):

@@ -176,6 +176,6 @@ def position_differences(first: TextScore, second: TextScore) -> list[Interval] 
 
 
 def opening(document: str) -> str:
-    """A document's first words, to know it by."""
-    words = " ".join(document[:200].split())
+    """A document's first words, to know it by; what a terminal would obey is left out."""
+    words = " ".join("".join(character if character.isprintable() else " " for character in document[:200]).split())
     return words if len(words) <= 40 else words[:39] + "…"

@@ -62,6 +62,8 @@ def load_subjects(places: Sequence[Path], device: str) -> list[Subject]:
 
 
 def _load(place: Path, name: str, device: str) -> Subject:
+    if not place.is_dir():
+        raise UserError(f"{place} is not there; give a finished run's directory, or one that save_pretrained wrote")
     directory, run = place, None
     if (place / "config.json").is_file() and "model_type" in read_json(place / "config.json"):
         model, tokenizer = load_directory(place)
