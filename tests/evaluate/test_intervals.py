@@ -67,8 +67,8 @@ def test_a_single_document_has_no_interval():
     assert not interval.excludes_zero
 
 
-def test_empty_rows_do_not_spoil_the_bootstrap():
-    """Of the last bucket of positions only some rows may have tokens."""
+def test_documents_without_tokens_do_not_spoil_the_bootstrap():
+    """In a bucket of positions only some documents may have tokens."""
     interval = ratio(np.array([2.0, 0.0, 0.0]), np.array([1.0, 0.0, 0.0]))
     assert (interval.value, interval.low, interval.high) == (2.0, 2.0, 2.0)
 

@@ -70,7 +70,7 @@ class Evaluation:
                     "by_position": [
                         {"first": low, "last": high, "tokens": int(count), "loss": asdict(loss)}
                         for (low, high), count, loss in zip(
-                            buckets(self.latents), score.row_tokens.sum(axis=0), score.by_position, strict=False
+                            buckets(self.latents), score.position_tokens.sum(axis=0), score.by_position, strict=False
                         )
                     ],
                     "document_nats": score.nats.tolist(),
@@ -168,11 +168,11 @@ def bits_difference(first: TextScore, second: TextScore) -> Interval:
 
 
 def position_differences(first: TextScore, second: TextScore) -> list[Interval] | None:
-    """Nats per token by position, second minus first, paired by row; None where the two have other tokens."""
+    """Nats per token by position, second minus first, paired by document; None where the two have other tokens."""
     if first.vocabulary != second.vocabulary:
         return None
-    used = np.flatnonzero(first.row_tokens.sum(axis=0))
-    return [ratio(second.row_nats[:, p] - first.row_nats[:, p], first.row_tokens[:, p]) for p in used]
+    used = np.flatnonzero(first.position_tokens.sum(axis=0))
+    return [ratio(second.position_nats[:, p] - first.position_nats[:, p], first.position_tokens[:, p]) for p in used]
 
 
 def opening(document: str) -> str:

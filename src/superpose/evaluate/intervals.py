@@ -1,4 +1,4 @@
-"""How sure a measured figure is: 95 % intervals over documents, rows and items."""
+"""How sure a measured figure is: 95 % intervals over documents and questions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Interval:
 
     Attributes:
         value: as measured.
-        low, high: ends of the interval; None where a single document or row leaves no spread to judge by.
+        low, high: ends of the interval; None where a single document leaves no spread to judge by.
     """
 
     value: float

@@ -4,7 +4,7 @@
 
 Rows are those of validation during training (`superpose.train.metrics`): joined documents, every token but the very
 first predicted once, with as much context as its row has. It is always the next token, never a bag.
-Shapes: N tokens, R rows, L latents, V vocabulary, D documents, P buckets of positions.
+Shapes: N tokens, L latents, D documents, P buckets of positions.
 """
 
 from __future__ import annotations
@@ -37,19 +37,27 @@ class TextScore:
     """How well a model predicts a held-out set.
 
     Attributes:
-        nats, tokens, bytes: of each document, float64 [D]: the loss of its tokens, its end of text included; how many
-            were predicted; its UTF-8 bytes.
-        row_nats, row_tokens: of each row, float64 [R, P]: the same by `buckets` of position.
+        position_nats, position_tokens: the loss of each document's tokens, its end of text included, and how many were
+            predicted, by `buckets` of position: float64 [D, P].
+        bytes: UTF-8 bytes of each document, float64 [D].
         vocabulary: identifies the tokenizer: tokens of different ones are not comparable.
     """
 
     text: HeldOut
-    nats: Floats
-    tokens: Floats
+    position_nats: Floats
+    position_tokens: Floats
     bytes: Floats
-    row_nats: Floats
-    row_tokens: Floats
     vocabulary: str
+
+    @property
+    def nats(self) -> Floats:
+        """Of each document [D]."""
+        return self.position_nats.sum(axis=1)
+
+    @property
+    def tokens(self) -> Floats:
+        """Of each document [D]."""
+        return self.position_tokens.sum(axis=1)
 
     @property
     def loss(self) -> Interval:
@@ -68,8 +76,8 @@ class TextScore:
     @property
     def by_position(self) -> list[Interval]:
         """Nats per token in each bucket that has tokens."""
-        used = self.row_tokens.sum(axis=0) > 0
-        return [ratio(self.row_nats[:, place], self.row_tokens[:, place]) for place in np.flatnonzero(used)]
+        used = np.flatnonzero(self.position_tokens.sum(axis=0))
+        return [ratio(self.position_nats[:, place], self.position_tokens[:, place]) for place in used]
 
 
 def score_text(subject: Subject, text: HeldOut, latents: int) -> TextScore:
@@ -87,16 +95,8 @@ def score_text(subject: Subject, text: HeldOut, latents: int) -> TextScore:
     losses = token_losses(subject.model, ids, latents)
     if not np.isfinite(losses).all():
         raise UserError(f"{subject.name} predicts numbers that are not finite on {text.name}; its weights are broken")
-    # Token n is predicted by loss n - 1: a document that starts at token n has its losses from n - 1 on.
-    starts = np.maximum(offsets[:-1] - 1, 0)
-    tokens = np.diff(offsets).astype(np.float64)
-    tokens[0] -= 1
-    if tokens[0]:
-        nats = np.add.reduceat(losses, starts)
-    else:  # the first document is a lone end of text, of which nothing is predicted
-        nats = np.concatenate([[0.0], np.add.reduceat(losses, starts[1:])])
     sizes = np.array([len(document.encode()) for document in text.documents], dtype=np.float64)
-    return TextScore(text, nats, tokens, sizes, *_by_row(losses, latents), _vocabulary(subject))
+    return TextScore(text, *_sums(losses, offsets, latents), sizes, _vocabulary(subject))
 
 
 def tokenize(subject: Subject, text: HeldOut) -> tuple[Tensor, npt.NDArray[np.int64]]:
@@ -140,14 +140,17 @@ def buckets(latents: int) -> list[tuple[int, int]]:
     return [(first, after - 1) for first, after in pairwise([*starts, latents + 1])]
 
 
-def _by_row(losses: Floats, latents: int) -> tuple[Floats, Floats]:
-    """Sums and counts of losses in each row's buckets [R, P]."""
-    count = -(-len(losses) // latents)
-    padded, there = np.zeros(count * latents), np.zeros(count * latents)
-    padded[: len(losses)], there[: len(losses)] = losses, 1.0
-    starts = [first - 1 for first, _ in buckets(latents)]
-    sums = (np.add.reduceat(values.reshape(count, latents), starts, axis=1) for values in (padded, there))
-    nats, tokens = sums
+def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> tuple[Floats, Floats]:
+    """Sums and counts of losses by document and bucket of position [D, P]."""
+    starts = [first for first, _ in buckets(latents)]
+    shape = len(offsets) - 1, len(starts)
+    place = np.arange(len(losses))
+    # Loss n is of token n + 1, which its row predicts from n % latents + 1 tokens.
+    document = np.searchsorted(offsets, place + 1, side="right") - 1
+    bucket = np.searchsorted(starts, place % latents + 1, side="right") - 1
+    cell, cells = document * shape[1] + bucket, shape[0] * shape[1]
+    nats: Floats = np.bincount(cell, losses, cells).reshape(shape)
+    tokens: Floats = np.bincount(cell, minlength=cells).reshape(shape).astype(np.float64)
     return nats, tokens
 
 
