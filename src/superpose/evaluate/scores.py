@@ -52,12 +52,14 @@ class TextScore:
     @property
     def nats(self) -> Floats:
         """Of each document [D]."""
-        return self.position_nats.sum(axis=1)
+        nats: Floats = self.position_nats.sum(axis=1)
+        return nats
 
     @property
     def tokens(self) -> Floats:
         """Of each document [D]."""
-        return self.position_tokens.sum(axis=1)
+        tokens: Floats = self.position_tokens.sum(axis=1)
+        return tokens
 
     @property
     def loss(self) -> Interval:
@@ -149,8 +151,10 @@ def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> tuple
     document = np.searchsorted(offsets, place + 1, side="right") - 1
     bucket = np.searchsorted(starts, place % latents + 1, side="right") - 1
     cell, cells = document * shape[1] + bucket, shape[0] * shape[1]
-    nats: Floats = np.bincount(cell, losses, cells).reshape(shape)
-    tokens: Floats = np.bincount(cell, minlength=cells).reshape(shape).astype(np.float64)
+    nats, tokens = (
+        np.bincount(cell, weights, cells).reshape(shape).astype(np.float64)
+        for weights in (losses, np.ones(len(losses)))
+    )
     return nats, tokens
 
 
