@@ -132,6 +132,12 @@ def run(recipe, store, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def finished_run(run) -> Path:
+    """The same."""
+    return run
+
+
 def trained(runs, store, pool):
     """What `superpose.compare.runs.execute` does, in this process: a process of its own takes seconds to start."""
     from superpose.compare.runs import Outcome

@@ -47,7 +47,7 @@ def test_help_reads_well():
     text = superpose("--help").stdout
     commands = ("compare", "reproduce", "report", "train", "prepare", "tokenizer train", "data show", "data verify")
     commands += ("export", "import", "runs list", "runs show", "runs compare", "runs remove")
-    for command in (*commands, "generate"):
+    for command in (*commands, "generate", "evaluate"):
         assert command.split()[0] in text
         help_text = superpose(*command.split(), "--help").stdout
         assert "Usage: superpose" in help_text

@@ -96,6 +96,7 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
         "superpose.data.config.load_tokenizer",
         "superpose.plan.advisor.make_plan",
         "superpose.conform.implementation.load",
+        "superpose.evaluate.places.load_subjects",
         "superpose.handover.export.export",
         "superpose.handover.take_in.take_in",
         "superpose.runs.remove.plan_removals",

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, export, plan, report, reproduce, runs, tune
+from superpose.cli import compare, conform, data, evaluate, export, plan, report, reproduce, runs, tune
 from superpose.cli.options import Overrides, load_settings, prepared_store
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ def _options(
 app.command()(compare.compare)
 app.command()(tune.tune)
 app.command()(reproduce.reproduce)
+app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(conform.conform)
 app.command()(plan.plan)

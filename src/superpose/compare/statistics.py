@@ -54,7 +54,7 @@ def paired_difference(ordinary: Sequence[float], tst: Sequence[float]) -> Differ
         return Difference(mean, None, None, 1)
     deviation = statistics.stdev(differences)
     half = _half_width(deviation, count)
-    low, high = np.quantile(np.array(differences)[_resampled(count)].mean(axis=1), _tails(count))
+    low, high = np.quantile(np.array(differences)[_resampled(count)].mean(axis=1), tails(count))
     return Difference(mean, mean - half, mean + half, count, deviation, (float(low), float(high)))
 
 
@@ -117,7 +117,7 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
             for seeds in _resampled(len(reached))
         ]
         # A place beyond an end of the curve is infinitely far: what is not known to be nearer.
-        bounds = np.quantile(places, _tails(len(reached)), method="closest_observation") / steps
+        bounds = np.quantile(places, tails(len(reached)), method="closest_observation") / steps
         low, high = (float(bound) if math.isfinite(bound) and bound > 0 else None for bound in bounds)
     points = tuple((budget, float(loss)) for budget, loss in zip(budgets, curve, strict=True))
     if math.isinf(place):
@@ -148,7 +148,7 @@ def _resampled(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     return np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
 
 
-def _tails(count: int) -> tuple[float, float]:
+def tails(count: int) -> tuple[float, float]:
     """Which quantiles of resampled means are the ends of an interval.
 
     The usual 2.5 % make it too narrow for few seeds, by the factor that Student's t is wider than the normal

@@ -57,5 +57,9 @@ def markdown(tables: Sequence[Table], verdict: str) -> str:
     parts = []
     for title, header, rows in tables:
         lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-        parts.append("\n".join([f"{title}\n", *(f"| {' | '.join(line)} |" for line in lines)]))
+        parts.append(
+            "\n".join(
+                [f"{title}\n", *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)]
+            )
+        )
     return "\n\n".join([*parts, verdict]) + "\n"

@@ -43,7 +43,8 @@ def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ran
     training = lm.training
     lm.eval()
     total = torch.zeros((), dtype=torch.float64)
-    batches = torch.split(_windows(split, latents), rows)
+    tokens = torch.from_numpy(split.tokens.read(0, len(split.tokens)))
+    batches = torch.split(next_token_rows(tokens, latents), rows)
     for turn in range(0, len(batches), ranks.world_size):
         number = turn + ranks.rank
         batch = batches[number] if number < len(batches) else torch.full_like(batches[0][:1], IGNORE_INDEX)
@@ -55,9 +56,16 @@ def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ran
     return Validation(nats, nats_of_all / math.log(2) / split.bytes)
 
 
-def _windows(split: Split, latents: int) -> Tensor:
-    """Rows of latents + 1 tokens that overlap by one: [rows, latents + 1]; the last is filled with `IGNORE_INDEX`."""
-    tokens = torch.from_numpy(split.tokens.read(0, len(split.tokens)))
+def next_token_rows(tokens: Tensor, latents: int) -> Tensor:
+    """Rows that predict every token but the first once, each with as much context as its row has.
+
+    Args:
+        tokens: a whole text, int64 [N], two tokens or more.
+
+    Returns:
+        Rows of latents + 1 tokens that overlap by one, int64 [rows, latents + 1]; the last is filled with
+        `IGNORE_INDEX`.
+    """
     count = -(-(len(tokens) - 1) // latents)
     padded = torch.full((count * latents + 1,), IGNORE_INDEX)
     padded[: len(tokens)] = tokens

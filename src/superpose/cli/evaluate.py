@@ -1,0 +1,108 @@
+"""`superpose evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from superpose.errors import UserError
+
+
+def evaluate(
+    places: Annotated[
+        list[Path], typer.Argument(metavar="RUN|HF_DIR...", help="Finished runs and Hugging Face directories.")
+    ],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="Held-out text, as 'superpose prepare' takes it, or a prepared store; repeatable. By default what "
+            "the runs held out.",
+        ),
+    ] = None,
+    field: Annotated[str, typer.Option(help="Where records of --text keep their text.")] = "text",
+    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of each text, from its start.")] = 1.0,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,...",
+            help="brackets, copy, grammar, identifiers, or 'all' of these; 'paper' for the paper's eight, or any of "
+            "lm-eval's.",
+        ),
+    ] = None,
+    tasks_only: Annotated[bool, typer.Option("--tasks-only", help="Predict no text.")] = False,
+    include: Annotated[Path | None, typer.Option(help="A folder of further tasks for lm-eval, in YAML.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task at most; of ours 500.")] = None,
+    latents: Annotated[
+        int | None, typer.Option(min=2, help="Length of a row; by default the models' context, up to 2048.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to compute; by default on a GPU if there is one.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for evaluation.json, summary.md and our tasks for lm-eval.")
+    ] = None,
+) -> None:
+    """Next-token loss of one or several models on held-out text, by document and by position, and their tasks."""
+    import json
+    import sys
+
+    import torch
+    from rich.console import Console
+
+    from superpose.compare.words import markdown
+    from superpose.display import print_table
+    from superpose.evaluate import evaluation, texts, words
+    from superpose.evaluate import places as models
+    from superpose.evaluate.lm_eval import PAPER, expect_lm_eval, write_tasks
+    from superpose.evaluate.tasks import TASKS, own_items
+    from superpose.files import write_json, write_text
+
+    named = [_named(option) for option in text or []]
+    if len({name for name, _ in named}) < len(named):
+        raise UserError("--text gives a name twice; give each text a name of its own")
+    wanted = _chosen(tasks, tuple(TASKS), PAPER)
+    if tasks_only and (text or not wanted):
+        raise UserError("--tasks-only is for --tasks without --text; leave one of them out")
+    expect_lm_eval([name for name in wanted if name not in TASKS])
+
+    subjects = models.load_subjects(places, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    size = max_megabytes * 1e6
+    held_out = [texts.read_text(name, location, field, size) for name, location in named]
+    if not held_out and not tasks_only:
+        held_out = texts.own_texts(subjects, size)
+
+    # What is being done goes to the other stream, so that the figures can be piped.
+    aside = Console(file=sys.stderr, markup=False, highlight=False)
+    with aside.status("") as status:
+        result = evaluation.evaluate(subjects, held_out, wanted, latents, limit, include, status.update)
+    record, tables, verdict = result.to_json(), words.tables(result), words.verdict(result)
+    if out is not None:
+        write_json(out / "evaluation.json", record)
+        write_text(out / "summary.md", markdown(tables, verdict))
+        write_tasks(out / "tasks", {name: own_items(name, limit) for name in wanted if name in TASKS})
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+        return
+    console = Console(markup=False, highlight=False)
+    for title, header, rows in tables:
+        console.print(f"\n{title}", style="bold")
+        print_table(console, header, rows)
+    console.print(f"\n{verdict}" if verdict else "")
+    if out is not None:
+        console.print(f"All figures: {out}/")
+
+
+def _named(option: str) -> tuple[str, str]:
+    name, equals, location = option.partition("=")
+    if not (name and equals and location):
+        raise UserError(f"--text {option}: expected NAME=PATH, such as news=news.jsonl")
+    return name, location
+
+
+def _chosen(tasks: str | None, own: tuple[str, ...], paper: tuple[str, ...]) -> list[str]:
+    """The tasks that are asked for, each once."""
+    groups = {"all": own, "paper": paper}
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    return list(dict.fromkeys(task for name in names for task in groups.get(name, (name,))))

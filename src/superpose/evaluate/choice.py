@@ -1,0 +1,99 @@
+"""Answering by likelihood: of several continuations, a model chooses the one it finds likeliest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from superpose.core.fold import IGNORE_INDEX
+from superpose.errors import UserError
+from superpose.evaluate.intervals import Bools, Floats
+from superpose.evaluate.places import Subject
+from superpose.evaluate.tasks import Item
+
+# Sequences computed together.
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Which questions of a task a model answers rightly.
+
+    Attributes:
+        task: its name.
+        chance: share of right answers of one who guesses.
+        right: bool [items], by the likelihood of the continuation as a whole.
+        right_by_byte: the same by its likelihood per byte, which does not favour short ones; None if the task has none.
+    """
+
+    task: str
+    chance: float
+    right: Bools
+    right_by_byte: Bools | None
+
+
+def answer(subject: Subject, task: str, items: Sequence[Item]) -> TaskScore:
+    """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same.
+
+    Raises:
+        UserError: the model's predictions are not finite.
+    """
+    pairs = [(item.context, choice) for item in items for choice in item.choices]
+    nats = iter(continuation_nats(subject, pairs))
+    right, right_by_byte = [], []
+    for item in items:
+        losses = np.array([next(nats) for _ in item.choices])
+        if not np.isfinite(losses).all():
+            raise UserError(f"{subject.name} predicts numbers that are not finite on {task}; its weights are broken")
+        sizes = np.array([len(choice.encode()) for choice in item.choices])
+        right.append(int(losses.argmin()) == item.answer)
+        right_by_byte.append(int((losses / sizes).argmin()) == item.answer)
+    chance = float(np.mean([1 / len(item.choices) for item in items]))
+    return TaskScore(task, chance, np.array(right), np.array(right_by_byte))
+
+
+@torch.no_grad()
+def continuation_nats(subject: Subject, pairs: Sequence[tuple[str, str]]) -> Floats:
+    """How unlikely a model finds each continuation of each context, in nats: float64 [pairs].
+
+    The two are tokenized as one text; tokens beyond those of the context alone are the continuation's. What does not
+    fit into the model's context is left out at the start.
+    """
+    rows = [_row(subject, context, continuation) for context, continuation in pairs]
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+    nats = np.empty(len(rows))
+    for start in range(0, len(order), _ROWS):
+        places = order[start : start + _ROWS]
+        nats[places] = _nats(subject.model, [rows[place] for place in places])
+    return nats
+
+
+def _row(subject: Subject, context: str, continuation: str) -> tuple[list[int], int]:
+    """Token ids of both together, and how many of them, at the end, are the continuation's."""
+    whole = subject.tokenizer(context + continuation)["input_ids"]
+    length = len(whole) - len(subject.tokenizer(context)["input_ids"])
+    if length < 1:
+        raise UserError(f"{subject.name}: its tokenizer leaves nothing of {continuation!r} after {context[-20:]!r}")
+    longest = (subject.context or len(whole)) + 1  # the last token is only predicted
+    return whole[-longest:], length
+
+
+def _nats(model: Any, rows: Sequence[tuple[list[int], int]]) -> Floats:
+    """Of a few rows, filled up to the longest: text stands first, so a causal model never sees the filling."""
+    width = max(len(ids) for ids, _ in rows)
+    inputs = torch.zeros((len(rows), width - 1), dtype=torch.int64)
+    targets = torch.full((len(rows), width - 1), IGNORE_INDEX)
+    for place, (ids, length) in enumerate(rows):
+        inputs[place, : len(ids) - 1] = torch.tensor(ids[:-1])
+        targets[place, len(ids) - 1 - length : len(ids) - 1] = torch.tensor(ids[-length:])
+    logits = model(input_ids=inputs.to(model.device), use_cache=False).logits.float()
+    losses = F.cross_entropy(
+        logits.flatten(0, 1), targets.to(model.device).flatten(), reduction="none", ignore_index=IGNORE_INDEX
+    )
+    nats: Floats = losses.double().view(len(rows), -1).sum(dim=1).cpu().numpy()
+    return nats

@@ -1,0 +1,149 @@
+"""Small tasks of our own: choices between continuations, generated from a seed, for models of any size.
+
+Each asks for something that loss alone does not show, and none can be answered from how common a continuation is:
+right and wrong choices are drawn alike, and only the context tells them apart.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from superpose.errors import UserError
+
+CHOICES = 4
+"""Choices of an item, one of them right: a guess is right in one of four."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+        context: text to go on from; it ends in no blank.
+        choices: continuations, all different.
+        answer: place of the right one.
+    """
+
+    context: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A way to make questions; `question` draws a context, its right continuation and three or more wrong ones."""
+
+    title: str
+    question: Callable[[random.Random], tuple[str, str, Sequence[str]]]
+
+    def items(self, count: int, seed: int = 0) -> list[Item]:
+        """The first `count` questions of a seed; fewer are a part of more."""
+        # Seeded by text, a generator is the same on every machine and version of Python.
+        generator = random.Random(f"{self.title} {seed}")
+        return [self._item(generator) for _ in range(count)]
+
+    def _item(self, generator: random.Random) -> Item:
+        context, right, wrong = self.question(generator)
+        choices = [right, *generator.sample(list(wrong), CHOICES - 1)]
+        generator.shuffle(choices)
+        return Item(context, tuple(choices), choices.index(right))
+
+
+# fmt: off
+_NAMES = (
+    "width", "height", "depth", "length", "radius", "weight", "price", "amount", "total", "count", "limit",
+    "offset", "start", "stop", "step", "size", "rate", "score", "level", "index", "value", "label", "title",
+    "color", "shape", "speed", "angle", "power", "scale", "ratio", "margin", "border", "state", "phase", "mode",
+    "order", "group", "owner", "parent", "child", "source", "target", "input", "output", "buffer", "record",
+    "field", "column", "table", "query", "token", "letter", "number", "digit", "point", "center", "origin",
+    "vector", "matrix", "signal", "filter", "window", "frame", "image", "sound", "color_map", "line_end",
+)
+# fmt: on
+"""Names of variables; each is as likely to be right as to be wrong."""
+
+_FUNCTIONS = ["measure", "combine", "convert", "update", "compute", "collect", "prepare", "adjust"]
+
+_SNIPPETS = (
+    ("def {f}({a}, {b}):\n    if {a} is None:\n        return {b}\n    return {a} +", " {b}"),
+    ("def {f}(self, {a}, {b}):\n    self.{a} = {a}\n    self.{b} =", " {b}"),
+    ("{a} = load()\nif {a} is not None:\n    print({a})\nfor {b} in {a}:\n    print(", "{b}"),
+    ("for {a} in {b}:\n    if {a} in seen:\n        continue\n    seen.add(", "{a}"),
+    ("def {f}({a}):\n    return len({a})\n\n{b} = [1, 2, 3]\nprint({f}(", "{b}"),
+    ("with open({a}) as {b}:\n    for line in", " {b}"),
+    ("{a} = 0\n{b} = 1\nwhile {a} < 10:\n    {a} +=", " {b}"),
+    ("try:\n    {a} = int(text)\nexcept ValueError:\n    {a} = None\nreturn", " {a}"),
+)
+"""Our own few lines of Python, with names to fill in, and what comes next."""
+
+
+def _identifiers(generator: random.Random) -> tuple[str, str, list[str]]:
+    """A name used before in the lines, among names that are not."""
+    context, right = generator.choice(_SNIPPETS)
+    a, b, *others = generator.sample(_NAMES, CHOICES + 1)
+    names = {"a": a, "b": b, "f": generator.choice(_FUNCTIONS)}
+    blank = right[: len(right) - len(right.lstrip())]
+    return context.format(**names), right.format(**names), [blank + other for other in others]
+
+
+def _brackets(generator: random.Random) -> tuple[str, str, list[str]]:
+    """Three brackets are opened, of all three kinds; they close in the reverse order."""
+    kinds = [("(", ")"), ("[", "]"), ("{", "}")]
+    generator.shuffle(kinds)
+    names = generator.sample(_NAMES, 4)
+    context = f"{names[0]} = "
+    for (opening, _), name in zip(kinds, names[1:], strict=True):
+        context += f"{opening}{name}" if opening == kinds[-1][0] else f"{opening}{name}, "
+    right = "".join(closing for _, closing in reversed(kinds))
+    return context, right, [wrong for wrong in map("".join, permutations(")]}")) if wrong != right]
+
+
+def _copy(generator: random.Random) -> tuple[str, str, list[str]]:
+    """A sequence of random letters begins again; which letter follows?"""
+    letters = generator.sample("abcdefghijklmnopqrstuvwxyz", 8)
+    place = generator.randrange(3, 8)
+    context = " ".join(letters + letters[:place])
+    return context, f" {letters[place]}", [f" {letter}" for letter in letters if letter != letters[place]]
+
+
+_PARTS = {
+    " in": ("for {a}", "for {a}, {b}", "{a} = [{b} for {b}", "if {a} not"),
+    " import": ("from {a}", "from .{a}", "from {a}.{b}"),
+    " None": ("{a} =", "if {a} is", "return {a} if {b} else"),
+    " as": ("import {a}", "import {a}.{b}"),
+    "):": ("def {f}(self", "def {f}({a}, {b}"),
+}
+"""Each can follow those it stands with, and by Python's grammar none of the others."""
+
+
+def _grammar(generator: random.Random) -> tuple[str, str, list[str]]:
+    """What can follow the start of a line of Python; each part is as likely to be right as the others."""
+    right = generator.choice(list(_PARTS))
+    a, b = generator.sample(_NAMES, 2)
+    context = generator.choice(_PARTS[right]).format(a=a, b=b, f=generator.choice(_FUNCTIONS))
+    return context, right, [part for part in _PARTS if part != right]
+
+
+TASKS = {
+    "brackets": Task("brackets that close what was opened", _brackets),
+    "copy": Task("the next letter of a sequence seen before", _copy),
+    "grammar": Task("the part of a line that Python asks for", _grammar),
+    "identifiers": Task("a Python name that was used before", _identifiers),
+}
+"""By name."""
+
+ITEMS = 500
+"""Questions of a task, unless fewer are asked for: a share is then known to 0.04."""
+
+
+def own_items(name: str, limit: int | None = None, seed: int = 0) -> list[Item]:
+    """Questions of one of our tasks.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if name not in TASKS:
+        raise UserError(f"there is no task {name!r} of ours; they are {', '.join(TASKS)}")
+    return TASKS[name].items(limit or ITEMS, seed)

@@ -1,0 +1,104 @@
+"""Held-out text by name: what the user gives, or what a run held out of its own training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from superpose.data.readers import Source, find_parts, read_part
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.evaluate.places import Subject
+from superpose.files import read_json
+
+OWN = "held-out"
+"""Names the documents that a run held out."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Documents to predict, as text: every model reads them with its own tokenizer."""
+
+    name: str
+    documents: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(document.encode()) for document in self.documents)
+
+
+def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut:
+    """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store.
+
+    Raises:
+        UserError: it cannot be read, or holds no text.
+    """
+    if (Path(location) / "manifest.json").is_file():
+        return _held_out_of(TokenStore.open(Path(location)), name, max_bytes)
+    documents: list[str] = []
+    size = 0
+    for part in find_parts(Source(location, field)):
+        if part.is_tokens:
+            raise UserError(f"--text {name}={location} holds tokens; give text, or a store that superpose prepared")
+        for document in read_part(part):
+            if isinstance(document, str) and document:
+                documents.append(document)
+                size += len(document.encode())
+                if size >= max_bytes:
+                    return HeldOut(name, tuple(documents))
+    if not documents:
+        raise UserError(f"--text {name}={location} holds no text; give another source")
+    return HeldOut(name, tuple(documents))
+
+
+def own_texts(subjects: Sequence[Subject], max_bytes: float) -> list[HeldOut]:
+    """What the runs among some models held out of training; runs on the same text share one set.
+
+    Raises:
+        UserError: a run's tokens are no longer there, or none of the models is of a run.
+    """
+    stores: dict[str, tuple[str, TokenStore]] = {}
+    for subject in subjects:
+        if subject.run is not None:
+            store = _store_of(subject.run)
+            stores.setdefault(store.fingerprint, (subject.name, store))
+    if not stores:
+        raise UserError(
+            "a Hugging Face directory does not say what text was held out; name some, such as --text mine=texts/, "
+            "or ask for --tasks alone"
+        )
+    alone = len(stores) == 1
+    return [_held_out_of(store, OWN if alone else f"{OWN} of {name}", max_bytes) for name, store in stores.values()]
+
+
+def _store_of(run: Path) -> TokenStore:
+    kept = read_json(run / "store.json")
+    path = Path(str(kept.get("path")))
+    if not (path / "manifest.json").is_file():
+        raise UserError(f"{run} was trained on the store {path}, which is gone; name held-out text with --text")
+    store = TokenStore.open(path)
+    if store.fingerprint != kept.get("fingerprint"):
+        raise UserError(f"{path} holds other text than {run} was trained on; name held-out text with --text")
+    return store
+
+
+def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:
+    """The text that a store's held-out tokens stand for, by the store's own tokenizer."""
+    split = store.val
+    tokens = split.tokens.read(0, len(split.tokens))
+    # A document ends with the end of text, which is not part of it.
+    ids = [tokens[start : stop - 1].tolist() for start, stop in pairwise(split.offsets.tolist())]
+    tokenizer = Tokenizer.from_file(str(store.tokenizer_path / "tokenizer.json"))
+    documents: list[str] = []
+    size = 0
+    for document in tokenizer.decode_batch(ids, skip_special_tokens=False):
+        if size >= max_bytes:
+            break
+        if document:
+            documents.append(document)
+            size += len(document.encode())
+    return HeldOut(name, tuple(documents))

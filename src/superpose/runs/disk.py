@@ -1,0 +1,217 @@
+"""What a run's directory says of it, and which runs a folder holds.
+
+    RUNS/one/               a run                       RUNS/pool/1f0c93a5d2e4b687/    a run of comparisons
+    RUNS/demo/tst-3000-seed1   a name of a run in the pool: a symbolic link
+
+Files are read as data of others: checked, and one that was altered is named in a sentence.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import BaseModel, FiniteFloat, ValidationError
+
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.files import read_json
+from superpose.train.checkpoint import Checkpoints
+from superpose.train.config import Recipe, load_recipe
+from superpose.train.distributed import Ranks
+from superpose.train.metrics import read_metrics
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+"""This process by itself, which reads what any number of ranks wrote."""
+
+State = Literal["finished", "running", "unfinished"]
+
+
+class Energy(BaseModel):
+    """What training took; `how` says whether it was measured."""
+
+    kwh: FiniteFloat | None = None
+    hours: FiniteFloat
+    how: str
+
+
+class Measured(BaseModel):
+    """One validation: losses in nats per token and bits per byte, and what was spent until then."""
+
+    step: int
+    val_loss: FiniteFloat
+    val_bits_per_byte: FiniteFloat
+    raw_tokens: int
+    latents: int
+    flops: FiniteFloat
+    seconds: FiniteFloat
+
+
+class Result(BaseModel):
+    """What is told of a run's result.json."""
+
+    val_loss: FiniteFloat
+    val_bits_per_byte: FiniteFloat
+    average_val_loss: FiniteFloat | None = None
+    average_val_bits_per_byte: FiniteFloat | None = None
+    raw_tokens: int
+    epochs: FiniteFloat | None = None
+    latents: int
+    flops: FiniteFloat
+    seconds: FiniteFloat
+    energy: Energy | None = None
+    parameters: int | None = None
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class RunOnDisk:
+    """A run as its directory tells it; what takes reading is read when it is asked for.
+
+    Attributes:
+        names: other paths that lead to it, from comparisons.
+    """
+
+    path: Path
+    recipe: Recipe
+    names: tuple[Path, ...] = ()
+
+    @cached_property
+    def result(self) -> Result | None:
+        """What came out, if the run is finished."""
+        path = self.path / "result.json"
+        return _checked(Result, read_json(path), path) if path.is_file() else None
+
+    @cached_property
+    def validations(self) -> list[Measured]:
+        """Of the steps that were validated, ascending."""
+        path = self.path / "metrics.jsonl"
+        return [_checked(Measured, record, path) for record in self._records if record.get("kind") == "validation"]
+
+    @cached_property
+    def checkpoints(self) -> list[int]:
+        """Steps there is a checkpoint of."""
+        return Checkpoints(self.path, ALONE).steps
+
+    @property
+    def step(self) -> int:
+        """The last step something is known of."""
+        steps = [step for record in self._records if isinstance(step := record.get("step"), int)]
+        return max([0, *steps, *self.checkpoints])
+
+    @property
+    def state(self) -> State:
+        """running is said only of a run whose lock is held: one that `superpose train` computes holds none."""
+        if (self.path / "result.json").is_file():
+            return "finished"
+        return "running" if _locked(self.path.resolve()) else "unfinished"
+
+    @property
+    def store(self) -> TokenStore | None:
+        """The text it read, if it is still where it was, and whole."""
+        about = read_json(self.path / "store.json")
+        try:
+            store = TokenStore.open(Path(str(about.get("path", ""))))
+        except UserError:
+            return None
+        return store if store.fingerprint == about.get("fingerprint") else None
+
+    @cached_property
+    def _records(self) -> list[dict[str, Any]]:
+        path = self.path / "metrics.jsonl"
+        return [record for record in read_metrics(path) if isinstance(record, dict)] if path.is_file() else []
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run's: it holds a recipe and the name of a store."""
+    return (path / "config.json").is_file() and (path / "store.json").is_file()
+
+
+def open_run(path: Path) -> RunOnDisk:
+    """The run in a directory.
+
+    Raises:
+        UserError: it is none, or its recipe was altered.
+    """
+    if not is_run(path):
+        inside = sorted(entry.parent.name for entry in path.glob("*/store.json")) if path.is_dir() else []
+        more = f" and {len(inside) - 8} more" if len(inside) > 8 else ""
+        names = f"it holds the runs {', '.join(inside[:8])}{more}: give one of them"
+        raise UserError(f"{path} is not a run; {names if inside else 'give the directory of a run'}")
+    return RunOnDisk(path, load_recipe(path / "config.json"))
+
+
+def find_runs(folder: Path) -> tuple[list[RunOnDisk], list[str]]:
+    """The runs in a folder and in its own folders, each once, by name; and what is wrong with those left out.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no directory; give the folder that holds runs")
+    paths: dict[Path, list[Path]] = {}
+    for path in sorted(_inside(folder)):
+        if is_run(path):
+            paths.setdefault(path.resolve(), []).append(path)
+    runs, problems = [], []
+    for same in paths.values():
+        # A name that tells what it is comes before the pool's.
+        place, *others = sorted(same, key=lambda path: (not path.is_symlink(), path))
+        try:
+            runs.append(RunOnDisk(place, load_recipe(place / "config.json"), tuple(others)))
+        except UserError as error:
+            problems.append(str(error))
+    return sorted(runs, key=lambda run: run.path), problems
+
+
+def names_of(run: Path, folder: Path) -> list[Path]:
+    """Symbolic links in a folder, and in its own folders, that lead to a run."""
+    target = run.resolve()
+    return sorted(path for path in _inside(folder) if path.is_symlink() and path.resolve() == target)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a directory; links count nothing."""
+    if path.is_symlink() or not path.is_dir():
+        return 0 if path.is_symlink() else path.stat().st_size
+    files = (Path(place, name) for place, _, names in os.walk(path) for name in names)
+    return sum(file.stat().st_size for file in files if not file.is_symlink() and file.exists())
+
+
+def _inside(folder: Path) -> Iterator[Path]:
+    """Directories in a folder and in its own folders; a run's own are left out, as are hidden ones."""
+    yield folder
+    for path in folder.iterdir():
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        yield path
+        if not path.is_symlink() and not is_run(path):
+            yield from (inner for inner in path.iterdir() if not inner.name.startswith(".") and inner.is_dir())
+
+
+def _locked(run: Path) -> bool:
+    """Whether a process trains this run now, see `superpose.files.one_at_a_time`."""
+    try:
+        with run.with_name(f".{run.name}.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file
+        return False
+    return False
+
+
+def _checked(kind: type[_Model], value: dict[str, Any], path: Path) -> _Model:
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{path} was altered: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None

@@ -1,0 +1,119 @@
+"""Frees what runs take on disk: a run, its checkpoints, or a name of it, and nothing that is not one of these.
+
+Only what stands inside the runs' folder is touched, and no symbolic link is followed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from superpose.errors import UserError
+from superpose.runs.disk import RunOnDisk, is_run, names_of, open_run, size_of
+from superpose.runs.words import spoken_size
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What is to go.
+
+    Attributes:
+        path: of a run, of its checkpoints, or of a link to it.
+        bytes: that are freed.
+        remarks: what to know before it goes, in sentences.
+    """
+
+    path: Path
+    kind: Literal["run", "checkpoints", "link"]
+    bytes: int
+    remarks: tuple[str, ...] = ()
+
+    def spoken(self) -> str:
+        """In a line."""
+        what = {"run": "the run", "checkpoints": "the checkpoints", "link": "the link, not the run it leads to,"}
+        return f"{spoken_size(self.bytes):>8}  {what[self.kind]} {self.path}"
+
+
+def plan_removals(paths: Sequence[Path], folder: Path, checkpoints: bool = False) -> list[Removal]:
+    """What removing some runs comes to; nothing is changed yet.
+
+    Args:
+        paths: of runs, or of symbolic links to them, of which the link alone goes.
+        folder: that holds all runs; what is outside is refused.
+        checkpoints: only what a run can be resumed from.
+
+    Raises:
+        UserError: one of them is no run, is outside of the folder, or is being trained.
+    """
+    removals = {}
+    for path in paths:
+        place = _inside(path, folder)
+        removals[place] = _link(place, folder, checkpoints) if path.is_symlink() else _run(path, folder, checkpoints)
+    going = {removal.path.resolve() for removal in removals.values() if removal.kind == "run"}
+    links = {removal.path for removal in removals.values() if removal.kind == "link"}
+    planned = []
+    for place, removal in removals.items():
+        names = [] if removal.kind != "run" else [name for name in names_of(place, folder) if name not in links]
+        remarks = [f"{name} leads to it, and will lead nowhere" for name in names]
+        if removal.kind == "link" and place.resolve() in going:
+            remarks.append("the run it leads to goes too, since it is named as well")
+        planned.append(Removal(removal.path, removal.kind, removal.bytes, (*removal.remarks, *remarks)))
+    return planned
+
+
+def remove(removal: Removal) -> None:
+    """Removes it. A directory is put under a hidden name first, so that a kill leaves no half of a run.
+
+    Raises:
+        UserError: it is no longer what was planned.
+    """
+    path = removal.path
+    if path.is_symlink() != (removal.kind == "link"):
+        raise UserError(f"{path} was changed meanwhile; nothing of it was removed")
+    if removal.kind == "link":
+        path.unlink()
+        return
+    aside = path.with_name(f".{path.name}.{os.getpid()}.removed")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _inside(path: Path, folder: Path) -> Path:
+    """The path with all links before its last part resolved: it is to be in the folder, and not the folder itself."""
+    place = path.parent.resolve() / path.name
+    root = folder.resolve()
+    if path.name in ("", ".", "..") or not place.is_relative_to(root) or place == root:
+        raise UserError(f"{path} is not inside of {folder}; name the folder it is in with --runs")
+    return place
+
+
+def _link(place: Path, folder: Path, checkpoints: bool) -> Removal:
+    if checkpoints:
+        raise UserError(f"{place} is a link; name the run it leads to, {place.resolve()}, to remove its checkpoints")
+    if place.exists() and not is_run(place):
+        raise UserError(f"{place} is a link to something that is no run, so it is left alone")
+    return Removal(place, "link", 0)
+
+
+def _run(path: Path, folder: Path, checkpoints: bool) -> Removal:
+    run = open_run(path)
+    place = _inside(path, folder)
+    if run.state == "running":
+        raise UserError(f"{path} is being trained at this moment; stop it first")
+    if not checkpoints:
+        return Removal(place, "run", size_of(place), _unfinished(run))
+    kept = place / "checkpoints"
+    if kept.is_symlink():
+        raise UserError(f"{kept} is a link, which is not followed; remove what it leads to by hand")
+    if not kept.is_dir():
+        raise UserError(f"{path} has no checkpoints")
+    remark = () if run.state == "finished" else ("it is not finished, and cannot go on without them",)
+    return Removal(kept, "checkpoints", size_of(kept), remark)
+
+
+def _unfinished(run: RunOnDisk) -> tuple[str, ...]:
+    return () if run.state == "finished" else (f"it is not finished: step {run.step:,} of {run.recipe.train.steps:,}",)

@@ -1,0 +1,113 @@
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superpose.errors import UserError
+from superpose.evaluate.places import load_subjects
+from superpose.evaluate.scores import buckets, score_text, token_losses, tokenize
+from superpose.evaluate.texts import HeldOut, own_texts
+from superpose.files import read_json
+from tests.conftest import make_model
+from tests.evaluate.subjects import HandMade, subject
+
+L = 16
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    return subject(make_model("llama", vocab_size=257).eval(), tmp_path_factory.mktemp("small"))
+
+
+@pytest.mark.parametrize("count", [2, L, L + 1, L + 2, 3 * L])
+def test_losses_are_those_of_one_token_after_the_other(family, count):
+    """Each in float64, from the tokens before it in its row alone."""
+    model = make_model(family).eval()
+    tokens = torch.from_numpy(np.random.default_rng(count).integers(0, 50, count))
+    expected = []
+    with torch.no_grad():
+        for place in range(1, count):
+            row = (place - 1) // L * L
+            logits = model(input_ids=tokens[None, row:place]).logits[0, -1].double()
+            expected.append(-float(logits.log_softmax(0)[tokens[place]]))
+    losses = token_losses(model, tokens, L)
+    assert losses.dtype == np.float64
+    assert losses == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_scores_as_its_validation_did(finished_run):
+    (one,) = load_subjects([finished_run], "cpu")
+    (text,) = own_texts([one], math.inf)
+    score = score_text(one, text, 16)
+    result = read_json(finished_run / "result.json")
+    assert score.loss.value == pytest.approx(result["val_loss"], rel=1e-5)
+    assert score.bits_per_byte.value == pytest.approx(result["val_bits_per_byte"], rel=1e-5)
+
+
+@settings(max_examples=25)
+@given(st.lists(st.text("ab é\n日", min_size=1, max_size=40), min_size=1, max_size=8), st.integers(2, 40))
+def test_documents_positions_and_the_whole_agree(small, documents, latents):
+    text = HeldOut("t", tuple(documents))
+    score = score_text(small, text, latents)
+    ids, offsets = tokenize(small, text)
+    losses = token_losses(small.model, ids, latents)
+    # Byte tokens, one end of text for each document, and the very first is not predicted.
+    assert score.bytes.tolist() == [len(document.encode()) for document in documents]
+    assert score.tokens.sum() == len(ids) - 1 == score.bytes.sum() + len(documents) - 1
+    for number, (start, stop) in enumerate(pairwise(offsets)):
+        assert score.nats[number] == pytest.approx(sum(losses[max(start, 1) - 1 : stop - 1]))
+    assert score.nats.sum() == pytest.approx(losses.sum()) == pytest.approx(score.position_nats.sum())
+    weights = score.position_tokens.sum(axis=0)
+    means = [loss.value for loss in score.by_position]
+    assert np.average(means, weights=weights[weights > 0]) == pytest.approx(score.loss.value)
+    assert score.bits_per_byte.value * math.log(2) * text.bytes == pytest.approx(losses.sum())
+    shares = score.bytes / score.bytes.sum()
+    assert (score.document_bits_per_byte * shares).sum() == pytest.approx(score.bits_per_byte.value)
+
+
+def test_positions_are_tokens_of_context():
+    """A model that knows what follows from the fourth token of its row on."""
+
+    def alphabet(ids):
+        return ids[-1] + 1 if len(ids) >= 4 else None
+
+    from superpose.data.tokenizer import load_tokenizer
+    from superpose.evaluate.scores import _sums
+
+    first = int(load_tokenizer("bytes").byte_ids[ord("a")])
+    losses = token_losses(HandMade(alphabet), torch.arange(first, first + 17), 8)
+    nats, tokens = _sums(losses, np.array([0, 4, 17]), 8)
+    loss = nats.sum(axis=0) / tokens.sum(axis=0)
+    assert buckets(8) == [(1, 1), (2, 3), (4, 8)]
+    assert loss[:2] == pytest.approx([math.log(257)] * 2)
+    assert loss[2] < 0.1
+    assert tokens.tolist() == [[1, 2, 0], [1, 2, 10]]
+
+
+@given(st.integers(1, 5000))
+def test_buckets_cover_every_position_once(latents):
+    spans = buckets(latents)
+    assert [place for low, high in spans for place in range(low, high + 1)] == list(range(1, latents + 1))
+    assert all(low & (low - 1) == 0 for low, _ in spans)
+    assert all(high - low + 1 >= low // 2 for low, high in spans)
+
+
+def test_a_text_that_spells_out_the_end_of_text_is_text(finished_run):
+    (one,) = load_subjects([finished_run], "cpu")
+    ids, offsets = tokenize(one, HeldOut("t", ("<|endoftext|>",)))
+    assert len(ids) > 2
+    assert (ids == one.text_tokenizer.end_of_text).tolist() == [False] * (len(ids) - 1) + [True]
+    assert offsets.tolist() == [0, len(ids)]
+
+
+def test_broken_weights_are_said(small, tmp_path):
+    model = make_model("llama", vocab_size=257).eval()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(np.nan)
+    with pytest.raises(UserError, match="nan predicts numbers that are not finite on t"):
+        score_text(replace(small, model=model, name="nan"), HeldOut("t", ("abc",)), L)

@@ -1,0 +1,75 @@
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from superpose.errors import UserError
+from superpose.evaluate.places import load_subjects
+from superpose.evaluate.texts import own_texts, read_text
+from superpose.files import write_json
+
+
+def test_documents_are_read_until_there_are_enough(tmp_path):
+    path = tmp_path / "short.jsonl"
+    path.write_text("".join(json.dumps({"body": text}) + "\n" for text in ["één", "", "zwei", "three", "four"]))
+    text = read_text("short", str(path), "body", 7)
+    assert text.documents == ("één", "zwei")
+    assert text.bytes == 5 + 4
+    assert read_text("short", str(path), "body", 1e6).documents == ("één", "zwei", "three", "four")
+
+
+def test_a_store_gives_the_text_it_held_out(store, corpus):
+    text = read_text("mine", str(store.path), "text", 1e6)
+    assert len(text.documents) == store.val.documents
+    assert text.bytes == store.val.bytes
+    whole = corpus.read_text()
+    assert all(document in whole for document in text.documents)
+    assert len(read_text("mine", str(store.path), "text", 1).documents) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokens.bin", np.arange(20, dtype=np.uint16).tobytes(), "holds tokens; give text"),
+        ("empty.txt", b"", "holds no text"),
+        ("bytes.txt", b"\xf0\x9f\x00\xff" * 9, "holds no text"),
+    ],
+)
+def test_what_is_no_text_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_text("t", str(tmp_path / name), "text", 1e6)
+
+
+def test_runs_on_the_same_text_share_what_they_held_out(finished_run, tmp_path):
+    (one,) = load_subjects([finished_run], "cpu")
+    other = replace(one, name="other")
+    (text,) = own_texts([one, other, replace(one, run=None)], 1e6)
+    assert text.name == "held-out"
+    with pytest.raises(UserError, match="--text mine=texts/"):
+        own_texts([replace(one, run=None)], 1e6)
+
+
+def test_a_store_that_is_gone_or_is_anothers(finished_run, store, tmp_path):
+    (one,) = load_subjects([finished_run], "cpu")
+    run = tmp_path / "run"
+    run.mkdir()
+    write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(tmp_path / "gone")})
+    with pytest.raises(UserError, match="which is gone; name held-out text with --text"):
+        own_texts([replace(one, run=run)], 1e6)
+    write_json(run / "store.json", {"fingerprint": "another", "path": str(store.path)})
+    with pytest.raises(UserError, match="holds other text"):
+        own_texts([replace(one, run=run)], 1e6)
+
+
+def test_runs_on_different_text_are_both_asked(finished_run, store, tmp_path):
+    (one,) = load_subjects([finished_run], "cpu")
+    shutil.copytree(store.path, tmp_path / "store")
+    manifest = json.loads((tmp_path / "store" / "manifest.json").read_text()) | {"fingerprint": "another"}
+    write_json(tmp_path / "store" / "manifest.json", manifest)
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "store.json", {"fingerprint": "another", "path": str(tmp_path / "store")})
+    both = own_texts([one, replace(one, name="other", run=tmp_path / "run")], 1e6)
+    assert [text.name for text in both] == ["held-out of one", "held-out of other"]
