@@ -1,6 +1,6 @@
 """Feeds damaged, hostile and random input to all that superpose reads, and counts what comes of it.
 
-    python benchmarks/fuzz.py                          all targets, some 12,000 inputs; writes results/fuzz.json
+    python benchmarks/fuzz.py                          all targets, some 10,000 inputs; writes results/fuzz.json
     python benchmarks/fuzz.py --target store --only 17 one input again, with its traceback
 
 An input is a number: it seeds all that is drawn. It is either accepted or refused in one sentence. Anything else is a

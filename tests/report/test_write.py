@@ -134,3 +134,10 @@ def test_altered_files_are_a_page_or_one_sentence(compared, reproduced, tmp_path
             assert "<img" not in page(read_sections([folder]), "fuzzed").split("<script>")[0]
 
     check()
+
+
+def test_half_a_character_in_a_plan_is_spelled(tmp_path):
+    plan = {"format": "superpose plan 1", "summary": "go", "tables": [], "request": {"device": "\ud800"}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    write_report([tmp_path], tmp_path / "page.html")
+    assert "ud800" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -247,4 +247,5 @@ def _information(entry: Reproduction) -> Chart:
 
 
 def _text(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
+    # Half a surrogate pair, which JSON can spell and UTF-8 cannot, stays spelled.
+    return json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
