@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from superpose.runs.disk import open_run
 
 from superpose.compare.comparison import Comparison, Trained
 from superpose.compare.words import plain
@@ -14,6 +13,7 @@ from superpose.handover.card import model_card
 from superpose.handover.export import export
 from superpose.handover.facts import gather
 from superpose.models.build import load_model
+from superpose.runs.disk import open_run
 
 
 def gathered(path, step=20, averaged=False):
