@@ -205,7 +205,7 @@ MUTANTS = [
     Mutant(
         6,
         "an embedding's own scale is bypassed",
-        "core/model.py",
+        "core/embed.py",
         "type(embedding) is nn.Embedding",
         "isinstance(embedding, nn.Embedding)",
         "tests/core/test_model.py",
@@ -365,7 +365,7 @@ MUTANTS = [
     Mutant(
         11,
         "the embedding is unused in superposition",
-        "core/model.py",
+        "core/embed.py",
         "return embed_bags(inputs, embedding.weight)",
         "return embed_bags(inputs, embedding.weight.detach())",
         "tests/core/test_model.py",
@@ -373,7 +373,7 @@ MUTANTS = [
     Mutant(
         11,
         "the body sees another length in superposition",
-        "core/model.py",
+        "core/embed.py",
         "return embed_bags(inputs, embedding.weight)",
         "return embedding(inputs.flatten(1))",
         "tests/core/test_model.py",
