@@ -127,18 +127,20 @@ def test_modes_are_told_apart(facts):
 def test_the_comparison_it_is_part_of_is_in_it(run, recipe, tmp_path):
     result = read_json(run / "result.json")
     arms = [("ordinary", result["val_loss"] + 0.5), ("tst", result["val_loss"])]
+    pool, folder = tmp_path / "pool", tmp_path / "named"
     trained = [
-        Trained(arm, 1, 20, recipe.train.lr, shutil.copytree(run, tmp_path / arm), {**result, "val_loss": loss})
+        Trained(arm, 1, 20, recipe.train.lr, shutil.copytree(run, pool / arm), {**result, "val_loss": loss})
         for arm, loss in arms
     ]
     comparison = Comparison(recipe, tuple(trained))
-    comparison.write(tmp_path)
-    assert plain(comparison.verdict()) in model_card("x", gathered(tmp_path / "tst"))
+    comparison.write(folder)
+    (folder / "tst").symlink_to("../pool/tst")
+    assert plain(comparison.verdict()) in model_card("x", gathered(folder / "tst"))
     # A run that merely lies there is no part of it.
-    shutil.copytree(run, tmp_path / "stranger")
-    assert "Compared" not in model_card("x", gathered(tmp_path / "stranger"))
-    (tmp_path / "comparison.json").write_text("{}")
-    assert "Compared" not in model_card("x", gathered(tmp_path / "tst"))
+    shutil.copytree(run, folder / "stranger")
+    assert "Compared" not in model_card("x", gathered(folder / "stranger"))
+    (folder / "comparison.json").write_text("{}")
+    assert "Compared" not in model_card("x", gathered(folder / "tst"))
 
 
 def test_its_evaluation_is_in_it_if_it_is_there(run, tmp_path):
