@@ -39,6 +39,13 @@ def test_a_file_that_is_right(script):
     result = invoke(script(RIGHT))
     assert result.exit_code == 0, result.output
     assert "log V" in result.output
+    assert "[green]" not in result.output
+
+
+def test_evidence_is_text_and_no_markup(script):
+    result = invoke(script("def step(model, window, bag_size):\n    raise ValueError('[red]is here[/red]')"))
+    assert result.exit_code == 1
+    assert "[red]is" in result.output
 
 
 def test_a_file_that_is_wrong_with_names_of_its_own(script):

@@ -28,6 +28,7 @@ def conform(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from superpose.conform.implementation import ROLES, load
     from superpose.conform.suite import conform as check
@@ -45,15 +46,8 @@ def conform(
         console = Console(markup=False, highlight=False)
         table = Table("", "error", "verdict", "evidence", box=None, padding=(0, 2, 0, 0), header_style="bold")
         for finding in findings:
-            color = _COLORS[finding.verdict]
-            table.add_row(str(finding.error), finding.title, f"[{color}]{finding.verdict}", _plain(finding.evidence))
+            verdict = Text(finding.verdict, _COLORS[finding.verdict])
+            table.add_row(str(finding.error), finding.title, verdict, finding.evidence)
         console.print(table)
     if any(finding.verdict in ("wrong", "raised") for finding in findings):
         raise typer.Exit(1)
-
-
-def _plain(text: str) -> str:
-    """Evidence is text of others, not markup."""
-    from rich.markup import escape
-
-    return escape(text)
