@@ -57,9 +57,10 @@ def markdown(tables: Sequence[Table], verdict: str) -> str:
     parts = []
     for title, header, rows in tables:
         lines = [header, ("---", *["---:"] * (len(header) - 1)), *rows]
-        parts.append(
-            "\n".join(
-                [f"{title}\n", *("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)]
-            )
-        )
+        parts.append("\n".join([f"{title}\n", *(f"| {' | '.join(map(_cell, line))} |" for line in lines)]))
     return "\n\n".join([*parts, verdict]) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Text that ends no cell of a table; what `plain` has escaped stays so."""
+    return re.sub(r"(?<!\\)\|", r"\\|", text)
