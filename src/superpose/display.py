@@ -16,7 +16,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
+from rich.table import Table
 
 from superpose.compare.words import of_words
 
@@ -128,10 +128,9 @@ def summarize(result: dict[str, Any]) -> list[str]:
 
 
 def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     # The first column names things: folded and never cut, so that its names can be copied.
-    table = Table(
-        *(Column(name, overflow="fold") for name in header[:1]), box=None, padding=(0, 2, 0, 0), header_style="bold"
-    )
+    table.add_column(header[0], overflow="fold")
     for place, name in enumerate(header[1:], start=1):
         table.add_column(name, justify="left" if of_words(rows, place) else "right")
     for row in rows:

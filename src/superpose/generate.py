@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def load_model(place: Path) -> tuple[Any, Any]:
     Raises:
         UserError: there is neither, the run is not finished, or its model was last trained in superposition.
     """
-    return load_directory(place if _is_model(place) else _of_run(place))
+    return load_directory(place if is_model(place) else _of_run(place))
 
 
 def load_directory(directory: Path) -> tuple[Any, Any]:
@@ -46,7 +47,8 @@ def load_directory(directory: Path) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _is_model(place: Path) -> bool:
+def is_model(place: Path) -> bool:
+    """Whether a directory holds a configuration of transformers, and not a run."""
     return (place / "config.json").is_file() and "model_type" in read_json(place / "config.json")
 
 
@@ -92,59 +94,54 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError:
         raise UserError("the prompt is not UTF-8 text; give it in the encoding of the terminal") from None
-    try:
-        _generate(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
-    except (UserError, OSError):
-        raise
-    except Exception as error:  # transformers takes the settings beside a model for granted
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise UserError(f"{model.name_or_path} cannot generate ({reason}); its files were altered") from None
 
-
-def _generate(
-    model: Any,
-    tokenizer: Any,
-    prompt: str,
-    max_new_tokens: int | None,
-    temperature: float,
-    top_p: float,
-    seed: int,
-    stream: Callable[[str], None],
-) -> None:
     from transformers import TextStreamer
 
     class Stream(TextStreamer):  # type: ignore[misc]  # transformers is not followed by the type checker
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             stream(text)
 
-    # An empty prompt starts where every document starts: after the end of another one.
-    start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids = torch.tensor([tokenizer(prompt)["input_ids"] or start])
-    if ids.numel() == 0:
-        raise UserError("the model's tokenizer has no end of text to start from; give a prompt")
-    context = getattr(model.config, "max_position_embeddings", None)
-    if context is None and max_new_tokens is None:
-        raise UserError("the model's configuration sets no context length; say how far to go with --max-new-tokens")
-    if context is not None:
-        room = context - ids.shape[1]
-        if room < 1 or (max_new_tokens or 0) > room:
-            raise UserError(
-                f"the prompt has {ids.shape[1]} tokens and {max_new_tokens or 'some'} are to follow, but the model was "
-                f"trained on {context}; shorten the prompt or lower --max-new-tokens"
-            )
-        max_new_tokens = max_new_tokens or room
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    torch.manual_seed(seed)
-    model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        pad_token_id=tokenizer.eos_token_id,
-        streamer=Stream(tokenizer, skip_special_tokens=True),
-        **sampling,
-    )
+    with _altered_files_told(model):
+        # An empty prompt starts where every document starts: after the end of another one.
+        start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ids = torch.tensor([tokenizer(prompt)["input_ids"] or start])
+        if ids.numel() == 0:
+            raise UserError("the model's tokenizer has no end of text to start from; give a prompt")
+        context = getattr(model.config, "max_position_embeddings", None)
+        if context is None and max_new_tokens is None:
+            raise UserError("the model's configuration sets no context length; say how far to go with --max-new-tokens")
+        if context is not None:
+            room = context - ids.shape[1]
+            if room < 1 or (max_new_tokens or 0) > room:
+                raise UserError(
+                    f"the prompt has {ids.shape[1]} tokens and {max_new_tokens or 'some'} are to follow, but the model "
+                    f"was trained on {context}; shorten the prompt or lower --max-new-tokens"
+                )
+            max_new_tokens = max_new_tokens or room
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        torch.manual_seed(seed)
+        model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+            streamer=Stream(tokenizer, skip_special_tokens=True),
+            **sampling,
+        )
+
+
+@contextmanager
+def _altered_files_told(model: Any) -> Iterator[None]:
+    """transformers takes the settings beside a model for granted; what it says of others becomes a sentence."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{model.name_or_path} cannot generate ({reason}); its files were altered") from None
 
 
 def _first_line(error: Exception) -> str:

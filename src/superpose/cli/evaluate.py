@@ -33,7 +33,9 @@ def evaluate(
         ),
     ] = None,
     tasks_only: Annotated[bool, typer.Option("--tasks-only", help="Predict no text.")] = False,
-    include: Annotated[Path | None, typer.Option(help="A folder of further tasks for lm-eval, in YAML.")] = None,
+    include: Annotated[
+        Path | None, typer.Option(help="A folder of further lm-eval tasks; functions that its YAML names are run.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task at most; of ours 500.")] = None,
     latents: Annotated[
         int | None, typer.Option(min=2, help="Length of a row; by default the models' context, up to 2048.")

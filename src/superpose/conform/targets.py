@@ -34,7 +34,6 @@ def check_shift(implementation: Implementation) -> str:
         window = window_of(2, latents, bag_size)
         reading = observe(implementation, window, bag_size)
         assert reading.saw is not None
-        where = f"bags of {bag_size}, row {{row}}, position {{latent}}"
         if reading.saw.shape[1] < latents:
             raise WrongError(
                 f"{reading.saw.shape[1]} positions for a window of {window.shape[1]} tokens in bags of {bag_size}; "
@@ -42,7 +41,7 @@ def check_shift(implementation: Implementation) -> str:
             )
         for row in range(len(window)):
             for latent in range(latents):
-                place = where.format(row=row, latent=latent)
+                place = f"bags of {bag_size}, row {row}, position {latent}"
                 saw, asked = (
                     sorted(_places(shares[row, latent], window[row]))
                     for shares in (reading.saw, padded(reading.asked, latents))
@@ -52,8 +51,7 @@ def check_shift(implementation: Implementation) -> str:
                 if saw != here:
                     raise WrongError(f"{place} saw {_tokens(saw)}; expected {_tokens(here)}")
                 # A row may not hold all targets of its last bag.
-                complete = asked == due or (latent == latents - 1 and set(asked) <= set(due))
-                if complete:
+                if asked == due or (latent == latents - 1 and set(asked) <= set(due)):
                     continue
                 leaked, skipped = sorted(set(asked) & set(range(due[0]))), sorted(set(due) - set(asked))
                 why = f"; {len(leaked)} of {bag_size} targets were in its own input" if leaked else ""

@@ -9,8 +9,7 @@ from typing import Any
 
 from superpose.data.tokenizer import TextTokenizer, load_tokenizer
 from superpose.errors import UserError
-from superpose.files import read_json
-from superpose.generate import load_directory, load_model
+from superpose.generate import is_model, load_model
 
 
 @dataclass(frozen=True)
@@ -64,12 +63,8 @@ def load_subjects(places: Sequence[Path], device: str) -> list[Subject]:
 def _load(place: Path, name: str, device: str) -> Subject:
     if not place.is_dir():
         raise UserError(f"{place} is not there; give a finished run's directory, or one that save_pretrained wrote")
-    directory, run = place, None
-    if (place / "config.json").is_file() and "model_type" in read_json(place / "config.json"):
-        model, tokenizer = load_directory(place)
-    else:
-        model, tokenizer = load_model(place)
-        directory, run = place / "model", place
+    directory, run = (place, None) if is_model(place) else (place / "model", place)
+    model, tokenizer = load_model(place)
     text_tokenizer = load_tokenizer(str(directory))
     # Where a text spells out a special token, it is text, as in preparation.
     text_tokenizer.tokenizer.encode_special_tokens = True

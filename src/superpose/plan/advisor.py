@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
 from superpose.core.schedule import Schedule
@@ -19,7 +18,7 @@ from superpose.plan.hardware import Hardware
 from superpose.plan.limits import short
 from superpose.plan.memory import Memory, Precision, Sharing, memory
 from superpose.plan.model import ModelFacts, facts
-from superpose.plan.response import Prediction, Response, Setting, fit
+from superpose.plan.response import Prediction, Response, Setting, fit, published_response
 from superpose.plan.steps import few_steps, gain_by_steps, gains_from
 
 Decision = Literal["go", "small gain", "do not"]
@@ -112,7 +111,7 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
     model = facts(request.config, request.latents)
     per_step = request.rows * request.latents
     budget = float(request.steps * per_step)
-    response = fit([*published_points(), *own_points]) if own_points else _published()
+    response = fit([*published_points(), *own_points]) if own_points else published_response()
     setting, prediction, alternatives, notes = _advised(response, request, model, budget)
     schedule = Schedule(request.steps, setting.bag_size, setting.ratio)
     cost = cost_of(
@@ -138,14 +137,8 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
     )  # fmt: skip
 
 
-@cache
-def _published() -> Response:
-    return fit(published_points())
-
-
-def step_memory(request: Request, model: ModelFacts | None = None) -> Memory:
-    """Memory of one device in a step of what is requested."""
-    model = facts(request.config, request.latents) if model is None else model
+def step_memory(request: Request, model: ModelFacts) -> Memory:
+    """Memory of one device in a step of what is requested; `model` is its model, counted."""
     rows = max(1, request.rows // request.sharing.devices // request.parts)
     return memory(
         request.config, model, rows, request.latents, request.parts, request.precision, request.sharing,

@@ -13,7 +13,7 @@ from superpose.plan.advisor import ROOM, Request, step_memory
 from superpose.plan.evidence import LATENTS_PER_STEP
 from superpose.plan.hardware import Hardware
 from superpose.plan.memory import Memory, Sharing
-from superpose.plan.model import LLAMA_3_VOCABULARY, llama_of
+from superpose.plan.model import LLAMA_3_VOCABULARY, facts, llama_of
 from superpose.plan.response import Setting
 from superpose.train.config import Recipe
 
@@ -105,14 +105,16 @@ def request_for(
     )
     # As many rows at a time as there is room for.
     room = (hardware.device.memory if hardware else 0) or _USUAL_MEMORY
-    while request.rows // devices // request.parts > 1 and step_memory(request).peak > ROOM * room:
+    model = facts(request.config, latents)
+    while request.rows // devices // request.parts > 1 and step_memory(request, model).peak > ROOM * room:
         request = replace(request, parts=2 * request.parts)
     return request
 
 
 def memory_of(recipe: Recipe) -> Memory:
     """Memory of a step of a recipe, on one device."""
-    return step_memory(request_of(recipe))
+    request = request_of(recipe)
+    return step_memory(request, facts(request.config, request.latents))
 
 
 def _vocabulary(data: DataArgs) -> int:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from scipy.optimize import least_squares
 from scipy.stats import norm
 
 from superpose.errors import UserError
-from superpose.plan.evidence import OWN, BagWeighting, Point, check_setting
+from superpose.plan.evidence import OWN, BagWeighting, Point, check_setting, published_points
 from superpose.plan.limits import beyond
 from superpose.plan.shape import FORM, Array, Form, Settings
 
@@ -143,6 +144,12 @@ def fit(points: Sequence[Point], form: Form = FORM) -> Response:
     if not found.success:
         raise UserError("no response fits these points; check that gains are positive where TST ended lower")
     return Response(form, tuple(points), groups, found.x, np.linalg.inv(found.jac.T @ found.jac))
+
+
+@cache
+def published_response() -> Response:
+    """Fitted to the paper's points alone."""
+    return fit(published_points())
 
 
 def _gain(form: Form, standard: Array, settings: Settings, own: Array) -> Array:

@@ -30,8 +30,8 @@ from functools import cached_property
 from superpose.compare.experiment import ORDINARY
 from superpose.compare.runs import Run
 from superpose.errors import UserError
-from superpose.plan.evidence import BagWeighting, parameters, published_points
-from superpose.plan.response import fit
+from superpose.plan.evidence import BagWeighting, parameters
+from superpose.plan.response import published_response
 from superpose.plan.steps import few_steps
 from superpose.train.config import Recipe, with_settings
 
@@ -210,7 +210,7 @@ def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float],
         return tuple(itertools.product(BAG_SIZES, RATIOS))
     weighting: BagWeighting = "power" if kind.weighting == "power" else "uniform"
     params, latents = float(parameters(recipe, vocabulary)), float(steps * recipe.latents_per_step)
-    advice = fit(published_points()).best(params, latents, BAG_SIZES, RATIOS, (weighting,))
+    advice = published_response().best(params, latents, BAG_SIZES, RATIOS, (weighting,))
     return tuple(sorted((setting.bag_size, setting.ratio) for setting in advice.region))
 
 
