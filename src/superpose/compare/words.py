@@ -43,8 +43,9 @@ def describe(schedule: Schedule) -> str:
 
 
 def of_words(rows: Sequence[Row], place: int) -> bool:
-    """Whether a column holds words, which are read from the left, and not numbers, which line up at their ends."""
-    return any(row[place][:1] not in {"", *"+-0123456789"} for row in rows)
+    """Whether most of a column is words, which are read from the left, and not numbers, which line up at their ends."""
+    cells = [row[place] for row in rows if row[place]]
+    return 2 * sum(cell[0] not in "+-0123456789" for cell in cells) > len(cells)
 
 
 def plain(text: str) -> str:
