@@ -1,3 +1,5 @@
+import os
+import signal
 import subprocess
 import sys
 
@@ -58,6 +60,20 @@ def test_a_process_ends_with_the_sentence_and_the_code():
     done = superpose("compare", "--seeds", "one")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "superpose: --seeds one: expected whole numbers with commas between, such as 1,2,3\n"
+
+
+@pytest.mark.parametrize(("ranks", "code"), [("1", -signal.SIGABRT), ("2", 0)])
+def test_a_rank_ends_before_its_interpreter_does(ranks, code):
+    """What the threads of a process group may do to a process while its interpreter ends is done by an object here."""
+    script = (
+        "import atexit, os, sys\nfrom superpose.__main__ import main\n"
+        "class Late:\n    end = os.abort\n    def __del__(self): self.end()\n"
+        "late, sys.argv = Late(), ['superpose', '--version']\natexit.register(print, 'closed')\nmain()"
+    )
+    environment = {**os.environ, "WORLD_SIZE": ranks}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == code
+    assert code or done.stdout.endswith("closed\n")
 
 
 def test_help_needs_no_pytorch():

@@ -13,7 +13,9 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("faster", "expected"), [(2.5, "bfloat16"), (1.1, "float32"), (0.3, "float32")])
 def test_the_precision_is_what_is_measured_to_be_faster(recipe, monkeypatch, faster, expected):
     automatic = recipe.model_copy(update={"train": recipe.train.model_copy(update={"precision": "auto"})})
-    monkeypatch.setattr(hardware, "matmul_peak", lambda device, precision: faster if precision == "bfloat16" else 1.0)
+    monkeypatch.setattr(
+        hardware, "_speeds", lambda device, dtypes, *_: [faster if t == torch.bfloat16 else 1.0 for t in dtypes]
+    )
     assert chosen_precision(automatic, CPU).train.precision == expected
     assert chosen_precision(recipe, CPU) is recipe
 

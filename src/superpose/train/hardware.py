@@ -22,23 +22,31 @@ def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:
     """The recipe with `train.precision` "auto" replaced by what multiplies matrices faster on this device."""
     if recipe.train.precision != "auto":
         return recipe
-    faster = matmul_peak(device, "bfloat16") > _WORTH_IT * matmul_peak(device, "float32")
-    return with_settings(recipe, "train", precision="bfloat16" if faster else "float32")
+    # Small products in turns: a machine at work disturbs both alike, and the same command must choose the same again.
+    bfloat16, float32 = _speeds(device, (torch.bfloat16, torch.float32), 8192 if device.type == "cuda" else 256, 20)
+    return with_settings(recipe, "train", precision="bfloat16" if bfloat16 > _WORTH_IT * float32 else "float32")
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
     """FLOP/s of square matrix products, the best of a few: what utilisation is measured against."""
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    size = 8192 if device.type == "cuda" else 1024
-    left, right = (torch.full((size, size), value, device=device, dtype=dtype) for value in (0.5, 0.25))
-    least = float("inf")
-    for _ in range(4):
-        _synchronize(device)
-        started = time.perf_counter()
-        left @ right
-        _synchronize(device)
-        least = min(least, time.perf_counter() - started)
-    return float(2 * size**3 / least)
+    return _speeds(device, (dtype,), 8192 if device.type == "cuda" else 1024, 4)[0]
+
+
+def _speeds(device: torch.device, dtypes: tuple[torch.dtype, ...], size: int, rounds: int) -> list[float]:
+    """FLOP/s of matrix products [size, size] in each dtype, the best of some rounds of one product each."""
+    pairs = [
+        [torch.full((size, size), value, device=device, dtype=dtype) for value in (0.5, 0.25)] for dtype in dtypes
+    ]
+    least = [float("inf")] * len(dtypes)
+    for _ in range(rounds):
+        for index, (left, right) in enumerate(pairs):
+            _synchronize(device)
+            started = time.perf_counter()
+            left @ right
+            _synchronize(device)
+            least[index] = min(least[index], time.perf_counter() - started)
+    return [2 * size**3 / seconds for seconds in least]
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from tests.ranks import torchrun_environment
+from tests.ranks import end_rank, torchrun_environment
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -159,3 +159,4 @@ def _rank(rank, environments, work, arguments, out):
     result = work(rank, iter([environment | own for environment in environments]), *arguments)
     if rank == 1:
         out.write_bytes(pickle.dumps(result))
+    end_rank()
