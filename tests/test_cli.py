@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from superpose.__main__ import main
+from superpose.cli import app
 from tests.train.test_loop import changed
 
 TINY = [
@@ -25,6 +27,11 @@ def superpose(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, "-m", "superpose", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=240
     )
+
+
+def inside(*arguments):
+    """The same in this process, which has imported everything already."""
+    return CliRunner().invoke(app, list(map(str, arguments)), prog_name="superpose", catch_exceptions=False)
 
 
 @pytest.fixture
@@ -46,12 +53,12 @@ def refused(monkeypatch, capsys, tmp_path):
 
 
 def test_help_reads_well():
-    text = superpose("--help").stdout
+    text = inside("--help").stdout
     commands = ("compare", "reproduce", "report", "train", "prepare", "tokenizer train", "data show", "data verify")
     commands += ("export", "import", "runs list", "runs show", "runs compare", "runs remove")
     for command in (*commands, "generate", "evaluate"):
         assert command.split()[0] in text
-        help_text = superpose(*command.split(), "--help").stdout
+        help_text = inside(*command.split(), "--help").stdout
         assert "Usage: superpose" in help_text
         assert "None" not in help_text
 
@@ -84,7 +91,7 @@ def test_help_needs_no_pytorch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_compare_train_and_generate_end_to_end(corpus, tmp_path, refused):
+def test_compare_train_and_generate_end_to_end(corpus, tmp_path, monkeypatch, refused):
     done = superpose("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("validation loss", "bits per byte", "raw tokens read", "training FLOPs", "epochs", "95 % interval"):
@@ -93,43 +100,44 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, refused):
     demo = tmp_path / "runs" / "demo"
     assert {"comparison.json", "summary.md", "loss.png", "tst-20-seed2"} <= {path.name for path in demo.iterdir()}
 
-    said = superpose("generate", demo / "tst-20-seed1", "the alpha", "--max-new-tokens", 4)
-    assert said.returncode == 0, said.stderr
+    said = inside("generate", demo / "tst-20-seed1", "the alpha", "--max-new-tokens", 4)
+    assert said.exit_code == 0, said.stderr
     assert said.stdout.startswith("the alpha")
-    assert said.stdout == superpose("generate", demo / "tst-20-seed1", "the alpha", "--max-new-tokens", 4).stdout
+    assert said.stdout == inside("generate", demo / "tst-20-seed1", "the alpha", "--max-new-tokens", 4).stdout
     assert "tst-20-seed1" in refused("generate", demo, "the alpha")
     assert "trained on 16" in refused("generate", demo / "tst-20-seed1", "the alpha " * 20)
 
-    again = superpose("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    again = inside("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY)
     assert "4 of 4 runs are finished already" in again.stdout
 
-    said = superpose("report", demo, "--out", tmp_path / "report.html")
-    assert said.returncode == 0, said.stderr
+    said = inside("report", demo, "--out", tmp_path / "report.html")
+    assert said.exit_code == 0, said.stderr
     assert "report.html" in said.stdout
     assert {"report.html", "report.md", "report-1.png"} <= {path.name for path in tmp_path.iterdir()}
 
     # The same arm alone, from the configuration the comparison wrote, ends with the same bits.
-    alone = superpose("train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone")
-    assert alone.returncode == 0, alone.stderr
+    alone = inside("train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone")
+    assert alone.exit_code == 0, alone.stderr
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "alone/model" / name).read_bytes() == (demo / "tst-20-seed1/model" / name).read_bytes()
     assert "--resume" in refused("train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone")
 
 
 def test_prepare_verify_and_train_on_a_store(corpus, tmp_path, refused):
-    made = superpose("tokenizer", "train", corpus, "--vocab-size", 300, "--out", tmp_path / "tokenizer")
+    made = inside("tokenizer", "train", corpus, "--vocab-size", 300, "--out", tmp_path / "tokenizer")
     assert "300 entries" in made.stdout, made.stderr
     options = ["--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "store", "--val-fraction", 0.1]
-    done = superpose("prepare", corpus, *options)
-    assert done.returncode == 0, done.stderr
+    done = inside("prepare", corpus, *options)
+    assert done.exit_code == 0, done.stderr
     assert "vocabulary 300" in done.stdout
-    assert superpose("data", "show", tmp_path / "store").stdout in done.stdout
-    assert "as they were written" in superpose("data", "verify", tmp_path / "store").stdout
+    assert inside("data", "show", tmp_path / "store").stdout in done.stdout
+    assert "as they were written" in inside("data", "verify", tmp_path / "store").stdout
 
     small = [option for option in TINY if "data." not in option]
     arguments = ["train", "recipes/cpu-tiny.toml", "--out", tmp_path / "run", f"--set=data.corpus={tmp_path / 'store'}"]
-    run = superpose(*arguments, "--set=train.steps=20", *small)
-    assert run.returncode == 0, run.stderr
+    run = inside(*arguments, "--set=train.steps=20", *small)
+    assert run.exit_code == 0, run.stderr
     assert "data.vocab_size cannot apply" in refused(*arguments, "--set=data.vocab_size=512", cwd=".")
 
     assert "holds something else" in refused("prepare", corpus, *options, "--seed", 5)

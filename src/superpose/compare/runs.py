@@ -19,6 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def execute(
     }
     waiting = [key for key in dict.fromkeys(run.key(store) for run in runs) if key not in outcomes]
     trunks = _trunks(by_key)
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     records: Any = context.Queue()
     threads = max(1, available_cores() // jobs)
     running: dict[str, BaseProcess] = {}
@@ -110,7 +111,7 @@ def execute(
             while len(running) < jobs and (key := _ready(waiting, running, trunks, by_key, pool)) is not None:
                 waiting.remove(key)
                 trunk = pool / trunks[key] if key in trunks else None
-                process: BaseProcess = context.Process(
+                process: BaseProcess = context.Process(  # type: ignore[attr-defined]
                     target=_train,
                     args=(key, by_key[key].recipe, store.path, pool / key, trunk, threads, records),
                     daemon=True,
@@ -138,6 +139,14 @@ def execute(
             process.join()
     found = [(run, outcomes[run.key(store)]) for run in runs]
     return [Outcome(run, outcome.directory, outcome.result, outcome.failure) for run, outcome in found]
+
+
+def _context() -> BaseContext:
+    """How the process of a run starts: from one that has imported PyTorch and waits, where the system can do that."""
+    ways = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+    context.set_forkserver_preload(["superpose.train.loop"])
+    return context
 
 
 def link(outcomes: Sequence[Outcome], directory: Path) -> None:

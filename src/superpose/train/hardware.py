@@ -35,9 +35,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 def _speeds(device: torch.device, dtypes: tuple[torch.dtype, ...], size: int, rounds: int) -> list[float]:
     """FLOP/s of matrix products [size, size] in each dtype, the best of some rounds of one product each."""
-    pairs = [
-        [torch.full((size, size), value, device=device, dtype=dtype) for value in (0.5, 0.25)] for dtype in dtypes
-    ]
+    pairs = [[torch.full((size, size), value, device=device, dtype=dtype) for value in (0.5, 0.25)] for dtype in dtypes]
     least = [float("inf")] * len(dtypes)
     for _ in range(rounds):
         for index, (left, right) in enumerate(pairs):
