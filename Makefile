@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-torchtitan docs mutants bench-loss bench-data clean
+.PHONY: demo test test-commands test-torchtitan docs mutants bench-loss bench-data clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -13,9 +13,14 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/test_commands.py
+	$(MAKE) test-commands
 	$(MAKE) test-torchtitan
 	$(MAKE) docs
+
+# What the documentation shows, carried out on a little text: processes, comparisons and searches, so apart.
+test-commands: .venv/ready
+	$(BIN)/pytest -n 2 --dist worksteal tests/test_commands.py
 
 # TorchTitan needs another version of datasets, so it has an environment of its own.
 test-torchtitan: .venv-torchtitan/ready

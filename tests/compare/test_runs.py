@@ -181,7 +181,7 @@ def read_state(process):
 
 
 def _start_a_child(told):
-    child = runs._context().Process(target=_wait, args=(told,))
+    child = runs._context(()).Process(target=_wait, args=(told,))
     child.start()
     child.join()
 

@@ -100,7 +100,7 @@ def execute(
     }
     waiting = [key for key in dict.fromkeys(run.key(store) for run in runs) if key not in outcomes]
     trunks = _trunks(by_key)
-    context = _context()
+    context = _context(runs)
     records: Any = context.Queue()
     threads = max(1, available_cores() // jobs)
     running: dict[str, BaseProcess] = {}
@@ -141,11 +141,14 @@ def execute(
     return [Outcome(run, outcome.directory, outcome.result, outcome.failure) for run, outcome in found]
 
 
-def _context() -> BaseContext:
-    """How the process of a run starts: from one that has imported PyTorch and waits, where the system can do that."""
+def _context(runs: Sequence[Run]) -> BaseContext:
+    """How the processes of runs start: from one that has imported what they need, where the system can do that."""
     ways = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
-    context.set_forkserver_preload(["superpose.train.loop"])
+    families = sorted({run.recipe.model.architecture for run in runs})
+    # What cannot be imported is passed over.
+    models = [f"transformers.models.{family}.modeling_{family}" for family in families]
+    context.set_forkserver_preload(["superpose.train.loop", *models])
     return context
 
 

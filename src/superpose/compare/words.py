@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from superpose.compare.statistics import Difference, Speedup
 from superpose.core.schedule import Schedule
+
+if TYPE_CHECKING:  # imports SciPy, a second that a run without statistics need not wait
+    from superpose.compare.statistics import Difference, Speedup
 
 Row = tuple[str, ...]
 Table = tuple[str, Row, list[Row]]
