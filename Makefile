@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-commands test-torchtitan docs mutants bench-loss bench-data clean
+.PHONY: demo test test-commands test-extras docs mutants bench-loss bench-data clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -15,16 +15,16 @@ test: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/test_commands.py
 	$(MAKE) test-commands
-	$(MAKE) test-torchtitan
+	$(MAKE) test-extras
 	$(MAKE) docs
 
 # What the documentation shows, carried out on a little text: processes, comparisons and searches, so apart.
 test-commands: .venv/ready
 	$(BIN)/pytest -n 2 --dist worksteal tests/test_commands.py
 
-# TorchTitan needs another version of datasets, so it has an environment of its own.
-test-torchtitan: .venv-torchtitan/ready
-	.venv-torchtitan/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan
+# What the extras need: TorchTitan, which asks for another version of datasets, and lm-eval, in one environment apart.
+test-extras: .venv-extras/ready
+	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py
 
 # The documentation as a site in site/, which opens from the folder; any warning is an error.
 docs: .venv-docs/ready
@@ -51,11 +51,11 @@ bench-data: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch .venv/ready
 
-.venv-torchtitan/ready: pyproject.toml constraints-torchtitan.txt
-	$(PYTHON) -m venv .venv-torchtitan
-	.venv-torchtitan/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-torchtitan.txt \
-		-e '.[torchtitan]' pytest pytest-xdist hypothesis
-	touch .venv-torchtitan/ready
+.venv-extras/ready: pyproject.toml constraints-extras.txt
+	$(PYTHON) -m venv .venv-extras
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt \
+		-e '.[torchtitan,evaluate]' pytest pytest-xdist hypothesis
+	touch .venv-extras/ready
 
 .venv-docs/ready: constraints-docs.txt
 	$(PYTHON) -m venv .venv-docs
@@ -63,4 +63,4 @@ bench-data: .venv/ready
 	touch .venv-docs/ready
 
 clean:
-	rm -rf .venv .venv-torchtitan .venv-docs site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-extras .venv-docs site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
