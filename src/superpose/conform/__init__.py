@@ -1,9 +1,11 @@
 """A suite for implementations of token superposition, whoever wrote them: which of the twelve errors do they make?
 
-from superpose.conform import Implementation, conform
+Of a step of your own:
 
-for finding in conform(Implementation(step=my_step)):
-    print(finding.error, finding.verdict, finding.evidence)
+    from superpose.conform import Implementation, conform
+
+    for finding in conform(Implementation(step=my_step)):
+        print(finding.error, finding.verdict, finding.evidence)
 """
 
 from superpose.conform.finding import Finding
