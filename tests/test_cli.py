@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from superpose.__main__ import main
 from superpose.cli import app
+from superpose.files import one_at_a_time
 from tests.train.test_loop import changed
 
 TINY = [
@@ -121,7 +122,10 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, monkeypatch, re
     assert alone.exit_code == 0, alone.stderr
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "alone/model" / name).read_bytes() == (demo / "tst-20-seed1/model" / name).read_bytes()
-    assert "--resume" in refused("train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone")
+    again = ["train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone"]
+    assert "--resume" in refused(*again)
+    with one_at_a_time(tmp_path / "alone"):
+        assert "is being trained by another process" in refused(*again, "--resume")
 
 
 def test_prepare_verify_and_train_on_a_store(corpus, tmp_path, refused):

@@ -63,3 +63,13 @@ def test_nothing_is_written_through_a_link(tmp_path):
     with pytest.raises(OSError, match="symbolic links"), one_at_a_time(inside / "made"):
         pytest.fail("a lock that is a link")
     assert outside.read_text() == "kept"
+
+
+def test_one_at_a_time_or_told_so(tmp_path):
+    with one_at_a_time(tmp_path / "made", "somebody is at it"):
+        with pytest.raises(UserError, match="somebody is at it"), one_at_a_time(tmp_path / "made", "somebody is at it"):
+            pytest.fail("two at once")
+        (tmp_path / "made").touch()
+    with one_at_a_time(tmp_path / "made", "somebody is at it"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

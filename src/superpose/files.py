@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from superpose.errors import UserError
 
@@ -54,14 +55,21 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Lets only one process at a time make what is to be at `path`; the others wait."""
+def one_at_a_time(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Lets only one process at a time make what is to be at `path`; the others wait, or are told `busy`.
+
+    Raises:
+        UserError: another process is at it; the message is `busy`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     while True:
         # Not through a link, which would make or empty a file elsewhere.
         with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:  # noqa: PTH123
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if busy is None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            elif not _locked_soon(file):
+                raise UserError(busy)
             # Whoever held it before may have removed it, and then it locks nothing.
             if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 continue
@@ -70,6 +78,18 @@ def one_at_a_time(path: Path) -> Iterator[None]:
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+def _locked_soon(file: IO[str]) -> bool:
+    # Who only looks whether it is locked holds it for a moment, too.
+    for _ in range(5):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 def write_text(path: Path, text: str) -> None:
