@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.data import readers
-from superpose.data.readers import PYTHON_SOURCES, Source, find_parts, read_part
+from superpose.data import readers, text_files
+from superpose.data.readers import find_parts, read_part
+from superpose.data.sources import PYTHON_SOURCES, Source
 from superpose.errors import UserError
 
 # Line ends as Python counts them, but for the one that text is cut at, would make other pieces.
@@ -44,7 +45,7 @@ def test_one_text_is_cut_at_lines_and_nothing_is_lost(tmp_path_factory, text, si
     folder = tmp_path_factory.mktemp("text")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(readers, "RANGE", size)
-        patch.setattr(readers, "_PIECE_BYTES", piece)
+        patch.setattr(text_files, "_PIECE_BYTES", piece)
         for name in ("book.txt", "book.txt.gz", "book.txt.zst"):
             pieces = read(compressed(folder / name, text.encode()))
             assert "".join(pieces) == text
@@ -232,7 +233,7 @@ def test_a_small_text_is_one_piece(tmp_path):
 @pytest.mark.parametrize("character", ["x", "é", "漢", "🦉"])
 def test_a_text_without_line_ends_is_cut_between_characters(tmp_path, monkeypatch, name, character):
     monkeypatch.setattr(readers, "RANGE", 101)
-    monkeypatch.setattr(readers, "_LONGEST_LINE", 50)
+    monkeypatch.setattr(text_files, "_LONGEST_LINE", 50)
     documents = read(compressed(tmp_path / name, (character * 300).encode()))
     assert len(documents) > 1
     assert "".join(documents) == character * 300
@@ -240,7 +241,7 @@ def test_a_text_without_line_ends_is_cut_between_characters(tmp_path, monkeypatc
 
 def test_bytes_that_only_go_on_are_not_text(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "RANGE", 101)
-    monkeypatch.setattr(readers, "_LONGEST_LINE", 50)
+    monkeypatch.setattr(text_files, "_LONGEST_LINE", 50)
     (tmp_path / "a.img").write_bytes(b"\x80" * 300)
     assert set(read(Source(str(tmp_path / "a.img")))) == {None}
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from superpose.data.readers import Source, find_parts, read_part
+from superpose.data.readers import find_parts, read_part
+from superpose.data.sources import Source
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.evaluate.places import Subject
