@@ -1,4 +1,6 @@
+import errno
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -73,3 +75,17 @@ def test_one_at_a_time_or_told_so(tmp_path):
     with one_at_a_time(tmp_path / "made", "somebody is at it"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize(("number", "refused"), [(errno.ENOSYS, False), (errno.EIO, True)])
+def test_without_locks_there_is_none(tmp_path, monkeypatch, number, refused):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(OSError, match="error") if refused else nullcontext(),
+        one_at_a_time(tmp_path / "made", "somebody is at it"),
+    ):
+        (tmp_path / "made").touch()
+    assert (tmp_path / "made").exists() != refused
