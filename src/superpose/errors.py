@@ -4,6 +4,11 @@ _LONGEST = 800
 """Characters of a message; a person reads no more, and what is quoted in it may be of any size."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of others says first; its class, if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class UserError(ValueError):
     """One clear sentence: which file or setting, what was expected, what to do. The command line exits with 2.
 

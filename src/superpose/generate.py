@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 from superpose.files import read_json
 from superpose.handover.facts import predicts_bags
 from superpose.models.build import load_model as load_weights
-from superpose.models.build import refuse_code_of_others
 from superpose.runs.disk import open_run
 
 
@@ -33,17 +32,14 @@ def load_directory(directory: Path) -> tuple[Any, Any]:
         UserError: they cannot be loaded, or the model does not predict the next token.
     """
     from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
     if predicts := predicts_bags(directory):
         raise UserError(f"{directory} predicts {predicts}, not the next token, so what it generated would be noise")
-    refuse_code_of_others(read_json(directory / "config.json"), f"{directory / 'config.json'}: ")
     model = load_weights(directory, str(directory)).eval()
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises for a file that is missing or was altered
-        raise UserError(f"{directory} holds no tokenizer that can be loaded: {_first_line(error)}") from None
+        raise UserError(f"{directory} holds no tokenizer that can be loaded: {first_line(error)}") from None
     return model, tokenizer
 
 
@@ -140,9 +136,5 @@ def _altered_files_told(model: Any) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{model.name_or_path} cannot generate ({reason}); its files were altered") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -173,3 +173,13 @@ def test_an_altered_checkpoint_is_not_exported(run, tmp_path):
         export(copy, tmp_path / "out", max_shard_size="big")
     with pytest.raises(UserError, match=r"is not a run"):
         export(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("checkpoint", [None, 20])
+def test_a_configuration_that_asks_for_code_of_others_is_refused(run, tmp_path, checkpoint):
+    altered = shutil.copytree(run, tmp_path / "altered")
+    config = altered / "model" / "config.json"
+    config.write_text(json.dumps({**read_json(config), "attn_implementation": "someone/kernel"}))
+    with pytest.raises(UserError, match="attn_implementation is 'someone/kernel', code of others"):
+        export(altered, tmp_path / "out", checkpoint)
+    assert not (tmp_path / "out").exists()

@@ -25,7 +25,7 @@ from superpose.data.record_files import open_parquet, read_arrow, read_json_line
 from superpose.data.sources import Source, files_of
 from superpose.data.text_files import read_text, wide_units
 from superpose.data.token_files import find_documents, megatron_documents, open_megatron, open_tokens
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 
 RANGE = 8 * 2**20
 """Bytes (or half as many tokens) of a file that make a part: enough to be worth a turn, and few enough that all
@@ -186,12 +186,8 @@ def _explained(name: str) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{name} is damaged or cut short ({error}); fetch or compress it again") from None
     except OSError as error:
-        reason = error.strerror or _first_line(error)
+        reason = error.strerror or first_line(error)
         raise UserError(f"{name} cannot be read ({reason}); make it readable or leave it out") from None
     except (ValueError, NotImplementedError) as error:
         # Arrow's own errors are these.
-        raise UserError(f"{name} cannot be read ({_first_line(error)}); make it again or leave it out") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{name} cannot be read ({first_line(error)}); make it again or leave it out") from None

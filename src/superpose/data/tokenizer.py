@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 from superpose.files import read_json
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def load_tokenizer(location: str, end_of_text: str = "") -> TextTokenizer:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises its own bare Exception
         raise UserError(
-            f"{file} is not a tokenizer ({_first_line(error)}); give a Hugging Face tokenizer.json"
+            f"{file} is not a tokenizer ({first_line(error)[:200]}); give a Hugging Face tokenizer.json"
         ) from None
     token = end_of_text or _eos_token(file.parent / "tokenizer_config.json")
     special = [added.content for added in tokenizer.get_added_tokens_decoder().values()]
@@ -202,7 +202,3 @@ def _eos_token(config: Path) -> str:
     if isinstance(token, dict):  # an AddedToken written out
         token = token.get("content")
     return token if isinstance(token, str) else ""
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

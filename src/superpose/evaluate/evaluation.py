@@ -99,7 +99,7 @@ class Evaluation:
             if score.right_by_byte is not None:
                 record["accuracy_by_byte"] = asdict(accuracy(score, by_byte=True))
             if score is not first:
-                record["minus_first"] = asdict(paired_shares(first.right, score.right))
+                record["minus_first"] = asdict(task_difference(first, score))
             record["right"] = [int(right) for right in score.right]
             models.append(record)
         return {"name": first.task, "chance": first.chance, "items": len(first.right), "models": models}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from superpose.data.tokenizer import TextTokenizer, load_tokenizer
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 from superpose.generate import is_model, load_model
 
 
@@ -77,8 +77,7 @@ def _load(place: Path, name: str, device: str) -> Subject:
     try:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
-        message = str(error).strip().splitlines()[0]
-        raise UserError(f"--device is {device!r}, which PyTorch cannot use here: {message}") from None
+        raise UserError(f"--device is {device!r}, which PyTorch cannot use here: {first_line(error)}") from None
     return Subject(name, directory, model, tokenizer, text_tokenizer, context, run)
 
 

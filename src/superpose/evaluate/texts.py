@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,20 +40,29 @@ def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut
     """
     if (Path(location) / "manifest.json").is_file():
         return _held_out_of(TokenStore.open(Path(location)), name, max_bytes)
-    documents: list[str] = []
-    size = 0
+    documents = _first(_documents(name, location, field), max_bytes)
+    if not documents:
+        raise UserError(f"--text {name}={location} holds no text; give another source")
+    return HeldOut(name, documents)
+
+
+def _documents(name: str, location: str, field: str) -> Iterator[str]:
     for part in find_parts(Source(location, field)):
         if part.is_tokens:
             raise UserError(f"--text {name}={location} holds tokens; give text, or a store that superpose prepared")
-        for document in read_part(part):
-            if isinstance(document, str) and document:
-                documents.append(document)
-                size += len(document.encode())
-                if size >= max_bytes:
-                    return HeldOut(name, tuple(documents))
-    if not documents:
-        raise UserError(f"--text {name}={location} holds no text; give another source")
-    return HeldOut(name, tuple(documents))
+        yield from (document for document in read_part(part) if isinstance(document, str))
+
+
+def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:
+    """Those that are not empty, until there are `max_bytes` of them; no more is read."""
+    chosen: list[str] = []
+    size = 0
+    for document in filter(None, documents):
+        chosen.append(document)
+        size += len(document.encode())
+        if size >= max_bytes:
+            break
+    return tuple(chosen)
 
 
 def own_texts(subjects: Sequence[Subject], max_bytes: float) -> list[HeldOut]:
@@ -90,16 +99,10 @@ def _store_of(run: Path) -> TokenStore:
 def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:
     """The text that a store's held-out tokens stand for, by the store's own tokenizer."""
     split = store.val
-    tokens = split.tokens.read(0, len(split.tokens))
-    # A document ends with the end of text, which is not part of it.
-    ids = [tokens[start : stop - 1].tolist() for start, stop in pairwise(split.offsets.tolist())]
     tokenizer = Tokenizer.from_file(str(store.tokenizer_path / "tokenizer.json"))
-    documents: list[str] = []
-    size = 0
-    for document in tokenizer.decode_batch(ids, skip_special_tokens=False):
-        if size >= max_bytes:
-            break
-        if document:
-            documents.append(document)
-            size += len(document.encode())
-    return HeldOut(name, tuple(documents))
+    # A document ends with the end of text, which is not part of it.
+    documents = (
+        tokenizer.decode(split.tokens.read(start, stop - start - 1).tolist(), skip_special_tokens=False)
+        for start, stop in pairwise(split.offsets.tolist())
+    )
+    return HeldOut(name, _first(documents, max_bytes))

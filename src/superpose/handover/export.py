@@ -17,12 +17,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from superpose.data.store import TokenStore
 from superpose.data.tokenizer import FILES
-from superpose.errors import UserError
-from superpose.files import whole_directory, write_json, write_text
+from superpose.errors import UserError, first_line
+from superpose.files import read_json, whole_directory, write_json, write_text
 from superpose.handover.card import model_card
 from superpose.handover.facts import ABOUT, FORMAT, Facts, gather
-from superpose.models.build import build_config, build_model, load_model
+from superpose.models.build import build_config, build_model, load_model, refuse_code_of_others
 from superpose.runs.disk import ALONE, RunOnDisk, open_run
 from superpose.train.checkpoint import Checkpoints
 
@@ -120,14 +121,14 @@ def _config(run: RunOnDisk) -> Any:
     """The configuration of the model a run trains: the one in its exported model, if that is there."""
     from transformers import AutoConfig
 
-    if (run.path / "model" / "config.json").is_file():
+    file = run.path / "model" / "config.json"
+    if file.is_file():
+        refuse_code_of_others(read_json(file), f"{file}: ")
         try:
             return AutoConfig.from_pretrained(run.path / "model", local_files_only=True, trust_remote_code=False)
         except Exception as error:  # whatever transformers raises for a file that was altered
-            raise UserError(f"{run.path / 'model'} cannot be read: {str(error).splitlines()[0]}") from None
-    store = run.store
-    if store is None:
-        raise _no_tokenizer(run)
+            raise UserError(f"{run.path / 'model'} cannot be read: {first_line(error)}") from None
+    store = _store(run)
     return build_config(run.recipe.model, store.vocab_size, run.recipe.train.latents, store.end_of_text)
 
 
@@ -135,14 +136,14 @@ def _tokenizer(run: RunOnDisk) -> Path:
     """A directory with the files of the run's tokenizer."""
     if (run.path / "model" / "tokenizer.json").is_file():
         return run.path / "model"
+    return _store(run).tokenizer_path
+
+
+def _store(run: RunOnDisk) -> TokenStore:
     store = run.store
     if store is None:
-        raise _no_tokenizer(run)
-    return store.tokenizer_path
-
-
-def _no_tokenizer(run: RunOnDisk) -> UserError:
-    return UserError(
-        f"the text that {run.path} reads is no longer whole where {run.path / 'store.json'} says, so its tokenizer is "
-        f"not known; prepare it again at that path"
-    )
+        raise UserError(
+            f"the text that {run.path} reads is no longer whole where {run.path / 'store.json'} says, so its tokenizer "
+            f"is not known; prepare it again at that path"
+        )
+    return store

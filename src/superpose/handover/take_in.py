@@ -80,9 +80,6 @@ def _data(data: DataArgs, directory: Path, place: str) -> DataArgs:
 
 def _expect_weights(model: ModelArgs, config: Any) -> None:
     """Loads the weights to see whether they are all there, and lets them go again."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     loaded = load_weights(model, config)
     if any(not torch.isfinite(parameter).all() for parameter in loaded.parameters()):
         raise UserError(f"{model.init_from} holds weights that are not finite numbers; take them from where they came")

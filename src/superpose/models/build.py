@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from superpose.core.accounting import flops_per_latent
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 from superpose.files import read_json
 
 _TINY: dict[str, Any] = {
@@ -174,10 +174,13 @@ def load_model(directory: Path, place: str, **settings: Any) -> nn.Module:
         settings: further ones of `from_pretrained`; by default the directory's own configuration and precision.
 
     Raises:
-        UserError: the directory holds no weights in safetensors, or not all of the model's.
+        UserError: the directory holds no weights in safetensors, or not all of the model's, or asks for others' code.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
+    refuse_code_of_others(read_json(directory / "config.json"), f"{directory / 'config.json'}: ")
     if not any(directory.glob("*.safetensors")):
         raise UserError(f"{place} holds no weights (*.safetensors); give a directory that save_pretrained wrote")
     try:
@@ -210,7 +213,7 @@ def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:
         with torch.device(device):
             model: nn.Module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     except Exception as error:  # whatever transformers and PyTorch raise for values they take for granted
-        reason = f"{error} is not known" if isinstance(error, KeyError) else _lines(error)[0]
+        reason = f"{error} is not known" if isinstance(error, KeyError) else first_line(error)
         raise UserError(f"model.config does not make a {config.model_type} model: {reason}") from None
     return model
 
@@ -248,8 +251,5 @@ def did_you_mean(name: str, known: list[str]) -> str:
 
 def _last_line(error: Exception) -> str:
     # Types as people write them.
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", _lines(error)[-1].strip())
-
-
-def _lines(error: Exception) -> list[str]:
-    return (str(error).strip() or type(error).__name__).splitlines()
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", lines[-1].strip())

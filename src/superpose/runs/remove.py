@@ -52,7 +52,7 @@ def plan_removals(paths: Sequence[Path], folder: Path, checkpoints: bool = False
     removals = {}
     for path in paths:
         place = _inside(path, folder)
-        removals[place] = _link(place, folder, checkpoints) if path.is_symlink() else _run(path, folder, checkpoints)
+        removals[place] = _link(place, checkpoints) if path.is_symlink() else _run(path, place, checkpoints)
     going = {removal.path.resolve() for removal in removals.values() if removal.kind == "run"}
     links = {removal.path for removal in removals.values() if removal.kind == "link"}
     planned = []
@@ -91,7 +91,7 @@ def _inside(path: Path, folder: Path) -> Path:
     return place
 
 
-def _link(place: Path, folder: Path, checkpoints: bool) -> Removal:
+def _link(place: Path, checkpoints: bool) -> Removal:
     if checkpoints:
         raise UserError(f"{place} is a link; name the run it leads to, {place.resolve()}, to remove its checkpoints")
     if place.exists() and not is_run(place):
@@ -99,9 +99,8 @@ def _link(place: Path, folder: Path, checkpoints: bool) -> Removal:
     return Removal(place, "link", 0)
 
 
-def _run(path: Path, folder: Path, checkpoints: bool) -> Removal:
+def _run(path: Path, place: Path, checkpoints: bool) -> Removal:
     run = open_run(path)
-    place = _inside(path, folder)
     if run.state == "running":
         raise UserError(f"{path} is being trained at this moment; stop it first")
     if not checkpoints:

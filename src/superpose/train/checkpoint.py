@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 from superpose.files import file_sha256, read_json, sync, write_json
 from superpose.train.distributed import Ranks
 
@@ -350,4 +350,4 @@ def _reason(error: BaseException) -> str:
         return _reason(next(iter(failures.values()))[0])
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)

@@ -24,7 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from superpose.core.model import SuperposedLM
-from superpose.errors import ReportedError, UserError
+from superpose.errors import ReportedError, UserError, first_line
 
 _Value = TypeVar("_Value")
 
@@ -148,7 +148,7 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
         if not _lost(error):
             raise
         raise LostRankError(
-            f"lost contact with the other ranks ({str(error).strip().splitlines()[0]}); a process ended or was cut "
+            f"lost contact with the other ranks ({first_line(error)}); a process ended or was cut "
             f"off, which its own messages explain; start again with --resume"
         ) from None
     finally:

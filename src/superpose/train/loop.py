@@ -26,7 +26,7 @@ from superpose.data.config import vocabulary_size
 from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
 from superpose.data.windows import random_bits
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 from superpose.files import write_json
 from superpose.models.build import build_config, build_model, model_flops_per_latent
 from superpose.train.checkpoint import Checkpoints, Progress
@@ -385,5 +385,5 @@ def check_recipe(recipe: Recipe) -> None:
     try:
         torch.zeros((), device=recipe.train.device)
     except (RuntimeError, AssertionError) as error:
-        message = str(error).strip().splitlines()[0]
-        raise UserError(f"train.device is {recipe.train.device!r}, which PyTorch cannot use here: {message}") from None
+        reason = first_line(error)
+        raise UserError(f"train.device is {recipe.train.device!r}, which PyTorch cannot use here: {reason}") from None
