@@ -133,9 +133,13 @@ def run(recipe, store, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished_run(run) -> Path:
-    """The same."""
-    return run
+def exported(run, tmp_path_factory) -> Path:
+    """Its model as a Hugging Face directory: not to be changed either."""
+    from superpose.handover.export import export
+
+    path = tmp_path_factory.mktemp("exported") / "model"
+    export(run, path)
+    return path
 
 
 def trained(runs, store, pool):

@@ -13,13 +13,6 @@ from superpose.train.loop import train
 from tests.train.test_loop import KilledError, changed, killed_after
 
 
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    path = tmp_path_factory.mktemp("exported") / "model"
-    export(run, path)
-    return path
-
-
 @pytest.fixture
 def say(run):
     model, tokenizer = load_model(run)

@@ -11,18 +11,18 @@ from tests.train.test_loop import changed
 
 @pytest.fixture(scope="module")
 def longer_run(recipe, store, tmp_path_factory):
-    run = tmp_path_factory.mktemp("longer") / "longer"
-    train(changed(recipe, "train", steps=120, lr=1e-2), store, run)
-    return run
+    longer = tmp_path_factory.mktemp("longer") / "longer"
+    train(changed(recipe, "train", steps=120, lr=1e-2), store, longer)
+    return longer
 
 
 def _invoke(*arguments):
     return CliRunner().invoke(cli.app, ["evaluate", *map(str, arguments)])
 
 
-def test_two_runs_side_by_side(finished_run, longer_run, corpus, tmp_path):
+def test_two_runs_side_by_side(run, longer_run, corpus, tmp_path):
     options = ["--text", f"mine={corpus}", "--max-megabytes", 0.1, "--tasks", "copy,brackets", "--limit", 20]
-    done = _invoke(finished_run, longer_run, *options, "--out", tmp_path / "out")
+    done = _invoke(run, longer_run, *options, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "longer is better than one: -" in done.output
     assert "tokens of context" in done.output
@@ -35,16 +35,16 @@ def test_two_runs_side_by_side(finished_run, longer_run, corpus, tmp_path):
     assert "| copy |" in (tmp_path / "out" / "summary.md").read_text()
 
 
-def test_what_runs_held_out_is_predicted_as_their_validation_did(finished_run, longer_run):
-    done = _invoke(finished_run, longer_run, "--json")
+def test_what_runs_held_out_is_predicted_as_their_validation_did(run, longer_run):
+    done = _invoke(run, longer_run, "--json")
     (text,) = json.loads(done.stdout)["texts"]
-    for run, model in zip((finished_run, longer_run), text["models"], strict=True):
-        result = json.loads((run / "result.json").read_text())
+    for place, model in zip((run, longer_run), text["models"], strict=True):
+        result = json.loads((place / "result.json").read_text())
         assert model["bits_per_byte"]["value"] == pytest.approx(result["val_bits_per_byte"], rel=1e-5)
 
 
-def test_a_hugging_face_directory_on_named_text_as_json(finished_run, corpus):
-    done = _invoke(finished_run / "model", "--text", f"mine={corpus}", "--max-megabytes", 0.01, "--json")
+def test_a_hugging_face_directory_on_named_text_as_json(run, corpus):
+    done = _invoke(run / "model", "--text", f"mine={corpus}", "--max-megabytes", 0.01, "--json")
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
     assert [text["name"] for text in record["texts"]] == ["mine"]
@@ -63,8 +63,8 @@ def test_a_hugging_face_directory_on_named_text_as_json(finished_run, corpus):
         (["--device", "nowhere"], "--device is 'nowhere'"),
     ],
 )
-def test_wrong_calls_are_one_sentence(finished_run, arguments, message):
-    done = _invoke(finished_run, *arguments)
+def test_wrong_calls_are_one_sentence(run, arguments, message):
+    done = _invoke(run, *arguments)
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)
     assert "\n" not in str(done.exception)

@@ -8,15 +8,15 @@ from superpose.errors import UserError
 from superpose.evaluate.places import _names, load_subjects
 
 
-def test_a_run_and_its_hugging_face_directory_are_the_same_model(finished_run):
-    run, directory = load_subjects([finished_run, finished_run / "model"], "cpu")
-    assert (run.name, directory.name) == ("one", "model")
-    assert run.run == finished_run
+def test_a_run_and_its_hugging_face_directory_are_the_same_model(run):
+    whole, directory = load_subjects([run, run / "model"], "cpu")
+    assert (whole.name, directory.name) == ("one", "model")
+    assert whole.run == run
     assert directory.run is None
-    assert run.facts["parameters"] == directory.facts["parameters"] > 0
-    assert run.context == directory.context == 16
-    assert run.text_tokenizer.tokenizer.to_str() == directory.text_tokenizer.tokenizer.to_str()
-    assert not run.model.training
+    assert whole.facts["parameters"] == directory.facts["parameters"] > 0
+    assert whole.context == directory.context == 16
+    assert whole.text_tokenizer.tokenizer.to_str() == directory.text_tokenizer.tokenizer.to_str()
+    assert not whole.model.training
 
 
 def test_names_are_the_shortest_that_differ():
@@ -24,25 +24,25 @@ def test_names_are_the_shortest_that_differ():
     assert _names([Path("/a/one/model"), Path("/a/two/model")]) == ["one/model", "two/model"]
 
 
-def test_what_cannot_be_evaluated(finished_run, tmp_path):
+def test_what_cannot_be_evaluated(run, tmp_path):
     with pytest.raises(UserError, match="given twice"):
-        load_subjects([finished_run, finished_run], "cpu")
+        load_subjects([run, run], "cpu")
     with pytest.raises(UserError, match="gpt2 is not there; give a finished run's directory"):
         load_subjects([Path("no/gpt2")], "cpu")
     with pytest.raises(UserError, match="not a run"):
         load_subjects([tmp_path], "cpu")
     with pytest.raises(UserError, match="--device is 'nowhere'"):
-        load_subjects([finished_run], "nowhere")
+        load_subjects([run], "nowhere")
     broken = tmp_path / "broken"
-    shutil.copytree(finished_run / "model", broken)
+    shutil.copytree(run / "model", broken)
     (broken / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_subjects([broken], "cpu")
 
 
-def test_a_tokenizer_of_another_model(finished_run, tmp_path):
+def test_a_tokenizer_of_another_model(run, tmp_path):
     other = tmp_path / "other"
-    shutil.copytree(finished_run / "model", other)
+    shutil.copytree(run / "model", other)
     tokenizer = train_tokenizer([" ".join(map(str, range(3000)))], 500)
     save_tokenizer(tokenizer, other)
     with pytest.raises(UserError, match="has 500 entries and the model predicts 300"):

@@ -40,11 +40,11 @@ def test_losses_are_those_of_one_token_after_the_other(family, count):
     assert losses == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_run_scores_as_its_validation_did(finished_run):
-    (one,) = load_subjects([finished_run], "cpu")
+def test_a_run_scores_as_its_validation_did(run):
+    (one,) = load_subjects([run], "cpu")
     (text,) = own_texts([one], math.inf)
     score = score_text(one, text, 16)
-    result = read_json(finished_run / "result.json")
+    result = read_json(run / "result.json")
     assert score.loss.value == pytest.approx(result["val_loss"], rel=1e-5)
     assert score.bits_per_byte.value == pytest.approx(result["val_bits_per_byte"], rel=1e-5)
 
@@ -97,8 +97,8 @@ def test_buckets_cover_every_position_once(latents):
     assert all(high - low + 1 >= low // 2 for low, high in spans)
 
 
-def test_a_text_that_spells_out_the_end_of_text_is_text(finished_run):
-    (one,) = load_subjects([finished_run], "cpu")
+def test_a_text_that_spells_out_the_end_of_text_is_text(run):
+    (one,) = load_subjects([run], "cpu")
     ids, offsets = tokenize(one, HeldOut("t", ("<|endoftext|>",)))
     assert len(ids) > 2
     assert (ids == one.text_tokenizer.end_of_text).tolist() == [False] * (len(ids) - 1) + [True]

@@ -43,8 +43,8 @@ def test_what_is_no_text_is_refused(tmp_path, name, content, message):
         read_text("t", str(tmp_path / name), "text", 1e6)
 
 
-def test_runs_on_the_same_text_share_what_they_held_out(finished_run, tmp_path):
-    (one,) = load_subjects([finished_run], "cpu")
+def test_runs_on_the_same_text_share_what_they_held_out(run, tmp_path):
+    (one,) = load_subjects([run], "cpu")
     other = replace(one, name="other")
     (text,) = own_texts([one, other, replace(one, run=None)], 1e6)
     assert text.name == "held-out"
@@ -52,20 +52,20 @@ def test_runs_on_the_same_text_share_what_they_held_out(finished_run, tmp_path):
         own_texts([replace(one, run=None)], 1e6)
 
 
-def test_a_store_that_is_gone_or_is_anothers(finished_run, store, tmp_path):
-    (one,) = load_subjects([finished_run], "cpu")
-    run = tmp_path / "run"
-    run.mkdir()
-    write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(tmp_path / "gone")})
+def test_a_store_that_is_gone_or_is_anothers(run, store, tmp_path):
+    (one,) = load_subjects([run], "cpu")
+    place = tmp_path / "run"
+    place.mkdir()
+    write_json(place / "store.json", {"fingerprint": store.fingerprint, "path": str(tmp_path / "gone")})
     with pytest.raises(UserError, match="which is gone; name held-out text with --text"):
-        own_texts([replace(one, run=run)], 1e6)
-    write_json(run / "store.json", {"fingerprint": "another", "path": str(store.path)})
+        own_texts([replace(one, run=place)], 1e6)
+    write_json(place / "store.json", {"fingerprint": "another", "path": str(store.path)})
     with pytest.raises(UserError, match="holds other text"):
-        own_texts([replace(one, run=run)], 1e6)
+        own_texts([replace(one, run=place)], 1e6)
 
 
-def test_runs_on_different_text_are_both_asked(finished_run, store, tmp_path):
-    (one,) = load_subjects([finished_run], "cpu")
+def test_runs_on_different_text_are_both_asked(run, store, tmp_path):
+    (one,) = load_subjects([run], "cpu")
     shutil.copytree(store.path, tmp_path / "store")
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text()) | {"fingerprint": "another"}
     write_json(tmp_path / "store" / "manifest.json", manifest)

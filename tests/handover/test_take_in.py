@@ -16,13 +16,6 @@ from superpose.train.trainee import build_trainee
 from tests.train.test_loop import ALONE, changed, weights
 
 
-@pytest.fixture(scope="module")
-def exported(run, tmp_path_factory):
-    path = tmp_path_factory.mktemp("exported") / "model"
-    export(run, path)
-    return path
-
-
 @pytest.fixture
 def base(recipe, tmp_path):
     path = tmp_path / "base.toml"
