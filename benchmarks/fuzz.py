@@ -1,7 +1,7 @@
 """Feeds damaged, hostile and random input to all that superpose reads, and counts what comes of it.
 
     python benchmarks/fuzz.py                          all targets, some 10,000 inputs; writes results/fuzz.json
-    python benchmarks/fuzz.py --target store --only 17 one input again, with its traceback
+    python benchmarks/fuzz.py --target recipe --only 17 one input again, with its traceback
 
 An input is a number: it seeds all that is drawn. It is either accepted or refused in one sentence. Anything else is a
 finding, and ends the script with exit code 1: another exception, a sentence that is none, a file left behind, one
@@ -244,6 +244,7 @@ class Samples:
         from superpose.compare.experiment import Design, plan_runs
         from superpose.compare.runs import Outcome, link
         from superpose.data.config import prepare
+        from superpose.data.store import TokenStore
         from superpose.files import write_json
         from superpose.plan.advisor import make_plan
         from superpose.plan.request import request_of
@@ -263,8 +264,6 @@ class Samples:
         with mock.patch.dict(os.environ, {"SUPERPOSE_CACHE": str(folder / "cache")}):
             prepared = prepare(recipe.data)
         shutil.copytree(prepared.path, samples.store)
-        from superpose.data.store import TokenStore
-
         store = TokenStore.open(samples.store)
         pool = samples.runs / "pool"
         outcomes = []
