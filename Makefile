@@ -32,7 +32,7 @@ docs: .venv-docs/ready
 
 # Breaks the code in the ways the method is usually got wrong, and shows which tests notice.
 mutants: .venv/ready
-	$(BIN)/python benchmarks/mutants.py
+	$(BIN)/python checks/mutants.py
 
 # The loss and the embedding against the ways they are usually computed: docs/loss.md. About an hour.
 bench-loss: .venv/ready

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from superpose.compare.comparison import Comparison
-from superpose.compare.words import Row, Table, markdown
 from superpose.files import write_json, write_text
 from superpose.plan import steps as few
 from superpose.plan.evidence import PUBLISHED, Point, points_of, published_bound, published_points
@@ -28,6 +27,7 @@ from superpose.plan.response import Response, fit
 from superpose.plan.shape import FORM, Array, Coefficients, Form, Prior, Settings, benefit, penalty
 from superpose.plan.validation import Held, leave_out, scale_of
 from superpose.reproduce.reproduction import Reproduction
+from superpose.results.tables import Row, Table, markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

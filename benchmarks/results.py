@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 
 from superpose.compare.comparison import Comparison
-from superpose.compare.words import markdown
 from superpose.files import write_text
 from superpose.reproduce.reproduction import Reproduction
+from superpose.results.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "results.md"

@@ -23,7 +23,8 @@ from superpose.data.loader import read_ahead
 from superpose.data.windows import WindowPlan
 from superpose.train.config import Recipe, load_recipe
 from superpose.train.distributed import Ranks
-from superpose.train.trainee import Trainee, build_trainee, optimizer_step
+from superpose.train.state import TrainState, build_state
+from superpose.train.step import optimizer_step
 
 BAG_SIZES = (1, 4, 8, 16)
 ROUNDS = 20
@@ -37,23 +38,23 @@ def main() -> None:
     store = prepare(load_recipe(None, overrides).data)
     tokens = store.train.tokens
     alone = Ranks(0, 1, torch.device("cpu"))
-    settings: dict[int, tuple[Recipe, Trainee, WindowPlan]] = {}
+    settings: dict[int, tuple[Recipe, TrainState, WindowPlan]] = {}
     for bag_size in BAG_SIZES:
         superposed = [f"superposition.bag_size={bag_size}", "superposition.ratio=1.0", "train.steps=1000"]
         recipe = load_recipe(None, [*overrides, *superposed, "train.precision='float32'"])
-        settings[bag_size] = recipe, build_trainee(recipe, store, alone), recipe.plan(store.train)
+        settings[bag_size] = recipe, build_state(recipe, store, alone), recipe.plan(store.train)
     steps: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     waits: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     reads: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     for turn in range(ROUNDS):
-        for bag_size, (recipe, trainee, plan) in settings.items():
+        for bag_size, (recipe, state, plan) in settings.items():
             numbers = range(turn * STEPS, (turn + 1) * STEPS)
             windows = read_ahead(partial(plan.read, tokens), numbers)
             for number in numbers:
                 started = time.perf_counter()
                 window = next(windows)
                 waited = time.perf_counter()
-                optimizer_step(trainee, recipe, recipe.schedule.stage_at(number), window, lr=1e-3)
+                optimizer_step(state, recipe, recipe.schedule.stage_at(number), window, lr=1e-3)
                 stopped = time.perf_counter()
                 if number > numbers.start:
                     waits[bag_size].append(waited - started)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpose import Schedule, window_length
-from superpose.integrations.pytorch import SuperposedParts
+from superpose.core.parts import SuperposedParts
 
 VOCAB_SIZE = 256
 

@@ -135,7 +135,7 @@ def run(recipe, store, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exported(run, tmp_path_factory) -> Path:
     """Its model as a Hugging Face directory: not to be changed either."""
-    from superpose.handover.export import export
+    from superpose.share.export import export
 
     path = tmp_path_factory.mktemp("exported") / "model"
     export(run, path)
@@ -143,8 +143,8 @@ def exported(run, tmp_path_factory) -> Path:
 
 
 def trained(runs, store, pool):
-    """What `superpose.compare.runs.execute` does, in this process: a process of its own takes seconds to start."""
-    from superpose.compare.runs import Outcome
+    """What `superpose.runs.pool.execute` does, in this process: a process of its own takes seconds to start."""
+    from superpose.runs.pool import Outcome
     from superpose.train.loop import train
 
     return [Outcome(run, pool / run.key(store), train(run.recipe, store, pool / run.key(store))) for run in runs]
@@ -155,7 +155,7 @@ def compared(recipe, store, tmp_path_factory):
     """A small comparison with all there is in one, and its directory: two seeds, budgets, rates and the control."""
     from superpose.compare.comparison import Comparison
     from superpose.compare.experiment import Design, plan_runs, plan_tuning, tune
-    from superpose.compare.runs import link
+    from superpose.runs.pool import link
 
     runs = tmp_path_factory.mktemp("runs")
     design = Design(recipe, (1, 2), (), (30,), rates=(1e-2, 2e-2), context_control=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from superpose.compare.comparison import Comparison
-from superpose.compare.words import markdown
 from superpose.reproduce.reproduction import Reproduction
+from superpose.results.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -6,9 +6,9 @@ import pytest
 
 from superpose.compare.comparison import Comparison, Trained
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning
-from superpose.compare.words import describe, markdown
 from superpose.core import Schedule
 from superpose.errors import UserError
+from superpose.results.tables import describe, markdown
 from superpose.train.config import Recipe
 
 

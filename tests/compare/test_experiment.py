@@ -2,9 +2,9 @@ import pytest
 
 from superpose.compare import experiment
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, plan_runs, plan_tuning, tune, with_precision
-from superpose.compare.runs import Outcome
 from superpose.core import Schedule
 from superpose.errors import UserError
+from superpose.runs.pool import Outcome
 from superpose.train.config import with_settings
 from tests.train.test_loop import changed
 

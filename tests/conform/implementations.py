@@ -14,8 +14,8 @@ from superpose import (
     split_window,
 )
 from superpose.conform import Implementation
+from superpose.core.parts import SuperposedParts
 from superpose.data.windows import WindowPlan
-from superpose.integrations.pytorch import SuperposedParts
 
 # superpose itself
 

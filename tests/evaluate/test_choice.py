@@ -10,7 +10,7 @@ from superpose.evaluate.choice import answer, continuation_nats
 from superpose.evaluate.intervals import paired_shares, wilson
 from superpose.evaluate.tasks import Item, own_items
 from tests.conftest import make_model
-from tests.evaluate.subjects import HandMade, closing_of, induction, subject
+from tests.evaluate.evaluated import HandMade, closing_of, induction, subject
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 
 from superpose.errors import UserError
 from superpose.evaluate.evaluation import evaluate, opening
+from superpose.evaluate.tables import tables, verdict
 from superpose.evaluate.texts import HeldOut
-from superpose.evaluate.words import tables, verdict
 from tests.conftest import make_model
-from tests.evaluate.subjects import HandMade, induction, subject
+from tests.evaluate.evaluated import HandMade, induction, subject
 
 TEXT = HeldOut("letters", tuple(f"{word} {word} {word}." for word in ("alpha", "beta", "gamma", "delta", "omega")))
 
@@ -69,7 +69,7 @@ def test_all_of_it_is_json_and_says_the_same(two):
 
 
 def test_text_does_not_break_a_table(two):
-    from superpose.compare.words import markdown
+    from superpose.results.tables import markdown
 
     evaluation = evaluate(two[:1], [HeldOut("bars", ("a | b", "c || d"))], [])
     lines = [line for line in markdown(tables(evaluation), "").splitlines() if "starts with" in line or "\\|" in line]

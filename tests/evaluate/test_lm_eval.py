@@ -9,7 +9,7 @@ from superpose.evaluate.choice import answer
 from superpose.evaluate.lm_eval import PAPER, PREFIX, _fetches, answer_by_lm_eval, expect_lm_eval, write_tasks
 from superpose.evaluate.tasks import TASKS, own_items
 from tests.conftest import make_model
-from tests.evaluate.subjects import subject
+from tests.evaluate.evaluated import subject
 
 here = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 

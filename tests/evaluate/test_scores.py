@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superpose.errors import UserError
-from superpose.evaluate.places import load_subjects
+from superpose.evaluate.models import load_models
 from superpose.evaluate.scores import buckets, score_text, token_losses, tokenize
 from superpose.evaluate.texts import HeldOut, own_texts
 from superpose.files import read_json
 from tests.conftest import make_model
-from tests.evaluate.subjects import HandMade, subject
+from tests.evaluate.evaluated import HandMade, subject
 
 L = 16
 
@@ -41,7 +41,7 @@ def test_losses_are_those_of_one_token_after_the_other(family, count):
 
 
 def test_a_run_scores_as_its_validation_did(run):
-    (one,) = load_subjects([run], "cpu")
+    (one,) = load_models([run], "cpu")
     (text,) = own_texts([one], math.inf)
     score = score_text(one, text, 16)
     result = read_json(run / "result.json")
@@ -98,7 +98,7 @@ def test_buckets_cover_every_position_once(latents):
 
 
 def test_a_text_that_spells_out_the_end_of_text_is_text(run):
-    (one,) = load_subjects([run], "cpu")
+    (one,) = load_models([run], "cpu")
     ids, offsets = tokenize(one, HeldOut("t", ("<|endoftext|>",)))
     assert len(ids) > 2
     assert (ids == one.text_tokenizer.end_of_text).tolist() == [False] * (len(ids) - 1) + [True]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from superpose.errors import UserError
-from superpose.evaluate.places import load_subjects
+from superpose.evaluate.models import load_models
 from superpose.evaluate.texts import own_texts, read_text
 from superpose.files import write_json
 
@@ -44,7 +44,7 @@ def test_what_is_no_text_is_refused(tmp_path, name, content, message):
 
 
 def test_runs_on_the_same_text_share_what_they_held_out(run, tmp_path):
-    (one,) = load_subjects([run], "cpu")
+    (one,) = load_models([run], "cpu")
     other = replace(one, name="other")
     (text,) = own_texts([one, other, replace(one, run=None)], 1e6)
     assert text.name == "held-out"
@@ -53,7 +53,7 @@ def test_runs_on_the_same_text_share_what_they_held_out(run, tmp_path):
 
 
 def test_a_store_that_is_gone_or_is_anothers(run, store, tmp_path):
-    (one,) = load_subjects([run], "cpu")
+    (one,) = load_models([run], "cpu")
     place = tmp_path / "run"
     place.mkdir()
     write_json(place / "store.json", {"fingerprint": store.fingerprint, "path": str(tmp_path / "gone")})
@@ -65,7 +65,7 @@ def test_a_store_that_is_gone_or_is_anothers(run, store, tmp_path):
 
 
 def test_runs_on_different_text_are_both_asked(run, store, tmp_path):
-    (one,) = load_subjects([run], "cpu")
+    (one,) = load_models([run], "cpu")
     shutil.copytree(store.path, tmp_path / "store")
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text()) | {"fingerprint": "another"}
     write_json(tmp_path / "store" / "manifest.json", manifest)

@@ -8,7 +8,7 @@ from superpose.plan.evidence import Point
 from superpose.plan.hardware import parse_hardware
 from superpose.plan.request import request_for, request_of
 from superpose.plan.response import Setting
-from superpose.plan.words import record, tables
+from superpose.plan.tables import record, tables
 from superpose.train.config import load_recipe, override
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from superpose.compare.comparison import Comparison
-from superpose.compare.words import markdown
 from superpose.errors import UserError
 from superpose.plan.evidence import OWN, PUBLISHED, Point, points_of, published_bound, published_points
 from superpose.plan.response import RULE, Group, Setting, _covariance, _gain, _noise, fit
 from superpose.plan.shape import FORM, Prior, Settings, effective_size, height
 from superpose.plan.validation import leave_out, scale_of
+from superpose.results.tables import markdown
 from superpose.train.config import with_settings
 
 ROOT = Path(__file__).parents[2]

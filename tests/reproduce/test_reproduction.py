@@ -5,11 +5,9 @@ from pathlib import Path
 import pytest
 
 from superpose.compare.experiment import Tuning
-from superpose.compare.runs import Outcome
-from superpose.compare.statistics import Difference
 from superpose.errors import UserError
+from superpose.paper.published import published_gain, published_loss
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, ORDINARY
-from superpose.reproduce.published import published_gain, published_loss
 from superpose.reproduce.reproduction import (
     EQUAL,
     Reproduction,
@@ -21,6 +19,8 @@ from superpose.reproduce.reproduction import (
     save,
 )
 from superpose.reproduce.scales import scale_recipe
+from superpose.results.statistics import Difference
+from superpose.runs.pool import Outcome
 from superpose.train.config import load_recipe, with_settings
 from tests.conftest import trained
 

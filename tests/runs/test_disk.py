@@ -8,7 +8,7 @@ import pytest
 from superpose.errors import UserError
 from superpose.files import one_at_a_time, read_json
 from superpose.runs.disk import find_runs, names_of, open_run, size_of
-from superpose.runs.words import listed, shown, spoken_age, spoken_size, spread, table_of, tables_of
+from superpose.runs.tables import listed, shown, spoken_age, spoken_size, spread, table_of, tables_of
 
 
 @pytest.fixture

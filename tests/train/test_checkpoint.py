@@ -11,32 +11,33 @@ from superpose.errors import UserError
 from superpose.train import checkpoint
 from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.loop import train
-from superpose.train.trainee import build_trainee, optimizer_step
+from superpose.train.state import build_state
+from superpose.train.step import optimizer_step
 from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
 
 
 def trained(recipe, store, steps=1):
-    """A trainee that has moments, and the plan's windows behind it."""
-    trainee = build_trainee(recipe, store, ALONE)
+    """A state that has moments, and the plan's windows behind it."""
+    state = build_state(recipe, store, ALONE)
     plan = recipe.plan(store.train)
     for step in range(steps):
-        optimizer_step(trainee, recipe, recipe.schedule.stage_at(step), plan.read(store.train.tokens, step), 1e-2)
-    return trainee
+        optimizer_step(state, recipe, recipe.schedule.stage_at(step), plan.read(store.train.tokens, step), 1e-2)
+    return state
 
 
-def saved(folder, trainee, steps, **settings):
+def saved(folder, state, steps, **settings):
     """Checkpoints of several steps, all of one state."""
     checkpoints = Checkpoints(folder, ALONE, **settings)
     for step in steps:
-        assert checkpoints.save(trainee.state, Progress(step, 2.5 * step)) is None
+        assert checkpoints.save(state.tensors, Progress(step, 2.5 * step)) is None
         assert checkpoints.wait() is None
     return checkpoints
 
 
-def restored(checkpoints, trainee, said=None):
-    average = trainee.average.tensors if trainee.average else None
+def restored(checkpoints, state, said=None):
+    average = state.average.tensors if state.average else None
     tell = said.append if said is not None else pytest.fail
-    return checkpoints.restore(trainee.model, trainee.optimizer_of, average, tell)
+    return checkpoints.restore(state.model, state.optimizer_of, average, tell)
 
 
 def names(folder):
@@ -60,12 +61,12 @@ def test_every_tensor_comes_back(recipe, store, tmp_path, settings):
     checkpoints = saved(tmp_path, before, [2])
     after = trained(changed(recipe, "train", seed=9), store)
     assert restored(checkpoints, after) == Progress(2, 5.0)
-    assert before.state.keys() == after.state.keys()
-    for name, tensor in before.state.items():
-        assert torch.equal(tensor, after.state[name]), name
-    fresh = build_trainee(recipe, store, ALONE)  # without any moment yet
+    assert before.tensors.keys() == after.tensors.keys()
+    for name, tensor in before.tensors.items():
+        assert torch.equal(tensor, after.tensors[name]), name
+    fresh = build_state(recipe, store, ALONE)  # without any moment yet
     restored(checkpoints, fresh)
-    assert before.state.keys() == fresh.state.keys()
+    assert before.tensors.keys() == fresh.tensors.keys()
 
 
 def test_weights_alone_fill_a_model_and_change_nothing_on_disk(recipe, store, tmp_path):
@@ -75,10 +76,10 @@ def test_weights_alone_fill_a_model_and_change_nothing_on_disk(recipe, store, tm
     (tmp_path / "checkpoints" / ".step-00000006.tmp").mkdir()  # of a run that may be writing it
     here = names(tmp_path)
     for average, kind in ((False, "model"), (True, "average")):
-        model = build_trainee(changed(recipe, "train", seed=9), store, ALONE).model
+        model = build_state(changed(recipe, "train", seed=9), store, ALONE).model
         checkpoints.weights(model, 2, average)
         for name, parameter in model.named_parameters():
-            assert torch.equal(parameter, before.state[f"{kind}.{name}"]), name
+            assert torch.equal(parameter, before.tensors[f"{kind}.{name}"]), name
     assert names(tmp_path) == here
 
 
@@ -90,17 +91,17 @@ def test_weights_that_are_not_there_are_refused(recipe, store, tmp_path, one):
         checkpoints.weights(one.model, 2, average=True)
     tied = changed(recipe, "model", config={**recipe.model.config, "tie_word_embeddings": True})
     with pytest.raises(UserError, match=r"another model: model\.lm_head\.weight is in one alone"):
-        checkpoints.weights(build_trainee(tied, store, ALONE).model, 2)
+        checkpoints.weights(build_state(tied, store, ALONE).model, 2)
     wide = changed(recipe, "model", config={**recipe.model.config, "hidden_size": 32})
     with pytest.raises(UserError, match="cannot be loaded"):
-        checkpoints.weights(build_trainee(wide, store, ALONE).model, 2)
+        checkpoints.weights(build_state(wide, store, ALONE).model, 2)
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(recipe, store, tmp_path):
     tied = changed(recipe, "model", config={**recipe.model.config, "tie_word_embeddings": True})
     before = trained(tied, store)
-    assert not any("lm_head" in name for name in before.state)
-    after = build_trainee(tied, store, ALONE)
+    assert not any("lm_head" in name for name in before.tensors)
+    after = build_state(tied, store, ALONE)
     restored(saved(tmp_path, before, [1]), after)
     assert after.model.get_input_embeddings().weight is after.model.get_output_embeddings().weight
     assert torch.equal(after.model.get_output_embeddings().weight, before.model.get_output_embeddings().weight)
@@ -113,8 +114,8 @@ def test_only_safetensors_and_json_are_written(one, tmp_path):
 
 def test_what_is_written_is_the_state_at_that_moment(recipe, store, tmp_path, monkeypatch):
     """Training goes on while a checkpoint is written; the step does not wait and the file does not change."""
-    trainee = trained(recipe, store)
-    before = {name: tensor.clone() for name, tensor in trainee.state.items()}
+    state = trained(recipe, store)
+    before = {name: tensor.clone() for name, tensor in state.tensors.items()}
     gate = threading.Event()
     checksum = checkpoint.file_sha256
 
@@ -124,14 +125,14 @@ def test_what_is_written_is_the_state_at_that_moment(recipe, store, tmp_path, mo
 
     monkeypatch.setattr(checkpoint, "file_sha256", slow)
     checkpoints = Checkpoints(tmp_path, ALONE)
-    checkpoints.save(trainee.state, Progress(1))
-    for tensor in trainee.state.values():
+    checkpoints.save(state.tensors, Progress(1))
+    for tensor in state.tensors.values():
         tensor.zero_()
     assert not list((tmp_path / "checkpoints").glob("step-*")), "not yet written"
     gate.set()
     assert checkpoints.wait() is None
-    restored(checkpoints, trainee)
-    for name, tensor in trainee.state.items():
+    restored(checkpoints, state)
+    for name, tensor in state.tensors.items():
         assert torch.equal(tensor, before[name])
 
 
@@ -212,7 +213,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, store, one, tmp_p
     checkpoints = saved(tmp_path, one, [1, 2])
     damage(tmp_path / "checkpoints" / "step-00000002")
     said = []
-    assert restored(checkpoints, build_trainee(recipe, store, ALONE), said).step == 1
+    assert restored(checkpoints, build_state(recipe, store, ALONE), said).step == 1
     assert len(said) == 1
     assert "step-0000000" in said[0]
     assert "passed over" in said[0]
@@ -234,17 +235,17 @@ def test_if_none_is_good_it_says_so(recipe, store, one, tmp_path):
     checkpoints = saved(tmp_path, one, [1])
     torn(tmp_path / "checkpoints" / "step-00000001")
     with pytest.raises(UserError, match="no good checkpoint"):
-        restored(checkpoints, build_trainee(recipe, store, ALONE), [])
+        restored(checkpoints, build_state(recipe, store, ALONE), [])
 
 
 def test_a_checkpoint_of_another_model_is_refused(recipe, store, one, tmp_path):
     checkpoints = saved(tmp_path, one, [1])
     deeper = changed(recipe, "model", config={**recipe.model.config, "num_hidden_layers": 2})
     with pytest.raises(UserError, match="another model or optimizer"):
-        restored(checkpoints, build_trainee(deeper, store, ALONE))
+        restored(checkpoints, build_state(deeper, store, ALONE))
     wider = changed(recipe, "model", config={**recipe.model.config, "intermediate_size": 48})
     with pytest.raises(UserError, match="it is of another model"):
-        restored(checkpoints, build_trainee(wider, store, ALONE))
+        restored(checkpoints, build_state(wider, store, ALONE))
 
 
 def test_the_newest_and_the_milestones_are_kept(one, tmp_path):
@@ -255,7 +256,7 @@ def test_the_newest_and_the_milestones_are_kept(one, tmp_path):
 def test_what_a_killed_run_left_half_written_is_removed(recipe, store, one, tmp_path):
     checkpoints = saved(tmp_path, one, [1])
     (tmp_path / "checkpoints" / ".step-00000002.tmp").mkdir()
-    assert restored(checkpoints, build_trainee(recipe, store, ALONE)).step == 1
+    assert restored(checkpoints, build_state(recipe, store, ALONE)).step == 1
     assert names(tmp_path) == ["step-00000001"]
 
 
@@ -319,13 +320,13 @@ def test_notes_that_were_altered_end_in_a_sentence(recipe, store, one, tmp_path,
     file.write_bytes(len(changed_header).to_bytes(8, "little") + changed_header + content[8 + length :])
     whole(path, {})
     with pytest.raises(UserError, match=message):
-        restored(checkpoints, build_trainee(recipe, store, ALONE))
+        restored(checkpoints, build_state(recipe, store, ALONE))
 
 
 def test_a_moment_of_another_shape_is_refused(recipe, store, one, tmp_path):
-    state = {**one.state, "optimizer.model.norm.weight.exp_avg": torch.zeros(2000)}
+    state = {**one.tensors, "optimizer.model.norm.weight.exp_avg": torch.zeros(2000)}
     checkpoints = Checkpoints(tmp_path, ALONE)
     checkpoints.save(state, Progress(1))
     assert checkpoints.wait() is None
     with pytest.raises(UserError, match=r"norm\.weight\.exp_avg is \[2000\], its parameter \[16\]"):
-        restored(checkpoints, build_trainee(recipe, store, ALONE))
+        restored(checkpoints, build_state(recipe, store, ALONE))

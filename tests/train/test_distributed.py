@@ -15,8 +15,8 @@ from superpose.train.checkpoint import Checkpoints
 from superpose.train.distributed import Ranks
 from superpose.train.loop import train
 from superpose.train.metrics import read_metrics
+from superpose.train.state import build_state
 from superpose.train.stopping import StoppedError
-from superpose.train.trainee import build_trainee
 from tests.conftest import MODELS
 from tests.ranks import on_ranks, torchrun_environment
 from tests.train.test_loop import ALONE, changed, weights
@@ -152,7 +152,7 @@ def test_the_weights_of_two_ranks_fill_a_whole_model(on_two, recipe, store, name
     """What is exported from a checkpoint of shards is the model the ranks exported together."""
     from transformers import AutoModelForCausalLM
 
-    model = build_trainee(changed(varied(recipe, name), "train", seed=9), store, ALONE).model
+    model = build_state(changed(varied(recipe, name), "train", seed=9), store, ALONE).model
     checkpoints = Checkpoints(on_two / name, ALONE)
     checkpoints.weights(model, checkpoints.steps[-1])
     exported = AutoModelForCausalLM.from_pretrained(on_two / name / "model")

@@ -73,8 +73,8 @@ def train(
 
     from rich.console import Console
 
-    from superpose.display import Display, summarize
     from superpose.files import one_at_a_time
+    from superpose.results.progress import Display, summarize
     from superpose.train.loop import announce
     from superpose.train.loop import train as train_run
     from superpose.train.stopping import StoppedError
@@ -123,8 +123,8 @@ def generate(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Continue a text with the model of a finished run or of a Hugging Face directory, streamed as it comes."""
-    from superpose.generate import generate as generate_text
-    from superpose.generate import load_model
+    from superpose.share.generate import generate as generate_text
+    from superpose.share.generate import load_model
 
     def stream(text: str) -> None:
         sys.stdout.write(text)
@@ -136,7 +136,7 @@ def generate(
 
 
 app.command()(export.export)
-app.command("import")(export.take_in)
+app.command("import")(export.import_model)
 app.add_typer(runs.app, name="runs")
 app.command()(data.prepare)
 app.add_typer(data.tokenizer_app, name="tokenizer")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from superpose.compare.runs import Outcome, Run
     from superpose.data.store import TokenStore
-    from superpose.display import Display
+    from superpose.results.progress import Display
+    from superpose.runs.pool import Outcome, Run
 
 _Steps = typer.Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
 
@@ -65,10 +65,12 @@ def compare(
     """
     from rich.console import Console
 
+    from superpose.compare.charts import curves
     from superpose.compare.comparison import Comparison
     from superpose.compare.experiment import Design, plan_runs, plan_tuning, tune, with_precision
-    from superpose.compare.runs import POOL, link
-    from superpose.display import Display, print_table
+    from superpose.results.draw import draw
+    from superpose.results.progress import Display, print_table
+    from superpose.runs.pool import POOL, link
     from superpose.train.loop import announce
 
     # What is printed holds names from outside, which are text and not markup.
@@ -106,6 +108,7 @@ def compare(
     comparison = Comparison.of(design.recipe, outcomes, tunings, store)
     if comparison.seeds:
         comparison.write(directory)
+        draw(curves(comparison), ("flops", "raw_tokens"), directory / "loss.png")
         for title, header, rows in comparison.tables():
             console.print(f"\n{title}", style="bold")
             print_table(console, header, rows)
@@ -124,7 +127,7 @@ def named(runs: Path, name: str) -> Path:
     Raises:
         UserError: the name is that of the folder all runs share.
     """
-    from superpose.compare.runs import POOL
+    from superpose.runs.pool import POOL
 
     if name == POOL:
         raise UserError(f"--name {name} is where runs are kept; choose another name")
@@ -135,8 +138,8 @@ def train_all(
     runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, console: Console, display: Display
 ) -> list[Outcome]:
     """Trains runs on all cores, or as many at a time as `jobs` says, and shows them at work."""
-    from superpose.compare.runs import execute
     from superpose.data.workers import available_cores
+    from superpose.runs.pool import execute
 
     finished = sum((pool / run.key(store) / "result.json").exists() for run in runs)
     if finished:

@@ -60,7 +60,7 @@ def prepare(
     from rich.console import Console
 
     from superpose.data.prepare import Preparation, prepare_store
-    from superpose.display import Display
+    from superpose.results.progress import Display
 
     if bool(tokenizer) == (vocab_size is not None):
         raise UserError("give either --tokenizer, or --vocab-size to train one on the text")
@@ -111,8 +111,8 @@ def train_a_tokenizer(
 
     from superpose.data.prepare import train_on_sources
     from superpose.data.tokenizer import END_OF_TEXT, save_tokenizer
-    from superpose.display import Display
     from superpose.files import whole_directory
+    from superpose.results.progress import Display
 
     if out.exists():
         raise UserError(f"{out} exists; give a new directory")

@@ -53,13 +53,13 @@ def evaluate(
     import torch
     from rich.console import Console
 
-    from superpose.compare.words import markdown
-    from superpose.display import print_table
-    from superpose.evaluate import evaluation, texts, words
-    from superpose.evaluate import places as models
+    from superpose.evaluate import evaluation, models, texts
+    from superpose.evaluate import tables as words
     from superpose.evaluate.lm_eval import PAPER, expect_lm_eval, write_tasks
     from superpose.evaluate.tasks import TASKS, own_items
     from superpose.files import write_json, write_text
+    from superpose.results.progress import print_table
+    from superpose.results.tables import markdown
 
     named = [_named(option) for option in text or []]
     if len({name for name, _ in named}) < len(named):
@@ -69,7 +69,7 @@ def evaluate(
         raise UserError("--tasks-only is for --tasks without --text; leave one of them out")
     expect_lm_eval([name for name in wanted if name not in TASKS])
 
-    subjects = models.load_subjects(places, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    subjects = models.load_models(places, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = max_megabytes * 1e6
     held_out = [texts.read_text(name, location, field, size) for name, location in named]
     if not held_out and not tasks_only:

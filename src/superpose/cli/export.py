@@ -29,7 +29,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's model as a Hugging Face directory with a model card of the run's facts."""
-    from superpose.handover.export import export as write
+    from superpose.share.export import export as write
 
     facts = write(run, directory, checkpoint, average, bags, max_shard_size, license_id, language or [])
     typer.echo(f"{directory}: {facts.parameters:,} parameters of step {facts.step:,}; the card is README.md")
@@ -37,7 +37,7 @@ def export(
         typer.echo(f"It predicts {facts.predicts} and cannot generate text; its card says so.")
 
 
-def take_in(
+def import_model(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face directory of a causal LM.")],
     out: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe to write.")],
     recipe: Annotated[
@@ -45,7 +45,7 @@ def take_in(
     ] = None,
 ) -> None:
     """Check a Hugging Face directory, and write a recipe that trains its model on."""
-    from superpose.handover.take_in import take_in as write
+    from superpose.share.import_model import import_model as write
 
     taken = write(directory, out, recipe)
     typer.echo(

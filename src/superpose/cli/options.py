@@ -12,7 +12,7 @@ from superpose.errors import UserError
 
 if TYPE_CHECKING:
     from superpose.data.store import TokenStore
-    from superpose.display import Display
+    from superpose.results.progress import Display
     from superpose.train.config import Recipe
 
 _Number = TypeVar("_Number", int, float)

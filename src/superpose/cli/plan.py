@@ -62,7 +62,6 @@ def plan(
     from rich.console import Console
 
     from superpose.compare.comparison import Comparison
-    from superpose.display import Display, print_table
     from superpose.files import write_json
     from superpose.plan.advisor import make_plan, summary
     from superpose.plan.calibration import calibrate as run_steps
@@ -70,7 +69,8 @@ def plan(
     from superpose.plan.hardware import parse_hardware
     from superpose.plan.model import LLAMA_3_VOCABULARY
     from superpose.plan.request import request_for, request_of
-    from superpose.plan.words import record, tables
+    from superpose.plan.tables import record, tables
+    from superpose.results.progress import Display, print_table
     from superpose.train.config import load_recipe
 
     machine = parse_hardware(hardware) if hardware else None

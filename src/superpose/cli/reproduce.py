@@ -48,13 +48,13 @@ def reproduce(
     from rich.console import Console
 
     from superpose.compare.experiment import Design, plan_tuning, tune, with_precision
-    from superpose.compare.runs import POOL
-    from superpose.compare.words import markdown
-    from superpose.display import Display, print_table
     from superpose.files import write_text
     from superpose.reproduce.experiments import EXPERIMENTS
     from superpose.reproduce.reproduction import data_bound, experiment_named, plan, reproduction, save
     from superpose.reproduce.scales import scale_recipe
+    from superpose.results.progress import Display, print_table
+    from superpose.results.tables import markdown
+    from superpose.runs.pool import POOL
     from superpose.train.loop import check_recipe
 
     if show:

@@ -35,9 +35,9 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder and in its own folders, each once, whatever names it has."""
-    from superpose.display import print_table
+    from superpose.results.progress import print_table
     from superpose.runs.disk import find_runs
-    from superpose.runs.words import listed, table_of
+    from superpose.runs.tables import listed, table_of
 
     runs, problems = find_runs(folder)
     if as_json:
@@ -53,9 +53,9 @@ def list_runs(
 @app.command()
 def show(run: Run, as_json: AsJson = False) -> None:
     """Show what is known of a run: its state, results, checkpoints and settings."""
-    from superpose.display import print_table
+    from superpose.results.progress import print_table
     from superpose.runs.disk import open_run
-    from superpose.runs.words import settings_of, shown, tables_of
+    from superpose.runs.tables import settings_of, shown, tables_of
 
     found = open_run(run)
     if as_json:
@@ -78,7 +78,7 @@ def compare(
     """Compare runs: settings that differ, losses at equal steps and at equal FLOPs."""
     from dataclasses import asdict
 
-    from superpose.display import print_table
+    from superpose.results.progress import print_table
     from superpose.runs.differ import differences
     from superpose.runs.disk import open_run
 
@@ -105,7 +105,7 @@ def remove(
     """Remove runs inside of --runs, or only their checkpoints, after saying what goes; of a link the link alone."""
     from superpose.runs.remove import plan_removals
     from superpose.runs.remove import remove as remove_one
-    from superpose.runs.words import spoken_size
+    from superpose.runs.tables import spoken_size
 
     planned = plan_removals(paths, runs, checkpoints)
     for removal in planned:

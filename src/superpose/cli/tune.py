@@ -13,7 +13,7 @@ from superpose.cli.options import Jobs, Overrides, Runs, load_settings, numbers,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from superpose.compare.runs import Outcome, Run
+    from superpose.runs.pool import Outcome, Run
 
 _TRIALS = 12
 """Drawn where neither --trials nor --budget says how many."""
@@ -74,16 +74,16 @@ def tune(
     import torch
     from rich.console import Console
 
-    from superpose.compare.runs import POOL, link
     from superpose.data.config import vocabulary_size
-    from superpose.display import Display, print_table
-    from superpose.plan import search as search_plan
     from superpose.plan.steps import few_steps
-    from superpose.plan.tune import RECIPE, Ranking
-    from superpose.plan.tune import tune as search_for
+    from superpose.results.progress import Display, print_table
+    from superpose.runs.pool import POOL, link
     from superpose.train.config import with_settings
     from superpose.train.hardware import chosen_precision
     from superpose.train.recipe_file import recipe_toml
+    from superpose.tune import search as search_plan
+    from superpose.tune.halving import RECIPE, Ranking
+    from superpose.tune.halving import tune as search_for
 
     console = Console(markup=False, highlight=False, stderr=as_json)
     settings = load_settings(recipe, {"data.corpus": corpus, "train.steps": steps}, None, overrides)

@@ -1,129 +1,12 @@
-"""Charts as data: what is drawn, whatever draws it (`superpose.compare.picture`, `superpose.report.page`)."""
+"""The charts of a comparison: curves, seeds, budgets, gains."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
+from superpose.compare.comparison import Comparison, Trained
 from superpose.compare.experiment import ORDINARY, TST
-from superpose.errors import UserError
-from superpose.train.metrics import read_metrics
-
-if TYPE_CHECKING:
-    from superpose.compare.comparison import Comparison, Trained
-
-AXES = {
-    "flops": "training FLOPs",
-    "step": "optimizer steps",
-    "raw_tokens": "raw tokens read",
-    "latents": "latents computed",
-    "seconds": "training seconds",
-}
-"""Quantities a run's curve can be drawn against; at equal steps FLOPs and latents are equal, the others are not."""
-
-Role = Literal["ordinary", "tst", "other"]
-
-
-@dataclass(frozen=True)
-class Series:
-    """One line or set of points.
-
-    Attributes:
-        x: places on each axis of the chart, by the axis' name.
-        y: values; `low` and `high` are their intervals, None where there is none.
-        role: whose it is; "other" takes a colour of its own.
-        thin: one of many, in the background and without a name in the legend.
-        points: drawn as points and not as a line.
-    """
-
-    name: str
-    x: dict[str, list[float]]
-    y: list[float]
-    role: Role = "other"
-    low: list[float | None] = field(default_factory=list)
-    high: list[float | None] = field(default_factory=list)
-    thin: bool = False
-    points: bool = False
-
-
-@dataclass(frozen=True)
-class Chart:
-    """Series that share a y axis and can be drawn against each of the x axes.
-
-    Attributes:
-        axes: title of each x axis by its name; the first is shown first.
-        marks: places of vertical lines, by axis, with what they say.
-        level: a horizontal line, such as 0 for differences.
-        log_x: whether places are drawn by their logarithm.
-        y_range: what is shown of the y axis first; None for all.
-        caption: what the reader sees, in a sentence or two.
-    """
-
-    title: str
-    y_title: str
-    axes: dict[str, str]
-    series: tuple[Series, ...]
-    marks: tuple[tuple[dict[str, float], str], ...] = ()
-    level: float | None = None
-    log_x: bool = False
-    y_range: tuple[float, float] | None = None
-    caption: str = ""
-
-
-def read_series(directory: Path, name: str, role: Role = "other", thin: bool = False) -> Series:
-    """A run's validation loss against all axes, without that of the untrained model."""
-    records = [record for record in _validations(directory) if record["step"] > 0]
-    x = {axis: [record[axis] for record in records] for axis in AXES}
-    return Series(name, x, [record["val_loss"] for record in records], role, thin=thin)
-
-
-def _validations(directory: Path) -> list[dict[str, float]]:
-    """The numbers of a run's validation records.
-
-    Raises:
-        UserError: there are none, or they were altered.
-    """
-    path = directory / "metrics.jsonl"
-    try:
-        records = [record for record in read_metrics(path) if record["kind"] == "validation"]
-        numbers = [{name: float(record[name]) for name in (*AXES, "val_loss")} for record in records]
-        if not all(math.isfinite(number) for record in numbers for number in record.values()):
-            raise ValueError
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); a report needs the runs it is about") from None
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{path} was altered; train the run again") from None
-    if not any(record["step"] > 0 for record in numbers):
-        raise UserError(f"{path} holds no validation of a trained model; train the run again")
-    return numbers
-
-
-def mean_series(series: Sequence[Series], name: str) -> Series:
-    """The mean of some runs at the steps all of them have.
-
-    Raises:
-        UserError: they have none in common.
-    """
-    shared = sorted(set.intersection(*(set(one.x["step"]) for one in series)))
-    if not shared:
-        raise UserError(f"the runs of {name} were validated at different steps; train them with one eval_every")
-    places = [[one.x["step"].index(step) for step in shared] for one in series]
-    x = {
-        axis: [
-            statistics.fmean(one.x[axis][place[number]] for one, place in zip(series, places, strict=True))
-            for number in range(len(shared))
-        ]
-        for axis in AXES
-    }
-    y = [
-        statistics.fmean(one.y[place[number]] for one, place in zip(series, places, strict=True))
-        for number in range(len(shared))
-    ]
-    return Series(name, x, y, series[0].role)
+from superpose.results.charts import AXES, Chart, Role, Series, mean_series, read_series, read_validations
 
 
 def curves(comparison: Comparison) -> Chart:
@@ -162,7 +45,7 @@ def _main_runs(comparison: Comparison, arm: str) -> list[Trained]:
 
 def _switches(comparison: Comparison, tst: Trained) -> tuple[tuple[dict[str, float], str], ...]:
     """Where phases meet on each axis: at the validation record of each boundary."""
-    records = {int(record["step"]): record for record in _validations(tst.directory)}
+    records = {int(record["step"]): record for record in read_validations(tst.directory)}
     boundaries = comparison.recipe.schedule.boundaries
     return tuple(
         (

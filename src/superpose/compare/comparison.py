@@ -1,7 +1,7 @@
 """A comparison's results: its answers to the three questions, and the verdict in words.
 
 RUNS/NAME/comparison.json  all results    RUNS/NAME/summary.md  tables and verdict    RUNS/NAME/loss.png  curves
-RUNS/NAME/tst-3000-seed1/  and so on      the runs, see `superpose.train.run`
+RUNS/NAME/tst-3000-seed1/  and so on      the runs, see `superpose.train.run_directory`
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
 
-from superpose.compare.charts import curves
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
-from superpose.compare.picture import draw
-from superpose.compare.runs import POOL, Outcome
-from superpose.compare.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
-from superpose.compare.words import Row, Table, bounds, describe, markdown, spoken, spoken_speedup
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
+from superpose.results.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
+from superpose.results.tables import Row, Table, bounds, describe, markdown, spoken, spoken_speedup
+from superpose.runs.pool import POOL, Outcome
 from superpose.train.config import Recipe, with_settings
 
 _FORMAT = "superpose comparison 2"
@@ -326,7 +324,7 @@ class Comparison:
         return tables
 
     def write(self, directory: Path) -> None:
-        """Writes comparison.json, summary.md and loss.png."""
+        """Writes comparison.json and summary.md."""
         answers = {
             name: {str(steps): asdict(value) for steps in self.budgets(TST) if (value := answer(steps)) is not None}
             for name, answer in (
@@ -349,7 +347,6 @@ class Comparison:
             },
         )
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
-        draw(curves(self), ("flops", "raw_tokens"), directory / "loss.png")
 
 
 class _Saved(BaseModel):

@@ -7,7 +7,7 @@ Three questions (arXiv 2605.06546, figure 3) are answered by the same runs:
     equal data    the ordinary arm at as many steps as read what TST reads
 
 An ordinary run is the beginning of every longer one until its learning rate falls, so budgets cost little more than
-the longest of them (see `superpose.compare.runs`).
+the longest of them (see `superpose.runs.pool`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 import torch
 from pydantic import FiniteFloat
 
-from superpose.compare.runs import Outcome, Run
 from superpose.errors import UserError
+from superpose.runs.pool import Outcome, Run
 from superpose.train.config import Recipe, with_settings
 from superpose.train.hardware import chosen_precision
 

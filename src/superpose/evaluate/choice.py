@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from superpose.core.fold import IGNORE_INDEX
 from superpose.errors import UserError
 from superpose.evaluate.intervals import Bools, Floats
-from superpose.evaluate.places import Subject
+from superpose.evaluate.models import EvaluatedModel
 from superpose.evaluate.tasks import Item
 
 # Sequences computed together.
@@ -37,7 +37,7 @@ class TaskScore:
     right_by_byte: Bools | None
 
 
-def answer(subject: Subject, task: str, items: Sequence[Item]) -> TaskScore:
+def answer(subject: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskScore:
     """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same.
 
     Raises:
@@ -58,7 +58,7 @@ def answer(subject: Subject, task: str, items: Sequence[Item]) -> TaskScore:
 
 
 @torch.no_grad()
-def continuation_nats(subject: Subject, pairs: Sequence[tuple[str, str]]) -> Floats:
+def continuation_nats(subject: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> Floats:
     """How unlikely a model finds each continuation of each context, in nats: float64 [pairs].
 
     The two are tokenized as one text; tokens beyond those of the context alone are the continuation's. What does not
@@ -73,7 +73,7 @@ def continuation_nats(subject: Subject, pairs: Sequence[tuple[str, str]]) -> Flo
     return nats
 
 
-def _row(subject: Subject, context: str, continuation: str) -> tuple[list[int], int]:
+def _row(subject: EvaluatedModel, context: str, continuation: str) -> tuple[list[int], int]:
     """Token ids of both together, and how many of them, at the end, are the continuation's."""
     whole = subject.tokenizer(context + continuation)["input_ids"]
     length = len(whole) - len(subject.tokenizer(context)["input_ids"])

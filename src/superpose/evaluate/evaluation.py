@@ -15,7 +15,7 @@ from superpose.errors import UserError
 from superpose.evaluate.choice import TaskScore, answer
 from superpose.evaluate.intervals import Interval, PairedShares, paired_shares, ratio, wilson
 from superpose.evaluate.lm_eval import answer_by_lm_eval
-from superpose.evaluate.places import Subject
+from superpose.evaluate.models import EvaluatedModel
 from superpose.evaluate.scores import TextScore, buckets, score_text
 from superpose.evaluate.tasks import TASKS, own_items
 from superpose.evaluate.texts import HeldOut
@@ -106,7 +106,7 @@ class Evaluation:
 
 
 def evaluate(
-    subjects: Sequence[Subject],
+    subjects: Sequence[EvaluatedModel],
     texts: Sequence[HeldOut],
     tasks: Sequence[str],
     latents: int | None = None,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from superpose.compare.statistics import tails
+from superpose.results.statistics import tails
 
 _RESAMPLES = 2_000
 _Z = float(stats.norm.ppf(0.975))

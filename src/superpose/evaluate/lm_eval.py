@@ -17,7 +17,7 @@ import numpy as np
 
 from superpose.errors import UserError
 from superpose.evaluate.choice import TaskScore
-from superpose.evaluate.places import Subject
+from superpose.evaluate.models import EvaluatedModel
 from superpose.evaluate.tasks import TASKS, Item
 from superpose.files import write_text
 
@@ -44,7 +44,9 @@ def expect_lm_eval(tasks: Sequence[str]) -> None:
         )
 
 
-def answer_by_lm_eval(subject: Subject, task: str, include: Path | None = None, limit: int | None = None) -> TaskScore:
+def answer_by_lm_eval(
+    subject: EvaluatedModel, task: str, include: Path | None = None, limit: int | None = None
+) -> TaskScore:
     """Lets lm-eval ask a model a task's questions, without examples before them.
 
     Args:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from superpose.core.fold import IGNORE_INDEX
 from superpose.errors import UserError
 from superpose.evaluate.intervals import Floats, Interval, ratio
-from superpose.evaluate.places import Subject
+from superpose.evaluate.models import EvaluatedModel
 from superpose.evaluate.texts import HeldOut
 from superpose.files import file_sha256
 from superpose.train.metrics import next_token_rows
@@ -82,7 +82,7 @@ class TextScore:
         return [ratio(self.position_nats[:, place], self.position_tokens[:, place]) for place in used]
 
 
-def score_text(subject: Subject, text: HeldOut, latents: int) -> TextScore:
+def score_text(subject: EvaluatedModel, text: HeldOut, latents: int) -> TextScore:
     """Predicts a held-out set with a model.
 
     Args:
@@ -101,7 +101,7 @@ def score_text(subject: Subject, text: HeldOut, latents: int) -> TextScore:
     return TextScore(text, *_sums(losses, offsets, latents), sizes, _vocabulary(subject))
 
 
-def tokenize(subject: Subject, text: HeldOut) -> tuple[Tensor, npt.NDArray[np.int64]]:
+def tokenize(subject: EvaluatedModel, text: HeldOut) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """All documents one after another as preparation writes them: ids int64 [N], and offsets int64 [D + 1]."""
     tokenizer = subject.text_tokenizer
     encodings = tokenizer.tokenizer.encode_batch_fast(list(text.documents), add_special_tokens=False)
@@ -158,5 +158,5 @@ def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> tuple
     return nats, tokens
 
 
-def _vocabulary(subject: Subject) -> str:
+def _vocabulary(subject: EvaluatedModel) -> str:
     return file_sha256(subject.model_directory / "tokenizer.json")

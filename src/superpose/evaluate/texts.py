@@ -13,7 +13,7 @@ from superpose.data.readers import find_parts, read_part
 from superpose.data.sources import Source
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
-from superpose.evaluate.places import Subject
+from superpose.evaluate.models import EvaluatedModel
 from superpose.files import read_json
 
 OWN = "held-out"
@@ -65,7 +65,7 @@ def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def own_texts(subjects: Sequence[Subject], max_bytes: float) -> list[HeldOut]:
+def own_texts(subjects: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOut]:
     """What the runs among some models held out of training; runs on the same text share one set.
 
     Raises:

@@ -17,7 +17,8 @@ from superpose.train.config import Recipe
 from superpose.train.distributed import joined_ranks
 from superpose.train.hardware import chosen_precision, keep_memory, peak_memory
 from superpose.train.optim import learning_rate
-from superpose.train.trainee import build_trainee, optimizer_step
+from superpose.train.state import build_state
+from superpose.train.step import optimizer_step
 
 _STEPS = 5
 """Of each phase, after one that does not count."""
@@ -59,7 +60,7 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
         recipe = chosen_precision(recipe, ranks.device)
         if ranks.device.type == "cpu":
             keep_memory()
-        trainee = build_trainee(recipe, store, ranks)
+        state = build_state(recipe, store, ranks)
         plan = recipe.plan(store.train)
         steps: dict[int, float] = {}
         reading: dict[int, float] = {}
@@ -73,7 +74,7 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
                 started = time.perf_counter()
                 lr = learning_rate(recipe.train, step, recipe.train.steps)
                 # Reading a value makes the device finish.
-                float(optimizer_step(trainee, recipe, stage, window, lr).loss)
+                float(optimizer_step(state, recipe, stage, window, lr).loss)
                 seconds.append(time.perf_counter() - started)
             steps[stage.bag_size] = statistics.median(seconds[1:] or seconds)
             reading[stage.bag_size] = statistics.median(read[1:] or read)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import math
 from functools import cache
 
+from superpose.paper.published import published_loss
 from superpose.plan.evidence import LATENTS_PER_STEP
-from superpose.reproduce.published import published_loss
 
 _PAIRS = (("270M", 270e6, 20_000, 100_000), ("3B", 3e9, 20_000, 50_000))
 

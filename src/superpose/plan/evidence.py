@@ -14,10 +14,10 @@ from scipy import stats
 
 from superpose.compare.comparison import Comparison
 from superpose.compare.experiment import TST
-from superpose.compare.statistics import Difference
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model
-from superpose.reproduce.published import published_runs, published_sweeps
+from superpose.paper.published import published_runs, published_sweeps
+from superpose.results.statistics import Difference
 from superpose.train.config import Recipe
 
 PUBLISHED, OWN = "published", "own"

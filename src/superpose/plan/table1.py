@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from superpose.core.schedule import Schedule
+from superpose.paper.published import published_runs
 from superpose.plan.evidence import LATENTS_PER_STEP
-from superpose.reproduce.published import published_runs
 
 
 @dataclass(frozen=True)

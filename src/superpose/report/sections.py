@@ -13,14 +13,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from superpose.compare.charts import AXES, Chart, Series, all_charts, read_series
+from superpose.compare.charts import all_charts
 from superpose.compare.comparison import Comparison
-from superpose.compare.words import Row, Table
 from superpose.errors import UserError
 from superpose.files import read_json
+from superpose.paper.published import published_gain
 from superpose.reproduce.experiments import SWEEP, SWEEP_RATIOS, SWEEP_SIZES, cell
-from superpose.reproduce.published import published_gain
 from superpose.reproduce.reproduction import Reproduction
+from superpose.results.charts import AXES, Chart, Series, read_series
+from superpose.results.tables import Row, Table
 from superpose.train.config import load_recipe
 
 

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from superpose import __version__
-from superpose.compare.picture import draw
-from superpose.compare.words import markdown, plain
 from superpose.files import write_text
 from superpose.report.page import page
 from superpose.report.sections import Section, read_sections
+from superpose.results.draw import draw
+from superpose.results.tables import markdown, plain
 
 
 def write_report(places: Sequence[Path], out: Path) -> list[Path]:

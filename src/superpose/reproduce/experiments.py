@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from superpose.compare.experiment import ORDINARY
-from superpose.reproduce.published import published_gain, published_loss
+from superpose.paper.published import published_gain, published_loss
 
 Expected = Literal["lower", "higher", "equal"]
 

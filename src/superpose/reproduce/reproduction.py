@@ -1,6 +1,6 @@
 """Trains an experiment of the paper at one's own scale, and puts what came out beside what the paper found.
 
-experiment -> arms x seeds -> runs (`superpose.compare.runs`) -> findings: ours, the paper's, and whether they agree
+experiment -> arms x seeds -> runs (`superpose.runs.pool`) -> findings: ours, the paper's, and whether they agree
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
 from superpose.compare.experiment import ORDINARY, TST, Tuning
-from superpose.compare.runs import Outcome, Run
-from superpose.compare.statistics import Difference, paired_difference
-from superpose.compare.words import Row, Table
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, Experiment
+from superpose.results.statistics import Difference, paired_difference
+from superpose.results.tables import Row, Table
+from superpose.runs.pool import Outcome, Run
 from superpose.train.config import Recipe, override, with_settings
 from superpose.train.hardware import chosen_precision
 

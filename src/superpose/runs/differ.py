@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from superpose.compare.statistics import loss_at
-from superpose.compare.words import Row, Table
 from superpose.errors import UserError
 from superpose.files import read_json
+from superpose.results.statistics import loss_at
+from superpose.results.tables import Row, Table
 from superpose.runs.disk import RunOnDisk
-from superpose.runs.words import spread
+from superpose.runs.tables import spread
 
 _MOST = 10
 """Rows of a table of losses."""

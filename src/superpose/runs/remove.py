@@ -14,7 +14,7 @@ from typing import Literal
 
 from superpose.errors import UserError
 from superpose.runs.disk import RunOnDisk, is_run, names_of, open_run, size_of
-from superpose.runs.words import spoken_size
+from superpose.runs.tables import spoken_size
 
 
 @dataclass(frozen=True)

@@ -38,10 +38,11 @@ from superpose.train.hardware import Energy, keep_memory, matmul_peak, peak_memo
 from superpose.train.metrics import Validation, evaluate, metrics_log, read_metrics
 from superpose.train.optim import learning_rate
 from superpose.train.profile import profiled
-from superpose.train.run import claim, export_model, finished, shared_steps
+from superpose.train.run_directory import claim, export_model, finished, shared_steps
+from superpose.train.state import build_state
+from superpose.train.step import StepResult, accumulate_gradients, optimizer_step
 from superpose.train.stopping import StoppedError, stop_requests
 from superpose.train.trackers import open_trackers
-from superpose.train.trainee import StepResult, accumulate_gradients, build_trainee, optimizer_step
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of every record that goes into metrics.jsonl."""
@@ -109,17 +110,17 @@ class _Loop:
         self.energy = Energy(ranks.device) if ranks.main else None
         if self.energy is not None:
             stack.callback(self.energy.close)
-        self.trainee = build_trainee(recipe, store, ranks)
+        self.state = build_state(recipe, store, ranks)
         latents = {self.plan.shape(stage)[1] for stage in self.schedule.stages}
-        self.flops_of = {length: model_flops_per_latent(self.trainee.model, length) for length in latents}
+        self.flops_of = {length: model_flops_per_latent(self.state.model, length) for length in latents}
         self.peak = matmul_peak(ranks.device, recipe.train.precision) * ranks.world_size
         self.runaway = Runaway(recipe.train.runaway)
         self.milestones = {*self.schedule.boundaries, recipe.stable_steps}
         self.checkpoints = Checkpoints(run, ranks, recipe.train.keep_checkpoints, self.milestones)
         stack.callback(self.checkpoints.close)
         warnings: list[str] = []
-        average = self.trainee.average
-        state = self.trainee.model, self.trainee.optimizer_of, average.tensors if average else None
+        average = self.state.average
+        state = self.state.model, self.state.optimizer_of, average.tensors if average else None
         self.progress = self.checkpoints.restore(*state, warnings.append) if resume else Progress()
         origin = None
         if trunk is not None and self.progress.step == 0 and (shared := shared_steps(trunk, recipe, store)):
@@ -155,13 +156,13 @@ class _Loop:
             for step, window in zip(steps, windows, strict=True):
                 stage = schedule.stage_at(step)
                 if args.reset_optimizer and step in schedule.boundaries:
-                    self.trainee.reset_optimizers()
+                    self.state.reset_optimizers()
                 if args.reinit_embeddings and step in schedule.boundaries:
-                    self.trainee.reinit_embeddings(random_bits(args.seed, "reinit", step))
+                    self.state.reinit_embeddings(random_bits(args.seed, "reinit", step))
                 # Random numbers (dropout) are a function of the step and the rank, like all else.
                 torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
                 lr = learning_rate(args, step, args.steps, schedule.boundaries)
-                results.append(optimizer_step(self.trainee, self.recipe, stage, window, lr))
+                results.append(optimizer_step(self.state, self.recipe, stage, window, lr))
                 done = step + 1
                 trace(done)
                 stopping = ranks.highest(request.number) if done < args.steps else 0  # a signal's number
@@ -276,11 +277,11 @@ class _Loop:
 
     def evaluate(self) -> Validation:
         args = self.recipe.train
-        return evaluate(self.trainee.lm, self.store.val, args.latents, args.batch_size, self.ranks)
+        return evaluate(self.state.lm, self.store.val, args.latents, args.batch_size, self.ranks)
 
     def save(self, done: int) -> None:
         with self.clock.paused():
-            if problem := self.checkpoints.save(self.trainee.state, Progress(done, self.clock.seconds)):
+            if problem := self.checkpoints.save(self.state.tensors, Progress(done, self.clock.seconds)):
                 self.warn(done, problem)
 
     def expect_finite(self, step: int, *values: float) -> None:
@@ -312,14 +313,14 @@ class _Loop:
         started = time.perf_counter()
         for stage in self.schedule.stages:
             if stage.stop > self.progress.step:
-                accumulate_gradients(self.trainee, self.recipe, stage, self.window(stage.start))
-                for optimizer in self.trainee.optimizers:
+                accumulate_gradients(self.state, self.recipe, stage, self.window(stage.start))
+                for optimizer in self.state.optimizers:
                     optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started
 
     def finish(self, validation: Validation) -> dict[str, Any]:
         """Exports the model, if it can generate, and writes result.json: the sign that the run is finished."""
-        spent, average = self.spent(self.recipe.train.steps), self.trainee.average
+        spent, average = self.spent(self.recipe.train.steps), self.state.average
         result = {
             "val_loss": validation.loss,
             "val_bits_per_byte": validation.bits_per_byte,
@@ -335,7 +336,7 @@ class _Loop:
             "peak_memory": max(self.ranks.gather(peak_memory(self.ranks.device))),
             "energy": self.ranks.on_main(self.energy.spent if self.energy else dict),
             "ranks": self.ranks.world_size,
-            "parameters": sum(parameter.numel() for parameter in self.trainee.model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in self.state.model.parameters()),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")},
@@ -356,8 +357,8 @@ class _Loop:
         """Writes RUN/name, unless the model predicts bags and cannot generate text."""
         if self.schedule.ends_in_superposition:
             return
-        weights = self.trainee.whole_weights()
-        config: Any = self.trainee.model.config
+        weights = self.state.whole_weights()
+        config: Any = self.state.model.config
         self.ranks.on_main(lambda: export_model(config, weights, self.store, self.run / name))
 
 

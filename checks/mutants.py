@@ -1,0 +1,468 @@
+"""Breaks the code in the ways the method is usually got wrong, and checks that the tests marked for it notice.
+
+    python checks/mutants.py            all mutants, some minutes
+    python checks/mutants.py 1 9        those of errors 1 and 9
+
+Each mutant is one replacement in a copy of src/. The numbers are those of the twelve errors in docs/method.md.
+A mutant that survives ends the script with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """Replaces `old` by `new` in a source file; `tests` are where it has to be noticed."""
+
+    error: int
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        1,
+        "targets shifted by one token and then folded: s - 1 of s targets are in the input",
+        "core/fold.py",
+        "inputs, targets = bags[:, :-1], bags[:, 1:]",
+        "inputs, targets = bags[:, :-1], fold(window[:, 1 : length - bag_size + 1], bag_size)",
+        "tests/core",
+    ),
+    Mutant(
+        1,
+        "targets shifted by one token and then by a bag: a token is skipped",
+        "core/fold.py",
+        "inputs, targets = bags[:, :-1], bags[:, 1:]",
+        "inputs, targets = bags[:, :-1], fold(window.roll(-1, 1), bag_size)[:, 1:]",
+        "tests/core",
+    ),
+    Mutant(
+        1,
+        "labels that are already shifted are shifted by a whole bag more",
+        "core/fold.py",
+        "[labels[:, bag_size - 1 :], missing]",
+        "[labels[:, bag_size:], missing, missing[:, :1]]",
+        "tests/core/test_fold.py",
+    ),
+    Mutant(
+        2,
+        "the loss of a bag divided by its size once too often",
+        "core/loss.py",
+        "return rows.sum() if",
+        "rows = rows / targets.shape[-1]\n    return rows.sum() if",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        2,
+        "the same through the head",
+        "core/model.py",
+        "loss = cross_entropy = total / divisor",
+        "loss = cross_entropy = total / divisor / bag_size",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        2,
+        "nobody looks at the first loss",
+        "train/loop.py",
+        "if abs(loss - expected) <= 0.2 * expected:",
+        "if True:",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        3,
+        "one head product for each target of a bag",
+        "core/multi_hot_op.py",
+        "torch.mm(states, head.t(), out=narrow)",
+        "[torch.mm(states, head.t(), out=narrow) for _ in targets[0]]",
+        "tests/core/test_linear_loss.py",
+    ),
+    Mutant(
+        3,
+        "all N x V logits at once",
+        "core/multi_hot_op.py",
+        "chunk_rows = max(1, min(chunk_rows, hidden.shape[0]))",
+        "chunk_rows = max(1, hidden.shape[0])",
+        "tests/core/test_linear_loss.py",
+    ),
+    Mutant(
+        4,
+        "rows without a valid target count in the mean",
+        "core/loss.py",
+        "return valid.any(dim=-1).sum()",
+        "return torch.tensor(valid[..., 0].numel())",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        4,
+        "a row without a valid target is NaN",
+        "core/loss.py",
+        "return weighted / mass.masked_fill(mass == 0, 1)",
+        "return weighted / mass",
+        "tests/core/test_loss.py",
+    ),
+    Mutant(
+        4,
+        "each part of a step is normalised by itself",
+        "core/model.py",
+        "divisor = rows.clamp(min=1) if normalizer is None else normalizer",
+        "divisor = rows.clamp(min=1)",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        4,
+        "duplicated targets count once",
+        "core/multi_hot_op.py",
+        "if share.shape[-1] == 1:",
+        "if True:",
+        "tests/core/test_linear_loss.py",
+    ),
+    Mutant(
+        4,
+        "rows without a valid target have gradients",
+        "core/multi_hot_op.py",
+        "factor = counts.to(wide) if upstream is None",
+        "factor = torch.ones_like(lse) if upstream is None",
+        "tests/core/test_linear_loss.py",
+    ),
+    Mutant(
+        6,
+        "the z-loss has no gradient",
+        "core/multi_hot_op.py",
+        "factor * (1 + 2 * z_loss * lse) / normalizer",
+        "factor / normalizer",
+        "tests/core/test_linear_loss.py",
+    ),
+    Mutant(
+        6,
+        "the gradient of capped logits is that of uncapped ones",
+        "core/multi_hot_op.py",
+        "if slope is not None:",
+        "if slope is not None and False:",
+        "tests/core/test_linear_loss.py",
+    ),
+    Mutant(
+        6,
+        "a capped model is trained without its cap",
+        "core/model.py",
+        'softcap = getattr(config, "final_logit_softcapping", None)',
+        "softcap = None",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        5,
+        "ignored tokens are embedded as token 0",
+        "core/embed.py",
+        "per_sample_weights=valid.to(weight.dtype)",
+        "per_sample_weights=0 * valid.to(weight.dtype) + 1",
+        "tests/core/test_embed.py",
+    ),
+    Mutant(
+        5,
+        "the mean divides by the bag size, ignored tokens included",
+        "core/embed.py",
+        "valid.sum(dim=-1, keepdim=True).clamp(min=1)",
+        "valid.sum(dim=-1, keepdim=True).clamp(min=valid.shape[-1])",
+        "tests/core/test_embed.py",
+    ),
+    Mutant(
+        5,
+        "the mask of a bag is that of its first token",
+        "core/fold.py",
+        "fold(mask.bool(), bag_size).any(dim=-1)",
+        "fold(mask.bool(), bag_size)[..., 0]",
+        "tests/core/test_fold.py",
+    ),
+    Mutant(
+        5,
+        "the mask of a row is cut instead of folded",
+        "core/model.py",
+        "attention_mask = fold_mask(attention_mask, bag_size)",
+        "attention_mask = attention_mask[:, : inputs.shape[1]]",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        6,
+        "side inputs fold across bags",
+        "core/fold.py",
+        "values.unflatten(1, (-1, bag_size))",
+        "values.unflatten(1, (bag_size, -1)).transpose(1, 2)",
+        "tests/core/test_fold.py",
+    ),
+    Mutant(
+        6,
+        "an embedding's own scale is bypassed",
+        "core/embed.py",
+        "type(embedding) is nn.Embedding",
+        "isinstance(embedding, nn.Embedding)",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        6,
+        "logits that a model scales are trained unscaled",
+        "core/model.py",
+        "if not torch.isclose(",
+        "if False and not torch.isclose(",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        5,
+        "a document's open places are filled with the next document",
+        "data/grid.py",
+        "count = min(left, length - filled)",
+        "count = min(room, length - filled)",
+        "tests/data/test_windows.py",
+    ),
+    Mutant(
+        6,
+        "position ids run on over the ends of documents",
+        "core/fold.py",
+        "return latent - torch.where(starts, latent, 0).cummax(dim=1).values",
+        "return latent.contiguous()",
+        "tests/core",
+    ),
+    Mutant(
+        9,
+        "recovery starts again at the first document",
+        "data/windows.py",
+        "token = grid.tokens_before(place)",
+        "token = 0",
+        "tests/data/test_windows.py",
+    ),
+    Mutant(
+        9,
+        "every rank reads the rows of the first",
+        "data/windows.py",
+        "rank * (rows // world_size)",
+        "0 * rank * (rows // world_size)",
+        "tests/data/test_windows.py",
+    ),
+    Mutant(
+        12,
+        "places that hold nothing are counted as tokens",
+        "data/windows.py",
+        "total += share * (grid.tokens_before(stop) - grid.tokens_before(stretch.start))",
+        "total += share * (stop - stretch.start)",
+        "tests/data/test_windows.py",
+    ),
+    Mutant(
+        12,
+        "shorter rows cost as much attention as longer ones",
+        "train/loop.py",
+        "lambda stage: self.flops_of[self.plan.shape(stage)[1]]",
+        "lambda stage: max(self.flops_of.values())",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        7,
+        "validation in bag mode",
+        "train/metrics.py",
+        "bag_size=1, normalizer=1.0",
+        "bag_size=2, normalizer=1.0",
+        "tests/train/test_metrics.py",
+    ),
+    Mutant(
+        7,
+        "bag loss and token loss under one name",
+        "train/loop.py",
+        '("loss" if stage.bag_size == 1 else "bag_loss")',
+        '"loss"',
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        7,
+        "a model that ends in superposition is shipped",
+        "train/loop.py",
+        "if self.schedule.ends_in_superposition:\n            return",
+        "if False:\n            return",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        8,
+        "the loop switches a step late",
+        "train/loop.py",
+        "stage = schedule.stage_at(step)",
+        "stage = schedule.stage_at(max(0, step - 1))",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        8,
+        "the boundary does not follow the number of steps",
+        "core/schedule.py",
+        "stop = int(self.total_steps * share + Fraction(1, 2))",
+        "stop = min(self.total_steps, int(1000 * share))",
+        "tests/core/test_schedule.py",
+    ),
+    Mutant(
+        9,
+        "windows are drawn at random, some twice",
+        "data/windows.py",
+        "index = permute(index, stretch.shuffled, ",
+        "index = stretch.shuffled and index // 2 + 0 * permute(index, stretch.shuffled, ",
+        "tests/data/test_windows.py",
+    ),
+    Mutant(
+        9,
+        "the optimizer's state is not restored",
+        "train/checkpoint.py",
+        "            if values:\n",
+        "            if False:\n",
+        "tests/train/test_checkpoint.py",
+    ),
+    Mutant(
+        9,
+        "random numbers depend on where the run was resumed",
+        "train/loop.py",
+        'torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))',
+        "pass",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        4,
+        "each rank divides by the whole step",
+        "train/step.py",
+        "recipe.latents_per_step / ranks.world_size",
+        "recipe.latents_per_step",
+        "tests/train/test_distributed.py",
+    ),
+    Mutant(
+        4,
+        "each rank balances the experts by itself",
+        "core/experts.py",
+        "if group is not None:",
+        "if False:",
+        "tests/core/test_experts.py",
+    ),
+    Mutant(
+        9,
+        "all ranks read the same rows",
+        "train/loop.py",
+        "self.plan.read(self.store.train.tokens, step, self.ranks.rank, self.ranks.world_size)",
+        "self.plan.read(self.store.train.tokens, step, 0, self.ranks.world_size)",
+        "tests/train/test_distributed.py",
+    ),
+    Mutant(
+        10,
+        "tokens are read one by one",
+        "data/windows.py",
+        "grid.read(tokens, int(start), length)",
+        "np.concatenate([grid.read(tokens, int(start) + i, 1) for i in range(length)])",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        11,
+        "the embedding is unused in superposition",
+        "core/embed.py",
+        "return embed_bags(inputs, embedding.weight)",
+        "return embed_bags(inputs, embedding.weight.detach())",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        11,
+        "the body sees another length in superposition",
+        "core/embed.py",
+        "return embed_bags(inputs, embedding.weight)",
+        "return embedding(inputs.flatten(1))",
+        "tests/core/test_model.py",
+    ),
+    Mutant(
+        12,
+        "raw tokens counted as latents",
+        "core/schedule.py",
+        'return 1 if self.mode == "output" else self.bag_size',
+        "return 1",
+        "tests/core/test_schedule.py",
+    ),
+    Mutant(
+        12,
+        "FLOPs counted by raw tokens",
+        "core/accounting.py",
+        "steps * latents_per_step * flops_of_latent(stage)",
+        "steps * latents_per_step * flops_of_latent(stage) * stage.raw_tokens_per_latent",
+        "tests/core/test_accounting.py",
+    ),
+    Mutant(
+        12,
+        "all experts counted as active",
+        "models/build.py",
+        "count += parameter.numel() * config.num_experts_per_tok // experts",
+        "count += parameter.numel()",
+        "tests/core/test_accounting.py",
+    ),
+    Mutant(
+        12,
+        "a second epoch is not mentioned",
+        "train/loop.py",
+        "if plan.epochs > 1 else",
+        "if plan.epochs > 1e9 else",
+        "tests/train/test_loop.py",
+    ),
+    Mutant(
+        12,
+        "equal data is taken for equal steps",
+        "compare/experiment.py",
+        "return round(recipe.schedule.raw_tokens(recipe.latents_per_step) / recipe.latents_per_step)",
+        "return recipe.train.steps",
+        "tests/compare/test_experiment.py",
+    ),
+    Mutant(
+        12,
+        "the ordinary arm is given as many raw tokens at the same steps",
+        "compare/experiment.py",
+        "return recipe.ordinary()",
+        "return with_settings(recipe.ordinary(), 'train', latents=2 * recipe.train.latents)",
+        "tests/compare/test_comparison.py",
+    ),
+]
+
+
+def killed(mutant: Mutant) -> bool:
+    """Whether a test marked for the mutant's error fails on it."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "src")
+        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        file = source / "superpose" / mutant.file
+        text = file.read_text(encoding="utf-8")
+        if mutant.old not in text:
+            sys.exit(f"{mutant.file} no longer holds {mutant.old!r}; bring the mutant up to date")
+        file.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-m", f"error(n={mutant.error})"]
+        done = subprocess.run(
+            [*command, mutant.tests],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(source)},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode not in (0, 1):
+        sys.exit(f"pytest did not run for {mutant.what!r}:\n{done.stdout}{done.stderr}")
+    return done.returncode == 1
+
+
+def main() -> None:
+    wanted = {int(number) for number in sys.argv[1:]}
+    chosen = [mutant for mutant in MUTANTS if not wanted or mutant.error in wanted]
+    survivors = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for mutant, caught in zip(chosen, pool.map(killed, chosen), strict=True):
+            survivors += not caught
+            print(f"{'caught  ' if caught else 'SURVIVED'}  error {mutant.error:2}  {mutant.what}", flush=True)
+    print(f"{survivors} survived")
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()

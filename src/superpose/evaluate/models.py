@@ -1,0 +1,91 @@
+"""What is evaluated: the model of a finished run, or of a Hugging Face directory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from superpose.data.tokenizer import TextTokenizer, load_tokenizer
+from superpose.errors import UserError, first_line
+from superpose.share.generate import is_model, load_model
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model to evaluate, with what is needed for it.
+
+    Attributes:
+        name: short, and different from the others'.
+        model_directory: the Hugging Face directory.
+        model: of transformers, on its device, set to evaluation.
+        tokenizer: of transformers, for tasks.
+        text_tokenizer: the same as preparation uses it, for text.
+        context: positions the model was made for, where its configuration says so.
+        run: its run's directory, if it is of a run.
+    """
+
+    name: str
+    model_directory: Path
+    model: Any
+    tokenizer: Any
+    text_tokenizer: TextTokenizer
+    context: int | None
+    run: Path | None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What results tell of it."""
+        return {
+            "name": self.name,
+            "path": str(self.run or self.model_directory),
+            "model": self.model.config.model_type,
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "context": self.context,
+            "vocabulary": self.text_tokenizer.vocab_size,
+        }
+
+
+def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
+    """Loads several models, named by their directories.
+
+    Raises:
+        UserError: a place is given twice, holds no model that predicts tokens, or has a tokenizer that does not fit it.
+    """
+    for place in places:
+        if list(places).count(place) > 1:
+            raise UserError(f"{place} is given twice; give each model once")
+    names = _names(places)
+    return [_load(place, name, device) for place, name in zip(places, names, strict=True)]
+
+
+def _load(place: Path, name: str, device: str) -> EvaluatedModel:
+    if not place.is_dir():
+        raise UserError(f"{place} is not there; give a finished run's directory, or one that save_pretrained wrote")
+    directory, run = (place, None) if is_model(place) else (place / "model", place)
+    model, tokenizer = load_model(place)
+    text_tokenizer = load_tokenizer(str(directory))
+    # Where a text spells out a special token, it is text, as in preparation.
+    text_tokenizer.tokenizer.encode_special_tokens = True
+    if text_tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {text_tokenizer.vocab_size} entries and the model predicts "
+            f"{model.config.vocab_size}; put the tokenizer there that the model was trained with"
+        )
+    context = getattr(model.config, "max_position_embeddings", None)
+    try:
+        model = model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device is {device!r}, which PyTorch cannot use here: {first_line(error)}") from None
+    return EvaluatedModel(name, directory, model, tokenizer, text_tokenizer, context, run)
+
+
+def _names(places: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [place.resolve().parts for place in places]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -1,0 +1,168 @@
+"""The model card: a model's facts as README.md, with the front matter that model hubs read.
+
+All that comes from outside is text: quoted in the front matter, escaped in the page.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from superpose.results.tables import plain
+from superpose.share.facts import Facts
+
+_PAPER = """@misc{peng2026tokensuperposition,
+  title = {Efficient Pre-Training with Token Superposition},
+  author = {Peng and Gigant and Quesnelle},
+  year = {2026},
+  eprint = {2605.06546},
+  archivePrefix = {arXiv},
+}"""
+
+_FIRST = {
+    "full": "read the means of bags of contiguous tokens and predicted the tokens of the next bag",
+    "input": "read the means of bags of contiguous tokens and predicted the token after each",
+    "output": "read single tokens and predicted the tokens of the next bag",
+}
+"""What the first phase is, by mode."""
+
+
+def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequence[str] = ()) -> str:
+    """The text of README.md.
+
+    Args:
+        name: of the model.
+        license_id: as hubs name licenses, such as apache-2.0; unknown if not given.
+        languages: codes of those in the text, such as en.
+    """
+    bags = facts.bag_size > 1
+    parts = [_front_matter(facts, license_id, languages)]
+    if bags:
+        parts.append(
+            f"**This model cannot generate text: it stopped in superposition and predicts {plain(facts.predicts)}, "
+            f"not the next token.**"
+        )
+    parts += [f"# {plain(name)}", _summary(facts), _training(facts), _results(facts)]
+    if facts.evaluation:
+        rows = [tuple(map(plain, row)) for row in facts.evaluation]
+        parts.append("## Evaluation\n\n" + _table(("of", "in", "figure and its 95 % interval"), rows))
+    if facts.comparison:
+        parts.append(f"## Compared with ordinary training\n\n{plain(facts.comparison)}")
+    parts += [_loading(name, bags), _citation(facts), _versions(facts)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(facts: Facts, license_id: str, languages: Sequence[str]) -> str:
+    # Text in quotes of JSON is YAML as well, once it holds no control characters.
+    lines = [f"license: {_quoted(license_id or 'unknown')}", "library_name: transformers"]
+    if languages:
+        lines.append(f"language: [{', '.join(map(_quoted, languages))}]")
+    if facts.bag_size == 1:
+        lines.append("pipeline_tag: text-generation")
+    superposed = any(size > 1 for size, _, _ in facts.stages)
+    tags = [facts.architecture, "superpose", *(["token-superposition"] if superposed else [])]
+    return "\n".join(["---", *lines, "tags:", *(f"- {_quoted(tag)}" for tag in tags), "---"])
+
+
+def _summary(facts: Facts) -> str:
+    whose = "the moving average of its weights" if facts.averaged else "its weights"
+    when = "at the end of" if facts.step == facts.steps else f"at step {facts.step:,} of"
+    superposed = any(size > 1 for size, _, _ in facts.stages)
+    method = (
+        f"[token-superposition training](https://arxiv.org/abs/2605.06546): in a first phase it {_FIRST[facts.mode]}"
+        if superposed
+        else "ordinary next-token training"
+    )
+    rest = ", then it was trained as usual" if superposed and facts.bag_size == 1 else ""
+    return (
+        f"A causal language model of {facts.parameters:,} parameters ({plain(facts.architecture)} in transformers), "
+        f"{whose} {when} {facts.steps:,} steps of {method}{rest}. Its architecture is an ordinary one."
+    )
+
+
+def _training(facts: Facts) -> str:
+    text = facts.text
+    rows = [("data", plain(", ".join(text.sources)))]
+    if text.tokens is not None:
+        rows.append(("its size", f"{text.tokens:,} tokens, {text.documents:,} documents, {text.bytes:,} bytes of text"))
+    if text.fingerprint:
+        rows.append(("its fingerprint", plain(text.fingerprint)))
+    if facts.started_from:
+        rows.append(("started from", plain(facts.started_from)))
+    rows.append(("vocabulary", f"{facts.vocabulary:,}"))
+    rows.append(("schedule", "; ".join(_stage(*stage, facts) for stage in facts.stages)))
+    rows.append(("a step", f"{facts.batch_size:,} rows of {facts.latents:,} latents"))
+    rows.append(
+        (
+            "optimizer",
+            f"{facts.optimizer}, learning rate {facts.lr:g} ({facts.lr_schedule}), "
+            f"{facts.warmup_steps:,} steps of warmup; {facts.precision}; seed {facts.seed}",
+        )
+    )
+    if facts.spent:
+        spent = facts.spent
+        epochs = f" ({facts.epochs:.2f} epochs)" if facts.epochs is not None else ""
+        rows += [
+            ("raw tokens read", f"{spent['raw_tokens']:,.0f}{epochs}"),
+            ("latents computed", f"{spent['latents']:,.0f}"),
+            ("training FLOPs", f"{spent['flops']:.3e}"),
+            ("hours of training", f"{spent['seconds'] / 3600:.3g}"),
+        ]
+    if facts.energy and facts.energy.kwh is not None:
+        rows.append(
+            ("energy", f"{facts.energy.kwh:.3g} kWh in {facts.energy.hours:.3g} hours, {plain(facts.energy.how)}")
+        )
+    return "## Training\n\n" + _table(("", ""), rows)
+
+
+def _stage(size: int, start: int, stop: int, facts: Facts) -> str:
+    """A stage in words; its share is of all steps the run was to have."""
+    if size == 1:
+        return f"next token in steps {start + 1:,} to {stop:,}"
+    mode = "" if facts.mode == "full" else f", {facts.mode} only"
+    return f"bags of {size}{mode} in steps {start + 1:,} to {stop:,} (ratio {(stop - start) / facts.steps:.3g})"
+
+
+def _results(facts: Facts) -> str:
+    if facts.val_loss is None or facts.val_bits_per_byte is None:
+        return ""
+    held_out = f", on {facts.text.held_out_tokens:,} held-out tokens" if facts.text.held_out_tokens else ""
+    rows = [
+        ("validation loss, nats per token", f"{facts.val_loss:.4f}"),
+        ("bits per byte", f"{facts.val_bits_per_byte:.4f}"),
+    ]
+    return f"## Results\n\nNext-token prediction{held_out}.\n\n" + _table(("", ""), rows)
+
+
+def _loading(name: str, bags: bool) -> str:
+    place = repr("".join(character if character.isprintable() else " " for character in name))
+    code = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"tokenizer = AutoTokenizer.from_pretrained({place})",
+        f"model = AutoModelForCausalLM.from_pretrained({place})",
+    ]
+    after = "\n\nTrain it on, without superposition, before it is to generate." if bags else ""
+    return "## How to load it\n\n```python\n" + "\n".join(code) + "\n```" + after
+
+
+def _citation(facts: Facts) -> str:
+    software = (
+        "@software{superpose,\n  title = {superpose: token-superposition training of language models},\n"
+        f"  version = {{{facts.exported_with}}},\n}}"
+    )
+    return f"## How to cite\n\n```bibtex\n{_PAPER}\n\n{software}\n```"
+
+
+def _versions(facts: Facts) -> str:
+    trained = ", ".join(f"{plain(name)} {plain(version)}" for name, version in (facts.versions or {}).items())
+    exported = f"Exported by superpose {facts.exported_with}."
+    return f"## Versions\n\n{f'Trained with {trained}. ' if trained else ''}{exported}"
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [tuple(map(plain, header)), ("---",) * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps("".join(character if character.isprintable() else " " for character in text), ensure_ascii=False)

@@ -1,0 +1,192 @@
+"""What is known of an exported model: gathered from its run, written to superpose.json, told by the model card.
+
+config.json, result.json, metrics.jsonl, the store's manifest -> Facts -> superpose.json, README.md
+
+A fact that the run does not tell is None, and is left out of both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from superpose import __version__
+from superpose.compare.comparison import Comparison
+from superpose.data.sources import PYTHON_SOURCES
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.files import read_json
+from superpose.runs.disk import Energy, Measured, RunOnDisk
+from superpose.share.evaluation import evaluated
+
+ABOUT = "superpose.json"
+"""File of an exported model that says what it predicts, and where it comes from."""
+FORMAT = "superpose export 1"
+_NEXT_TOKEN = "next token"  # noqa: S105  # no password
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a model was trained on; paths of the machine are left out.
+
+    Attributes:
+        sources: last parts of their paths.
+        tokens, documents, bytes: of the training side; None if the store is gone.
+        fingerprint: of tokens and tokenizer.
+    """
+
+    sources: tuple[str, ...]
+    fingerprint: str
+    tokens: int | None = None
+    documents: int | None = None
+    bytes: int | None = None
+    held_out_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of an exported model.
+
+    Attributes:
+        predicts: what its weights were last trained to predict.
+        step: optimizer steps they had, of `steps`.
+        stages: [bag size, first step, step after the last] of each stage that was begun.
+        latents: positions in a row of training.
+        spent: until this step: raw_tokens, latents and flops are counts, seconds are of training.
+        epochs, energy: of the whole run, known at its end.
+        val_loss: nats per token, next-token, on held-out text.
+        started_from: last part of the path of the model that training went on from.
+        averaged: whether the weights are the moving average.
+        evaluation: see `superpose.share.evaluation.evaluated`.
+        comparison: verdict of the comparison the run is part of.
+        versions: of what trained it.
+    """
+
+    predicts: str
+    step: int
+    steps: int
+    mode: str
+    stages: tuple[tuple[int, int, int], ...]
+    architecture: str
+    parameters: int
+    vocabulary: int
+    latents: int
+    batch_size: int
+    lr: float
+    lr_schedule: str
+    warmup_steps: int
+    optimizer: str
+    precision: str
+    seed: int
+    text: Text
+    started_from: str | None = None
+    averaged: bool = False
+    spent: dict[str, float] | None = None
+    epochs: float | None = None
+    energy: Energy | None = None
+    val_loss: float | None = None
+    val_bits_per_byte: float | None = None
+    evaluation: tuple[tuple[str, ...], ...] = ()
+    comparison: str | None = None
+    versions: dict[str, str] | None = None
+    exported_with: str = __version__
+
+    @property
+    def bag_size(self) -> int:
+        """Of the last step trained; 1 is a model that generates text."""
+        return self.stages[-1][0]
+
+
+def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
+    """The facts of a model that a run had at a step.
+
+    Raises:
+        UserError: a file of the run was altered.
+    """
+    recipe = run.recipe
+    schedule, train = recipe.schedule, recipe.train
+    stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)
+    result = run.result if step == train.steps else None
+    measured: Measured | None = next((record for record in run.validations if record.step == step), None)
+    spent = result or measured
+    if averaged:
+        # It is validated at the end alone.
+        loss, bits = (result.average_val_loss, result.average_val_bits_per_byte) if result else (None, None)
+    else:
+        loss, bits = (spent.val_loss, spent.val_bits_per_byte) if spent else (None, None)
+    return Facts(
+        predicts=_predicted(stages[-1][0], schedule.mode),
+        step=step,
+        steps=train.steps,
+        mode=schedule.mode,
+        stages=stages,
+        architecture=str(model.config.model_type),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocabulary=int(model.config.vocab_size),
+        latents=train.latents,
+        batch_size=train.batch_size,
+        lr=train.lr,
+        lr_schedule=train.lr_schedule,
+        warmup_steps=train.warmup_steps,
+        optimizer=train.optimizer,
+        precision=train.precision,
+        seed=train.seed,
+        text=_text(run),
+        started_from=Path(recipe.model.init_from).name if recipe.model.init_from else None,
+        averaged=averaged,
+        spent={name: getattr(spent, name) for name in ("raw_tokens", "latents", "flops", "seconds")} if spent else None,
+        epochs=result.epochs if result else None,
+        energy=result.energy if result else None,
+        val_loss=loss,
+        val_bits_per_byte=bits,
+        evaluation=evaluated(run.path) if result and not averaged else (),
+        comparison=_comparison(run) if result and not averaged else None,
+        versions=result.versions or None if result else None,
+    )
+
+
+def predicts_bags(directory: Path) -> str | None:
+    """What the model of an exported directory predicts instead of the next token; None if it generates text."""
+    path = directory / ABOUT
+    predicts = read_json(path).get("predicts") if path.is_file() else None
+    return str(predicts) if predicts not in (None, _NEXT_TOKEN) else None
+
+
+def _predicted(bag_size: int, mode: str) -> str:
+    if bag_size == 1:
+        return _NEXT_TOKEN
+    return f"the token after a bag of {bag_size}" if mode == "input" else f"bags of {bag_size} tokens"
+
+
+def _text(run: RunOnDisk) -> Text:
+    corpus = run.recipe.data.corpus
+    store = run.store
+    locations = [corpus] if isinstance(corpus, str) else [source.path for source in corpus]
+    if store is not None:
+        sources = store.manifest.get("preparation", {}).get("sources", [])
+        locations = [str(source["location"]) for source in sources if "location" in source] or locations
+    names = tuple(
+        "Python sources of the machine it was prepared on" if place == PYTHON_SOURCES else Path(place).name or place
+        for place in locations
+    )
+    fingerprint = str(read_json(run.path / "store.json").get("fingerprint", ""))
+    return Text(names, fingerprint) if store is None else _counted(names, store)
+
+
+def _counted(names: tuple[str, ...], store: TokenStore) -> Text:
+    train = store.train
+    return Text(names, store.fingerprint, len(train.tokens), train.documents, train.bytes, len(store.val.tokens))
+
+
+def _comparison(run: RunOnDisk) -> str | None:
+    """The verdict of the comparison in whose folder the run stands, if it is one of its runs."""
+    folder = run.path.parent
+    if not (folder / "comparison.json").is_file():
+        return None
+    try:
+        comparison = Comparison.load(folder)
+        mine = any(trained.directory.resolve() == run.path.resolve() for trained in comparison.runs)
+        return comparison.verdict() if mine and comparison.seeds else None
+    except UserError:
+        return None

@@ -1,0 +1,85 @@
+"""From a Hugging Face directory to a recipe that trains its model on.
+
+DIR/: config.json, *.safetensors, tokenizer.json -> checked by loading them -> RECIPE.toml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from superpose.data.config import DataArgs
+from superpose.data.tokenizer import load_tokenizer
+from superpose.errors import UserError
+from superpose.files import file_sha256
+from superpose.models.build import ModelArgs, build_config, load_weights
+from superpose.share.facts import predicts_bags
+from superpose.train.config import Recipe, load_recipe, with_settings
+from superpose.train.recipe_file import write_recipe
+
+
+def import_model(directory: Path, out: Path, base: Path | None = None) -> Recipe:
+    """Writes a recipe that trains the model of a Hugging Face directory on, and returns it.
+
+    Text, optimizer and schedule are the base recipe's. Without one they are the defaults, and training is ordinary:
+    a model that predicts the next token would first have to unlearn it for superposition.
+
+    Args:
+        directory: with config.json, weights in safetensors and tokenizer.json.
+        out: the TOML file to write; it must not exist.
+
+    Raises:
+        UserError: the directory holds no causal language model that can be trained, or no tokenizer of it.
+    """
+    if out.suffix != ".toml":
+        raise UserError(f"{out}: expected a name that ends in .toml")
+    if out.exists():
+        raise UserError(f"{out} is there already; give another name")
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} holds no config.json; give a directory that save_pretrained wrote")
+    recipe = load_recipe(base) if base else Recipe().ordinary()
+    place = str(directory.resolve())
+    tokenizer = load_tokenizer(place, recipe.data.end_of_text if _same(recipe.data.tokenizer, directory) else "")
+    model = ModelArgs(init_from=place)
+    config = build_config(model, tokenizer.vocab_size, 1, tokenizer.end_of_text)
+    _expect_weights(model, config)
+    longest = getattr(config, "max_position_embeddings", None) or recipe.train.latents
+    whole = recipe.model_copy(update={"model": model, "data": _data(recipe.data, directory, place)})
+    # The settings are checked together.
+    taken = with_settings(whole, "train", latents=min(recipe.train.latents, longest))
+    bags = predicts_bags(directory)
+    comments = [f"Trains the model of {place} on."]
+    if bags:
+        comments.append(f"It predicts {bags}; ordinary training, as here, teaches it the next token.")
+    spelled_out = ("data.corpus", "superposition.bag_size", "superposition.ratio")
+    own = ("train.steps", "train.lr", "train.warmup_steps", "train.latents")
+    write_recipe(taken, out, comments, (*spelled_out, *own))
+    return taken
+
+
+def _same(tokenizer: str, directory: Path) -> bool:
+    return bool(tokenizer) and Path(tokenizer).resolve() == directory.resolve()
+
+
+def _data(data: DataArgs, directory: Path, place: str) -> DataArgs:
+    """The base recipe's text with the model's tokenizer."""
+    if data.store is None:
+        end_of_text = data.end_of_text if _same(data.tokenizer, directory) else ""
+        fresh = DataArgs.model_fields["vocab_size"].default
+        return data.model_copy(update={"tokenizer": place, "vocab_size": fresh, "end_of_text": end_of_text})
+    own, stored = directory / "tokenizer.json", data.store / "tokenizer" / "tokenizer.json"
+    if not stored.is_file() or file_sha256(own) != file_sha256(stored):
+        raise UserError(
+            f"{data.store} was prepared with another tokenizer than the model's; prepare its text again with: "
+            f"superpose prepare SOURCE --tokenizer {directory} --out STORE"
+        )
+    return data
+
+
+def _expect_weights(model: ModelArgs, config: Any) -> None:
+    """Loads the weights to see whether they are all there, and lets them go again."""
+    loaded = load_weights(model, config)
+    if any(not torch.isfinite(parameter).all() for parameter in loaded.parameters()):
+        raise UserError(f"{model.init_from} holds weights that are not finite numbers; take them from where they came")

@@ -1,0 +1,88 @@
+"""One optimizer step: forward and backward passes of its parts, clipping, update."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from superpose.core.model import SuperposedOutput
+from superpose.core.schedule import Stage
+from superpose.train.config import Recipe
+from superpose.train.optim import clip_gradients
+from superpose.train.state import TrainState
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step measured, on the device: reading a value makes the device wait.
+
+    Attributes:
+        loss: mean (multi-hot) cross-entropy of this rank's rows; the mean over ranks is the step's.
+        grad_norm: of all gradients, before clipping.
+        router_loss: of a mixture of experts, mean over the parts of the step.
+        expert_load: of a mixture of experts, share of the latents each expert got [experts], mean over layers.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    router_loss: Tensor | None = None
+    expert_load: Tensor | None = None
+
+
+def optimizer_step(state: TrainState, recipe: Recipe, stage: Stage, window: Tensor, lr: float) -> StepResult:
+    """One optimizer step on this rank's rows [rows / ranks, length]."""
+    total, outputs = accumulate_gradients(state, recipe, stage, window)
+    grad_norm = clip_gradients(list(state.model.parameters()), recipe.train.grad_clip)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    if state.average is not None:
+        state.average.update()
+    return StepResult(
+        total,
+        grad_norm,
+        _mean([output.router_loss for output in outputs]),
+        _mean([output.expert_load for output in outputs]),
+    )
+
+
+def accumulate_gradients(
+    state: TrainState, recipe: Recipe, stage: Stage, window: Tensor
+) -> tuple[Tensor, list[SuperposedOutput]]:
+    """Forward and backward passes of all parts of a step; gradients are shared among ranks with the last."""
+    args, ranks = recipe.train, state.ranks
+    # In training every latent has a target, so every latent counts, in whatever parts the step is computed. Ranks
+    # average their gradients, so each divides by its own share of the step's latents.
+    rows = recipe.latents_per_step / ranks.world_size
+    total = torch.zeros((), device=ranks.device)
+    outputs: list[SuperposedOutput] = []
+    parts = window.chunk(args.accumulate)
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if isinstance(state.module, FSDPModule):
+            state.module.set_requires_gradient_sync(last)
+        waiting: Any = nullcontext()
+        if isinstance(state.module, DistributedDataParallel) and not last:
+            waiting = state.module.no_sync()
+        # FSDP2 brings a precision of its own.
+        cast = args.precision == "bfloat16" and not isinstance(state.module, FSDPModule)
+        with waiting:
+            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=cast):
+                output: SuperposedOutput = state.module(part, stage.bag_size, stage.mode, normalizer=rows)
+            output.loss.backward()
+        total += output.cross_entropy.detach()
+        outputs.append(output._replace(loss=total, cross_entropy=total))  # lets the graph go
+    return total, outputs
+
+
+def _mean(values: list[Tensor | None]) -> Tensor | None:
+    known = [value.detach() for value in values if value is not None]
+    return torch.stack(known).mean(dim=0) if known else None

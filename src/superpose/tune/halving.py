@@ -1,0 +1,381 @@
+"""Successive halving over the rungs of a `superpose.tune.search.Search`, and what it found, in words and as a recipe.
+
+    ordinary training: all learning rates at all rungs
+    TST: rung -> losses -> ranked -> the best 1/eta -> next rung -> ... -> best at the full steps
+    the lower of the two best -> recipe
+
+It says best of what was tried, no more: the winner of several is chosen for its luck too, so its loss flatters it, and
+only a comparison with other seeds tells what TST brings. `Tuned.next_command` is that comparison.
+
+RUNS/NAME/recipe.toml  for `superpose train`    RUNS/NAME/tuning.json  all results    RUNS/NAME/summary.md  tables
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from scipy.stats import spearmanr
+
+from superpose.errors import UserError
+from superpose.files import write_json, write_text
+from superpose.plan.evidence import ONE_SEED
+from superpose.results.statistics import Difference, paired_difference
+from superpose.results.tables import Row, Table, markdown
+from superpose.runs.pool import Outcome, Run
+from superpose.train.config import Recipe, SuperpositionArgs
+from superpose.train.recipe_file import write_recipe
+from superpose.tune.search import Rung, Search, Trial
+
+Execute = Callable[[Sequence[Run]], Sequence[Outcome]]
+"""Trains runs and returns their outcomes, such as `superpose.runs.pool.execute` on a pool."""
+SEARCHED = ("superposition.bag_size", "superposition.ratio", "train.steps", "train.lr")
+"""Settings the recipe spells out, be they defaults or not."""
+RECIPE = "recipe.toml"
+_FORMAT = "superpose tuning 1"
+_AGREE = 0.5
+"""Rank correlation of two rungs below which the shorter one is said to have told little."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What became of a trial on a rung.
+
+    Attributes:
+        losses: final next-token validation losses, nats per token, by seed of the rung; None where the run failed.
+        kept: whether it goes on to the next rung; on the last one, whether it is the best of its kind.
+    """
+
+    trial: Trial
+    losses: tuple[float | None, ...]
+    kept: bool
+
+    @property
+    def loss(self) -> float | None:
+        """Mean over the seeds; None if one of them failed, as such a setting is not to be relied on."""
+        known = [loss for loss in self.losses if loss is not None]
+        return statistics.fmean(known) if len(known) == len(self.losses) else None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A rung's standings, of TST and of ordinary training, best first."""
+
+    rung: Rung
+    tst: tuple[Standing, ...]
+    ordinary: tuple[Standing, ...]
+
+
+def tune(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
+    """Trains rung by rung and keeps the best.
+
+    Nothing of it depends on the order of trials or outcomes. Of equal losses, the one that reads less data is better.
+
+    Args:
+        execute: what trains. If it is stopped and called again with the same runs it has to give the same outcomes;
+            then a search that was stopped ends as if it had not been.
+        listener: told of each rung when it is done.
+
+    Raises:
+        UserError: all learning rates of ordinary training failed, or all trials of a rung.
+    """
+    losses = _losses(execute(search.ordinary_runs))
+    rungs, last = search.rungs, search.rungs[-1]
+    ordinary = [_ranked(search, search.ordinary, rung, losses, 1 if rung is last else None) for rung in rungs]
+    _expect_one(ordinary[-1], "ordinary training", last)
+    alive, rankings = search.trials, []
+    for rung, after, beside in itertools.zip_longest(rungs, rungs[1:], ordinary):
+        tst = _ranked(search, alive, rung, _losses(execute(search.runs(alive, rung))), after.trials if after else 1)
+        _expect_one(tst, "TST", rung)
+        rankings.append(Ranking(rung, tst, beside))
+        listener(rankings[-1])
+        alive = tuple(standing.trial for standing in tst if standing.kept)
+    return Tuned(search, tuple(rankings))
+
+
+def _expect_one(standings: Sequence[Standing], kind: str, rung: Rung) -> None:
+    if not any(standing.kept for standing in standings):
+        raise UserError(f"all runs of {kind} failed at {rung.steps:,} steps; give lower learning rates, --lrs")
+
+
+def _losses(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+    """By name of the run."""
+    return {outcome.run.name: outcome.result["val_loss"] if outcome.result else None for outcome in outcomes}
+
+
+def _ranked(
+    search: Search, trials: Sequence[Trial], rung: Rung, losses: dict[str, float | None], keep: int | None
+) -> tuple[Standing, ...]:
+    """Standings on a rung, best first; of those without a failed run the first `keep` are kept, or all."""
+
+    def order(standing: Standing) -> tuple[bool, float, float, Trial]:
+        trial, loss = standing.trial, standing.loss
+        return loss is None, loss or 0.0, trial.ratio * (trial.bag_size - 1), trial
+
+    standings = [
+        Standing(trial, tuple(losses[run.name] for run in search.runs([trial], rung)), False) for trial in trials
+    ]
+    return tuple(
+        replace(standing, kept=standing.loss is not None and (keep is None or place < keep))
+        for place, standing in enumerate(sorted(standings, key=order))
+    )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A finished search; `tune` makes it.
+
+    Attributes:
+        rankings: of the rungs, by steps, ascending.
+    """
+
+    search: Search
+    rankings: tuple[Ranking, ...]
+
+    @property
+    def best_tst(self) -> Standing:
+        """At the full steps."""
+        return self.rankings[-1].tst[0]
+
+    @property
+    def best_ordinary(self) -> Standing:
+        """At the full steps."""
+        return self.rankings[-1].ordinary[0]
+
+    @property
+    def difference(self) -> Difference:
+        """The best of TST minus the best of ordinary training, at the full steps."""
+        return _difference(self.best_ordinary, self.best_tst)
+
+    @property
+    def winner(self) -> Standing:
+        """The lower of the two; ordinary training if they are equal, as it reads less data."""
+        return self.best_tst if self.difference.mean < 0 else self.best_ordinary
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of the search with the winner's bag size, ratio and learning rate, and with its own seed."""
+        return self.winner.trial.applied(self.search.recipe)
+
+    @property
+    def correlations(self) -> tuple[float | None, ...]:
+        """Spearman's rank correlation of each rung with the next, over the trials of TST that were on both.
+
+        None where there are fewer than three. Those who go on are near each other, so it is lower than one over all
+        trials would be.
+        """
+        found = []
+        for short, long in itertools.pairwise(self.rankings):
+            before = {standing.trial: standing.loss for standing in short.tst}
+            pairs = [(before[s.trial], s.loss) for s in long.tst if s.loss is not None]
+            distinct = all(len(set(side)) > 1 for side in zip(*pairs, strict=True))
+            found.append(float(spearmanr(*zip(*pairs, strict=True)).statistic) if len(pairs) > 2 and distinct else None)
+        return tuple(found)
+
+    @property
+    def near(self) -> tuple[Trial, ...]:
+        """Trials of TST with full runs that cannot be told from the best of them: their 95 % interval includes it.
+
+        With one seed there is no interval; then those less than `ONE_SEED` behind.
+        """
+        best, *others = self.rankings[-1].tst
+        return tuple(other.trial for other in others if other.loss is not None and not _apart(_difference(best, other)))
+
+    def verdict(self) -> str:
+        """Whether TST won, and with what, in words."""
+        tst, ordinary, difference = self.best_tst.trial, self.best_ordinary.trial, self.difference
+        side = "lower" if difference.mean < 0 else "higher"
+        amount = (
+            f"the best of TST ({tst}) ended {abs(difference.mean):.4f} nats per token {side} than the best of ordinary "
+            f"training ({ordinary}), at {self.search.steps:,} steps each"
+        )
+        word = "TST won" if difference.mean < 0 else "TST lost"
+        if difference.low is None or difference.high is None:
+            seed = self.search.rungs[-1].seeds[0]
+            small = "" if _apart(difference) else f", by less than seeds differ (about {ONE_SEED:g} nats)"
+            sure = "One seed is an anecdote, and"
+            sentence = f"{word} at seed {seed}{small}: {amount}."
+        else:
+            interval = f"(95 % interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds)"
+            sure = "The interval does not know that"
+            sentence = f"{word if difference.decided else 'Undecided'}: {amount} {interval}."
+        what = "ordinary" if self.winner is self.best_ordinary else "TST's"
+        flatters = f"{sure} the best of several is lucky as well: compare with new seeds."
+        return " ".join((sentence, f"The recipe is {what}.", flatters, *self.cautions()))
+
+    def cautions(self) -> list[str]:
+        """What keeps the result from meaning more."""
+        last, notes = self.rankings[-1], []
+        if self.near:
+            how = (
+                f"less than {ONE_SEED:g} nats behind, which seeds differ by"
+                if len(last.rung.seeds) == 1
+                else "the 95 % interval of the difference includes 0"
+            )
+            others = "; ".join(map(str, self.near))
+            notes.append(f"Other trials of TST that cannot be told from the best: {others} ({how}).")
+        for (short, long), agreement in zip(itertools.pairwise(self.rankings), self.correlations, strict=True):
+            if agreement is not None and agreement < _AGREE:
+                notes.append(
+                    f"The order at {short.rung.steps:,} steps said little of that at {long.rung.steps:,} (rank "
+                    f"correlation {agreement:.2f} of {len(long.tst)} trials): raise --min-steps, or keep more by a "
+                    f"lower --eta."
+                )
+        notes += self._edges()
+        failed = [s.trial for ranking in self.rankings for s in (*ranking.tst, *ranking.ordinary) if s.loss is None]
+        if failed:
+            notes.append(f"Runs failed of {len(set(failed))} trials: {'; '.join(map(str, sorted(set(failed))))}.")
+        return notes
+
+    def _edges(self) -> list[str]:
+        """Where a better setting may lie beyond those tried."""
+        tst, ordinary, trials = self.best_tst.trial, self.best_ordinary.trial, self.search.trials
+        found = []
+        for option, whose, value, tried in (
+            ("--bag-sizes", "TST's best bag size", tst.bag_size, {trial.bag_size for trial in trials}),
+            ("--ratios", "TST's best ratio", tst.ratio, {trial.ratio for trial in trials}),
+            ("--lrs", "TST's best learning rate", tst.lr, {trial.lr for trial in trials}),
+            ("--lrs", "Ordinary training's best learning rate", ordinary.lr, set(self.search.rates)),
+        ):
+            below = (option, value) == ("--bag-sizes", 2)  # there is ordinary training, which is tried
+            if len(tried) > 1 and value in (min(tried), max(tried)) and not below:
+                found.append(f"{whose}, {value:g}, is at the edge of those tried: give {option} beyond it.")
+        return found
+
+    def tables(self) -> list[Table]:
+        """Trials by rung, then the rungs."""
+        steps = [f"{ranking.rung.steps:,} steps" for ranking in self.rankings]
+        several = len(self.search.rungs[-1].seeds) > 1
+        title = "Validation loss, nats per token" + (", mean over seeds at the full steps" if several else "")
+        header = ("steps", "TST trials", "kept", "seeds", "TST", "ordinary", "difference", "agreement")
+        return [
+            (title, ("trial", *steps), [*self._trial_rows("tst"), *self._trial_rows("ordinary")]),
+            (
+                "Rungs: the best of each kind; agreement is the rank correlation with the next",
+                header,
+                self._rung_rows(),
+            ),
+        ]
+
+    def _trial_rows(self, kind: Literal["tst", "ordinary"]) -> list[Row]:
+        """Those that came furthest first."""
+        columns: list[dict[Trial, Standing]] = [
+            {standing.trial: standing for standing in getattr(ranking, kind)} for ranking in self.rankings
+        ]
+        trials = dict.fromkeys(trial for column in reversed(columns) for trial in column)
+        best = getattr(self.rankings[-1], kind)[0].trial
+        rows = []
+        for trial in trials:
+            cells = [_cell(column.get(trial)) for column in columns]
+            rows.append((str(trial), *cells[:-1], cells[-1] + (" (best)" if trial == best else "")))
+        return rows
+
+    def _rung_rows(self) -> list[Row]:
+        rows: list[Row] = []
+        for ranking, agreement in itertools.zip_longest(self.rankings, self.correlations):
+            tst, ordinary = ranking.tst[0].loss, ranking.ordinary[0].loss
+            rows.append(
+                (
+                    f"{ranking.rung.steps:,}",
+                    str(len(ranking.tst)),
+                    str(sum(standing.kept for standing in ranking.tst)),
+                    ",".join(map(str, ranking.rung.seeds)),
+                    _cell(ranking.tst[0]),
+                    _cell(ranking.ordinary[0]),
+                    "-" if tst is None or ordinary is None else f"{tst - ordinary:+.4f}",
+                    "-" if agreement is None else f"{agreement:.2f}",
+                )
+            )
+        return rows
+
+    def next_command(self, recipe: Path, runs: Path) -> str:
+        """The comparison that tells what the winner is worth: seeds that took no part, each arm at its best rates."""
+        used = self.search.rungs[-1].seeds
+        seeds = itertools.islice((seed for seed in itertools.count(1) if seed not in used), 5)
+        rates = sorted({self.best_tst.trial.lr, self.best_ordinary.trial.lr})
+        words = ["superpose", "compare", str(recipe)]
+        if self.winner is self.best_ordinary:
+            # The recipe knows nothing of bags, so the command tells what was tried.
+            kind, default = (
+                args.model_dump(mode="json") for args in (self.search.recipe.superposition, SuperpositionArgs())
+            )
+            tst = self.best_tst.trial
+            words += ["--bag-size", str(tst.bag_size), "--ratio", f"{tst.ratio!r}"]
+            for name in kind.keys() - {"bag_size", "ratio", "documents"}:
+                words += [f"--set=superposition.{name}={json.dumps(kind[name])}"] if kind[name] != default[name] else []
+        words += ["--lrs", ",".join(f"{rate!r}" for rate in rates)] if len(rates) > 1 else []
+        words += ["--seeds", ",".join(map(str, seeds)), "--name", f"{recipe.parent.name}-compared"]
+        words += ["--runs", str(runs)] if runs != Path("runs") else []
+        return shlex.join(words)
+
+    def comments(self, command: str) -> list[str]:
+        """What heads the recipe's file: where its values come from."""
+        search = self.search
+        seeds = ", ".join(map(str, search.rungs[-1].seeds))
+        return [
+            f"Found by: {command}",
+            f"Best of {len(search.trials)} settings of TST and {len(search.rates)} learning rates of ordinary "
+            f"training, {search.steps:,} steps, seed {seeds}.",
+            *(
+                f"{standing.trial}: validation loss {standing.loss:.4f} nats per token"
+                for standing in (self.best_tst, self.best_ordinary)
+            ),
+            *self.verdict().replace(". ", ".\n").splitlines(),
+        ]
+
+    def facts(self, command: str, then: str) -> dict[str, Any]:
+        """What tuning.json holds.
+
+        Args:
+            command: that made it.
+            then: `next_command`.
+        """
+        search = self.search
+        return {
+            "format": _FORMAT,
+            "command": command,
+            "verdict": self.verdict(),
+            "next": then,
+            "winner": asdict(self.winner),
+            "best_tst": asdict(self.best_tst),
+            "best_ordinary": asdict(self.best_ordinary),
+            "difference": asdict(self.difference),
+            "near": [asdict(trial) for trial in self.near],
+            "correlations": list(self.correlations),
+            "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
+            "rungs": [asdict(ranking) for ranking in self.rankings],
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+    def write(self, directory: Path, command: str, then: str) -> None:
+        """Writes tuning.json, summary.md and recipe.toml, each whole or not at all.
+
+        Args:
+            command, then: see `facts`.
+        """
+        write_recipe(self.recipe, directory / RECIPE, self.comments(command), SEARCHED)
+        write_json(directory / "tuning.json", self.facts(command, then))
+        write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
+
+
+def _difference(one: Standing, other: Standing) -> Difference:
+    """The other minus the one, of two whose runs all finished."""
+    a, b = ([loss for loss in standing.losses if loss is not None] for standing in (one, other))
+    return paired_difference(a, b)
+
+
+def _apart(difference: Difference) -> bool:
+    """Whether two are told apart, by the interval or, with one seed, by what seeds are known to differ by."""
+    return difference.decided if difference.low is not None else abs(difference.mean) >= ONE_SEED
+
+
+def _cell(standing: Standing | None) -> str:
+    if standing is None:
+        return "-"
+    return "failed" if standing.loss is None else f"{standing.loss:.4f}"

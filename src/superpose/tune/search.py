@@ -1,0 +1,304 @@
+"""What `superpose tune` tries, for how long, and what that costs, all of it known before the first step.
+
+    bag sizes x ratios x learning rates -> drawn: trials -> rungs: short runs of many, full runs of few -> full runs
+
+A rung of successive halving (Jamieson and Talwalkar, arXiv 1502.07943) usually ranks the beginnings of long runs. For
+TST that would rank nothing: the boundary is a share of the *final* steps, so at a tenth of a run all candidates are
+still in superposition, where their losses are of bags and cannot be compared, and the learning rate has not fallen. So
+here each rung is made of complete runs of fewer steps, with a boundary, a recovery and a decay of their own, and ranks
+next-token validation losses of their ends. What a rung costs is not carried on into the next.
+
+The hazard of it: short runs gain less by TST, and favour small s, small r and high learning rates
+(docs/planning-response.md). So rungs are few and not very short, a rung keeps at least the share 1/eta, ordinary
+training takes no part in the halving (each of its learning rates is trained for the full steps, so that TST has to
+beat the best of them there), and the result says how well the order of one rung agreed with that of the next.
+
+Why no library such as Optuna: its pruners wait for reports of one growing run, which a rung is not, and its storage
+would be a second memory beside the pool of runs, which already knows runs by what they compute and goes on with those
+that were stopped, to the bit (`superpose.runs.pool`). What is left to do is to sort, and to keep the first few.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from superpose.compare.experiment import ORDINARY
+from superpose.errors import UserError
+from superpose.plan.evidence import BagWeighting, parameters
+from superpose.plan.response import published_response
+from superpose.plan.steps import few_steps
+from superpose.runs.pool import Run
+from superpose.train.config import Recipe, with_settings
+
+BAG_SIZES, RATIOS = (2, 4, 6, 8, 12, 16), (0.1, 0.2, 0.3, 0.4)
+"""Tried where nothing else is said."""
+
+
+@dataclass(frozen=True, order=True)
+class Trial:
+    """One candidate: a bag size and a ratio at a peak learning rate; ordinary training has bag size 1 and ratio 0."""
+
+    bag_size: int
+    ratio: float
+    lr: float
+
+    @property
+    def ordinary(self) -> bool:
+        return self.bag_size == 1
+
+    @property
+    def name(self) -> str:
+        """Of its runs."""
+        return f"{ORDINARY if self.ordinary else f's{self.bag_size}-r{self.ratio!r}'}-lr{self.lr!r}"
+
+    def __str__(self) -> str:
+        return f"{ORDINARY if self.ordinary else f's {self.bag_size}, r {self.ratio:g}'}, learning rate {self.lr:g}"
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """A recipe with this candidate's settings.
+
+        Raises:
+            UserError: they do not fit the rest of it.
+        """
+        recipe = with_settings(recipe, "train", lr=self.lr)
+        if self.ordinary:
+            return recipe.ordinary()
+        return with_settings(recipe, "superposition", bag_size=self.bag_size, ratio=self.ratio)
+
+    def run(self, recipe: Recipe, steps: int, seed: int) -> Run:
+        """A complete run of it.
+
+        Raises:
+            UserError: its phases, warmup and decay do not fit into so few steps.
+        """
+        return Run(self.name, with_settings(self.applied(recipe), "train", steps=steps, seed=seed))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Complete runs of `steps` steps: of `trials` candidates of TST, and of ordinary training at each learning rate."""
+
+    steps: int
+    trials: int
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search, planned.
+
+    Args:
+        recipe: what is not searched, and the full number of steps.
+        trials: candidates of TST on the first rung.
+        rates: learning rates of ordinary training.
+        rungs: by steps, ascending; the last is of full runs, and alone may have several seeds.
+
+    Raises:
+        UserError: a candidate's phases, warmup and decay do not fit into the steps of the shortest rung.
+    """
+
+    recipe: Recipe
+    trials: tuple[Trial, ...]
+    rates: tuple[float, ...]
+    rungs: tuple[Rung, ...]
+
+    def __post_init__(self) -> None:
+        first = self.rungs[0]
+        try:
+            self.runs(self.trials, self.rungs[-1])
+            self.runs((*self.trials, *self.ordinary), first)
+        except UserError as error:
+            hint = f"; runs of {first.steps:,} steps are the shortest, --min-steps makes them longer"
+            raise UserError(f"{error}{hint if len(self.rungs) > 1 else ''}") from None
+
+    @property
+    def steps(self) -> int:
+        """Of a full run."""
+        return self.recipe.train.steps
+
+    @property
+    def ordinary(self) -> tuple[Trial, ...]:
+        return tuple(Trial(1, 0.0, rate) for rate in self.rates)
+
+    def runs(self, trials: Sequence[Trial], rung: Rung) -> list[Run]:
+        """Of some trials on a rung, seed by seed of each."""
+        return [trial.run(self.recipe, rung.steps, seed) for trial in trials for seed in rung.seeds]
+
+    @property
+    def ordinary_runs(self) -> list[Run]:
+        """Of all rungs. No result decides on them, so they are trained together, and long ones branch from short."""
+        return [run for rung in self.rungs for run in self.runs(self.ordinary, rung)]
+
+    @cached_property
+    def count(self) -> int:
+        """Runs of the whole search."""
+        return sum((rung.trials + len(self.rates)) * len(rung.seeds) for rung in self.rungs)
+
+    @cached_property
+    def computed_steps(self) -> int:
+        """Training steps of the whole search; ordinary runs are counted without the steps they share."""
+        # A longer run of a seed begins where the learning rate of the next shorter one begins to fall.
+        trunks = [with_settings(self.recipe.ordinary(), "train", steps=rung.steps) for rung in self.rungs[:-1]]
+        shared = len(self.rates) * sum(trunk.stable_steps for trunk in trunks)
+        return _tst_steps(self.rungs) + sum(run.steps for run in self.ordinary_runs) - shared
+
+    @property
+    def cost(self) -> float:
+        """Training steps of the whole search, in full runs."""
+        return self.computed_steps / self.steps
+
+    def plan(self) -> list[str]:
+        """What will be trained and what it costs, in sentences."""
+        lines = []
+        for rung in self.rungs:
+            seeds = f", each with {len(rung.seeds)} seeds" if len(rung.seeds) > 1 else ""
+            lines.append(f"{rung.steps:,} steps: {rung.trials} of TST, {len(self.rates)} of ordinary training{seeds}")
+        lines.append(
+            f"together {self.count} runs of {self.computed_steps:,} steps, which is {self.cost:.2f} times one full run"
+        )
+        return lines
+
+
+def rung_steps(steps: int, min_steps: int, eta: int) -> tuple[int, ...]:
+    """Steps of the rungs, ascending: the full number, and its eta-th parts as long as they are `min_steps` or more."""
+    parts = itertools.takewhile(lambda part: part >= max(1, min_steps), (steps // eta**k for k in itertools.count()))
+    return tuple(reversed(list(parts)))
+
+
+def rungs_of(trials: int, steps: Sequence[int], eta: int, seeds: Sequence[int]) -> tuple[Rung, ...]:
+    """Rungs that begin with so many trials and keep the share 1/eta of them, rounded up; all seeds on the last."""
+    rungs = []
+    for place, of_rung in enumerate(steps, 1):
+        rungs.append(Rung(of_rung, trials, tuple(seeds if place == len(steps) else seeds[:1])))
+        trials = -(-trials // eta)
+    return tuple(rungs)
+
+
+def candidates(settings: Sequence[tuple[int, float]], rates: Sequence[float]) -> tuple[Trial, ...]:
+    """Each bag size and ratio at each learning rate, in an order that does not depend on theirs.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+    for bag_size, ratio in settings:
+        if bag_size < 2:
+            raise UserError(f"--bag-sizes {bag_size}: expected 2 or more; ordinary training is tried in any case")
+        if not 0 < ratio < 1:
+            raise UserError(f"--ratios {ratio:g}: expected shares between 0 and 1, without either")
+    if min(rates, default=1.0) <= 0:
+        raise UserError(f"--lrs {min(rates):g}: expected learning rates above 0")
+    return tuple(sorted({Trial(s, r, rate) for s, r in settings for rate in rates}))
+
+
+def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float], ...]:
+    """Bag sizes and ratios that the response model cannot tell from its best one for this model and budget.
+
+    With fewer steps than TST is known to gain from, and for kinds of superposition the model knows nothing of, these
+    are all of `BAG_SIZES` and `RATIOS`.
+
+    Args:
+        vocabulary: entries.
+    """
+    kind, steps = recipe.superposition, recipe.train.steps
+    known = kind.mode == "full" and kind.variant == "mce" and kind.weighting in ("uniform", "power")
+    if not known or few_steps(steps, BAG_SIZES[0], RATIOS[0]):
+        return tuple(itertools.product(BAG_SIZES, RATIOS))
+    weighting: BagWeighting = "power" if kind.weighting == "power" else "uniform"
+    params, latents = float(parameters(recipe, vocabulary)), float(steps * recipe.latents_per_step)
+    advice = published_response().best(params, latents, BAG_SIZES, RATIOS, (weighting,))
+    return tuple(sorted((setting.bag_size, setting.ratio) for setting in advice.region))
+
+
+def draw(trials: Sequence[Trial], count: int, seed: int) -> tuple[Trial, ...]:
+    """Some of the trials by chance, but such that each bag size, ratio and learning rate comes up about as often.
+
+    A longer draw begins with the shorter ones, so that a search with more trials finds the runs of one with fewer.
+    """
+    left, used = sorted(trials), Counter[tuple[str, float, float]]()
+    drawn: list[Trial] = []
+    random.Random(seed).shuffle(left)
+    while left and len(drawn) < count:
+        trial = min(left, key=lambda trial: sum(used[part] for part in _parts(trial)))
+        left.remove(trial)
+        used.update(_parts(trial))
+        drawn.append(trial)
+    return tuple(drawn)
+
+
+def _parts(trial: Trial) -> tuple[tuple[str, float, float], ...]:
+    """What a draw spreads over: each of the three, and bag size and ratio together."""
+    return (
+        ("s", trial.bag_size, 0),
+        ("r", trial.ratio, 0),
+        ("lr", trial.lr, 0),
+        ("s, r", trial.bag_size, trial.ratio),
+    )
+
+
+def plan_search(
+    recipe: Recipe,
+    trials: Sequence[Trial],
+    rates: Sequence[float],
+    *,
+    eta: int = 2,
+    min_steps: int | None = None,
+    seeds: Sequence[int] = (0,),
+    count: int | None = None,
+    budget: float | None = None,
+    draw_seed: int = 0,
+) -> Search:
+    """A search within a budget.
+
+    Args:
+        recipe: what is not searched, and the full number of steps.
+        trials: candidates, see `candidates`.
+        rates: learning rates of ordinary training.
+        eta: 1/eta of the trials are kept at each rung, and given eta times the steps.
+        min_steps: of the shortest rung; by default a quarter of the full steps.
+        seeds: of full runs, whose mean decides; shorter rungs are trained with the first of them.
+        count: how many trials are drawn of the candidates; all if neither it nor `budget` is given.
+        budget: training steps in full runs; as many trials are drawn as it has room for.
+        draw_seed: of the draw.
+
+    Raises:
+        UserError: a number is out of range, or the budget has no room for a single trial.
+    """
+    steps = recipe.train.steps
+    min_steps = -(-steps // 4) if min_steps is None else min_steps
+    if eta < 2:
+        raise UserError(f"--eta {eta}: expected 2 or more, as 1/eta of the trials are kept")
+    if not 1 <= min_steps <= steps:
+        raise UserError(f"--min-steps {min_steps}: expected 1 to {steps}, the steps of a full run")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise UserError(f"--seeds {','.join(map(str, seeds))}: expected different whole numbers, 0 or more")
+    if not trials or not rates:
+        raise UserError("there is nothing to try; give bag sizes, ratios and learning rates")
+    if count is not None and budget is not None:
+        raise UserError("--budget says how many trials there are; leave out --trials")
+    if count is not None and count < 1:
+        raise UserError(f"--trials {count}: expected 1 or more")
+    by_steps = rung_steps(steps, min_steps, eta)
+
+    def search(count: int) -> Search:
+        return Search(recipe, draw(trials, count, draw_seed), tuple(rates), rungs_of(count, by_steps, eta, seeds))
+
+    least = search(1)
+    if budget is None:
+        return search(min(count or len(trials), len(trials)))
+    if least.cost > budget:
+        raise UserError(
+            f"--budget {budget:g}: one trial of TST beside ordinary training at {len(rates)} learning rates takes "
+            f"{least.cost:.2f} full runs; raise it, or give fewer --lrs or --seeds"
+        )
+    room = budget * steps - least.computed_steps + _tst_steps(least.rungs)
+    return search(max(n for n in range(1, len(trials) + 1) if _tst_steps(rungs_of(n, by_steps, eta, seeds)) <= room))
+
+
+def _tst_steps(rungs: Sequence[Rung]) -> int:
+    """Training steps of all candidates of TST."""
+    return sum(rung.trials * rung.steps * len(rung.seeds) for rung in rungs)

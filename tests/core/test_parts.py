@@ -1,0 +1,188 @@
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from superpose import IGNORE_INDEX, Schedule, SuperposedLM, split_window, window_length
+from superpose.core.parts import SuperposedParts, fold_side
+from superpose.models.build import build_config, build_model
+from superpose.train.loop import train
+from superpose.train.metrics import read_metrics
+from superpose.train.optim import build_optimizers, learning_rate
+from tests.conftest import make_model
+
+ROOT = Path(__file__).parents[2]
+VOCAB = 50
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def tiny():
+    """Embedding, backbone and head in float64; the backbone looks back and takes side inputs."""
+    torch.manual_seed(0)
+
+    class Tiny(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.values = nn.Embedding(VOCAB, 8), nn.Embedding(VOCAB, 8)
+            self.mix, self.head = nn.GRU(8, 8, batch_first=True), nn.Linear(8, VOCAB)
+
+        def backbone(self, x, values=None, documents=None, features=None):
+            self.seen = {"documents": documents, "features": features}
+            return self.mix(x if values is None else x + values)[0]
+
+    return Tiny().double()
+
+
+def windows(bag_size, mode="full", latents=5, rows=3):
+    torch.manual_seed(bag_size)
+    return torch.randint(VOCAB, (rows, window_length(latents, bag_size, mode)))
+
+
+def reference(model, window, bag_size, mode, values=False):
+    """Slowly, token by token, from the definition."""
+    total, count = 0.0, 0
+    for row in window:
+        latents = (len(row) - bag_size) if mode == "output" else len(row) // bag_size - 1
+        width = 1 if mode == "output" else bag_size
+        bags = [row[j * width : (j + 1) * width] for j in range(latents)]
+        x = torch.stack([sum(model.embedding.weight[t] for t in bag) / width for bag in bags])
+        extra = torch.stack([sum(model.values.weight[t] for t in bag) / width for bag in bags]) if values else None
+        logits = model.head(model.backbone(x[None], extra if extra is None else extra[None]))[0]
+        for j in range(latents):
+            first = (j + 1) * width
+            targets = row[first : first + (1 if mode == "input" else bag_size)]
+            total = total + sum(F.cross_entropy(logits[j], t) for t in targets) / len(targets)
+            count += 1
+    return total / count
+
+
+@pytest.mark.error(n=1)
+@pytest.mark.error(n=6)
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize(("bag_size", "mode"), [(1, "full"), (3, "full"), (3, "input"), (3, "output")])
+def test_the_loss_of_three_callables_is_the_definition(tiny, bag_size, mode, values):
+    tables = {"values": tiny.values} if values else {}
+    window = windows(bag_size, mode)
+    for head in (tiny.head, lambda hidden: tiny.head(hidden)):
+        parts = SuperposedParts(tiny.embedding, tiny.backbone, head, tables=tables)
+        tiny.zero_grad()
+        loss = parts(window, bag_size, mode)
+        loss.backward()
+        ours = {name: p.grad.clone() for name, p in tiny.named_parameters() if p.grad is not None}
+        tiny.zero_grad()
+        expected = reference(tiny, window, bag_size, mode, values)
+        expected.backward()
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+        for name, grad in ours.items():
+            torch.testing.assert_close(grad, dict(tiny.named_parameters())[name].grad, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.error(n=6)
+def test_side_inputs_are_folded_as_the_tokens_are(tiny):
+    parts = SuperposedParts(tiny.embedding, tiny.backbone, tiny.head, sides={"documents": "last", "features": "mean"})
+    window = windows(3)
+    documents = torch.arange(window.shape[1]).expand(len(window), -1)
+    features = torch.randn(*window.shape, 2)
+    parts(window, 3, documents=documents, features=features)
+    assert tiny.seen["documents"].tolist() == [[2, 5, 8, 11, 14]] * 3
+    expected = torch.stack([features[:, 3 * j : 3 * j + 3].mean(dim=1) for j in range(5)], dim=1)
+    torch.testing.assert_close(tiny.seen["features"], expected)
+    for bag_size, mode in ((1, "full"), (3, "output")):  # tokens go in singly
+        window = windows(bag_size, mode)
+        parts(window, bag_size, mode, documents=documents[:, : window.shape[1]], features=features)
+        assert tiny.seen["documents"].tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_each_folding():
+    values = torch.tensor([[1.0, 3.0, 0.0, 0.0]])
+    assert fold_side(values, 2, "mean").tolist() == [[2, 0]]
+    assert fold_side(values, 2, "any").tolist() == [[True, False]]
+    assert fold_side(values, 2, "first").tolist() == [[1, 0]]
+    assert fold_side(values, 2, "last").tolist() == [[3, 0]]
+    with pytest.raises(ValueError, match="choose one of mean, any, first, last"):
+        fold_side(values, 2, "sum")
+
+
+@pytest.mark.error(n=4)
+def test_parts_of_a_step_add_up_under_ignored_tokens(tiny):
+    parts = SuperposedParts(tiny.embedding, tiny.backbone, tiny.head)
+    window = windows(3, rows=4)
+    window[1, 4:] = IGNORE_INDEX
+    rows = sum((split_window(window, 3)[1] != IGNORE_INDEX).any(dim=-1).flatten().tolist())
+    pieces = sum(parts(part, 3, normalizer=rows) for part in window.split([1, 2, 1]))
+    torch.testing.assert_close(pieces, parts(window, 3), rtol=1e-12, atol=0)
+    assert parts(torch.full((1, 9), IGNORE_INDEX), 3).item() == 0
+
+
+def test_side_inputs_that_do_not_fit_are_refused(tiny):
+    parts = SuperposedParts(tiny.embedding, tiny.backbone, tiny.head, sides={"documents": "last"})
+    with pytest.raises(ValueError, match="name each in `sides`"):
+        parts(windows(3), 3)
+    with pytest.raises(ValueError, match="softcap would be ignored"):
+        SuperposedParts(tiny.embedding, tiny.backbone, lambda hidden: hidden, softcap=30.0)
+
+
+@pytest.mark.parametrize("mode", ["full", "input", "output"])
+@pytest.mark.parametrize("weighting", ["uniform", "power"])
+def test_a_transformers_model_in_parts_is_superposed_lm(mode, weighting):
+    model = make_model("llama").double()
+    parts = SuperposedParts(
+        model.model.embed_tokens,
+        lambda x: model.model(inputs_embeds=x, use_cache=False).last_hidden_state,
+        model.lm_head,
+        weighting,
+    )
+    window = windows(3, mode)
+    expected = SuperposedLM(model, weighting)(window, 3, mode).loss
+    assert parts(window, 3, mode).item() == expected.item()
+
+
+def test_a_plain_loop_has_the_losses_of_the_trainer(recipe, store, tmp_path):
+    train(recipe, store, tmp_path / "run")
+    records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "training"]
+    args, schedule, plan = recipe.train, recipe.schedule, recipe.plan(store.train)
+    torch.manual_seed(args.seed)
+    model = build_model(build_config(recipe.model, store.vocab_size, args.latents, store.end_of_text))
+    (optimizer,) = build_optimizers(args, model)
+    parts = SuperposedParts(
+        model.model.embed_tokens,
+        lambda x: model.model(inputs_embeds=x, use_cache=False).last_hidden_state,
+        model.lm_head,
+    )
+    losses = []
+    for step in range(schedule.total_steps):
+        loss = parts(plan.read(store.train.tokens, step), schedule.bag_size_at(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(args, step, args.steps, schedule.boundaries)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    expected = [record.get("bag_loss", record.get("loss")) for record in records]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_example_learns_in_both_phases(corpus):
+    example = load_example("plain_pytorch")
+    text = corpus.read_bytes()
+    model, losses = example.train(text, Schedule(60, 4, 0.5), latents=16, rows=4)
+    assert losses[0] == pytest.approx(math.log(256), rel=0.05)  # log V, bags or not
+    assert losses[29] < losses[0] - 1
+    assert losses[59] < losses[30]
+    # At bag size 1 it is the loss the loop had before.
+    window = torch.randint(256, (2, 17))
+    parts = SuperposedParts(model.tokens, model.backbone, model.head, tables={"values": model.values})
+    ordinary = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
+    torch.testing.assert_close(parts(window), ordinary)

@@ -1,0 +1,185 @@
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from superpose.errors import UserError
+from superpose.files import read_json
+from superpose.share import export as module
+from superpose.share.export import export
+from superpose.train.loop import train
+from tests.train.test_loop import KilledError, changed, killed_after
+
+
+def tensors(directory):
+    """All tensors in a directory's files of weights, by name."""
+    found = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        inside = load_file(file)
+        assert not found.keys() & inside.keys()
+        found |= inside
+    return found
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+
+def loaded(directory):
+    return AutoModelForCausalLM.from_pretrained(directory, local_files_only=True).eval()
+
+
+@pytest.fixture(scope="module")
+def tied(recipe, store, tmp_path_factory):
+    """A finished run of a model whose head is its embedding."""
+    path = tmp_path_factory.mktemp("tied") / "tied"
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    train(changed(recipe, "model", architecture="gpt2", config=config), store, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped(recipe, store, tmp_path_factory):
+    """A run that was killed in recovery, after its checkpoint of step 12."""
+    path = tmp_path_factory.mktemp("stopped") / "stopped"
+    with pytest.raises(KilledError):
+        train(recipe, store, path, listener=killed_after(13))
+    return path
+
+
+@pytest.mark.parametrize("which", ["run", "tied"])
+@pytest.mark.parametrize("size", ["5GB", "10KB"])
+def test_the_round_trip_is_exact(which, size, request, tmp_path):
+    """Tied heads and untied ones, in one file and in several: to the bit, by transformers alone, there and back."""
+    source = request.getfixturevalue(which)
+    export(source, tmp_path / "out", max_shard_size=size)
+    sharded = size == "10KB"
+    assert (tmp_path / "out" / "model.safetensors.index.json").exists() == sharded
+    assert (len(list((tmp_path / "out").glob("*.safetensors"))) > 1) == sharded
+    assert same(tensors(tmp_path / "out"), tensors(source / "model"))
+    model = loaded(tmp_path / "out")
+    assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) == (which == "tied")
+    model.save_pretrained(tmp_path / "back")
+    assert same(tensors(tmp_path / "back"), tensors(source / "model"))
+    ids = torch.arange(16).reshape(1, 16)
+    assert model(ids).logits.equal(loaded(source / "model")(ids).logits)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out", local_files_only=True)
+    assert tokenizer.decode(tokenizer("the alpha of omega")["input_ids"]) == "the alpha of omega"
+    assert model.generate(ids[:, :8], max_new_tokens=4, do_sample=False).shape == (1, 12)
+
+
+def test_the_configuration_knows_nothing_of_superposition(run, tmp_path):
+    export(run, tmp_path / "out")
+    config = (tmp_path / "out" / "config.json").read_text()
+    assert json.loads(config) == read_json(run / "model" / "config.json")
+    assert not any(word in config.lower() for word in ("superpos", "bag", "ratio"))
+
+
+def test_a_checkpoint_holds_the_model_of_its_step(run, tmp_path):
+    """That of the last step is the final model; an earlier one is another."""
+    export(run, tmp_path / "last", checkpoint=20)
+    export(run, tmp_path / "before", checkpoint=18)
+    assert same(tensors(tmp_path / "last"), tensors(run / "model"))
+    assert not same(tensors(tmp_path / "before"), tensors(run / "model"))
+    assert read_json(tmp_path / "last" / "config.json") == read_json(run / "model" / "config.json")
+
+
+def test_the_average(run, tmp_path):
+    facts = export(run, tmp_path / "final", average=True)
+    export(run, tmp_path / "last", checkpoint=20, average=True)
+    assert same(tensors(tmp_path / "final"), tensors(run / "model-average"))
+    assert same(tensors(tmp_path / "last"), tensors(run / "model-average"))
+    assert not same(tensors(tmp_path / "last"), tensors(run / "model"))
+    assert facts.val_loss == read_json(run / "result.json")["average_val_loss"]
+
+
+def test_a_run_that_has_none_has_no_average(tied, tmp_path):
+    for checkpoint in (None, 20):
+        with pytest.raises(UserError, match=r"no average"):
+            export(tied, tmp_path / "out", checkpoint=checkpoint, average=True)
+
+
+def test_a_run_that_was_stopped(stopped, store, tmp_path):
+    with pytest.raises(UserError, match=r"not finished; --checkpoint exports one of its checkpoints: 8, 9, 12"):
+        export(stopped, tmp_path / "out")
+    facts = export(stopped, tmp_path / "out", checkpoint=12)
+    assert (facts.step, facts.steps, facts.energy, facts.val_loss) == (12, 20, None, None)
+    assert loaded(tmp_path / "out").config.vocab_size == store.vocab_size
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (store.tokenizer_path / "tokenizer.json").read_bytes()
+    moved = shutil.copytree(stopped, tmp_path / "moved")
+    (moved / "store.json").write_text('{"path": "no/such", "fingerprint": "x"}')
+    with pytest.raises(UserError, match=r"no longer whole where"):
+        export(moved, tmp_path / "another", checkpoint=12)
+
+
+def test_a_model_of_bags_is_refused_or_marked(recipe, store, run, tmp_path):
+    with pytest.raises(UserError, match=r"in superposition at step 8: its model predicts bags of 4 .* --bags"):
+        export(run, tmp_path / "out", checkpoint=8)
+    ended = tmp_path / "ended"
+    train(changed(recipe, "superposition", ratio=1.0), store, ended)
+    with pytest.raises(UserError, match=r"in superposition at step 20"):
+        export(ended, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export(ended, tmp_path / "out", bags=True)
+    card = (tmp_path / "out" / "README.md").read_text().split("---\n")[2].strip()
+    assert card.startswith("**This model cannot generate text: it stopped in superposition and predicts bags of 4 tok")
+    assert read_json(tmp_path / "out" / "superpose.json")["predicts"] == "bags of 4 tokens"
+    assert "superpos" not in (tmp_path / "out" / "config.json").read_text()
+    with pytest.raises(UserError, match=r"--bags is for models that predict bags"):
+        export(run, tmp_path / "other", bags=True)
+
+
+def test_what_is_in_the_way_stays(run, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("full", "file", "link", "full/..", "."):
+        with pytest.raises(UserError, match=r"is there already; give a new directory"):
+            export(run, tmp_path / name)
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    export(run, tmp_path / "empty")
+    assert (tmp_path / "empty" / "README.md").exists()
+
+
+def test_a_kill_leaves_nothing_half_written(run, tmp_path, monkeypatch):
+    """The last file fails after all the others are written."""
+
+    def killed(path, text):
+        assert (path.parent / "model.safetensors").exists()
+        raise KilledError
+
+    monkeypatch.setattr(module, "write_text", killed)
+    with pytest.raises(KilledError):
+        export(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_altered_checkpoint_is_not_exported(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "copy")
+    shard = next((copy / "checkpoints" / "step-00000018").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"step-00000018 cannot be used: its shard-.* was altered"):
+        export(copy, tmp_path / "out", checkpoint=18)
+    with pytest.raises(UserError, match=r"no checkpoint of step 5; those it has: 8, 18, 20"):
+        export(copy, tmp_path / "out", checkpoint=5, bags=True)
+    with pytest.raises(UserError, match=r"has 20 steps"):
+        export(copy, tmp_path / "out", checkpoint=21)
+    with pytest.raises(UserError, match=r"expected a size such as 5GB"):
+        export(copy, tmp_path / "out", max_shard_size="big")
+    with pytest.raises(UserError, match=r"is not a run"):
+        export(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("checkpoint", [None, 20])
+def test_a_configuration_that_asks_for_code_of_others_is_refused(run, tmp_path, checkpoint):
+    altered = shutil.copytree(run, tmp_path / "altered")
+    config = altered / "model" / "config.json"
+    config.write_text(json.dumps({**read_json(config), "attn_implementation": "someone/kernel"}))
+    with pytest.raises(UserError, match="attn_implementation is 'someone/kernel', code of others"):
+        export(altered, tmp_path / "out", checkpoint)
+    assert not (tmp_path / "out").exists()
