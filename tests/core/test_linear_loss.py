@@ -15,6 +15,7 @@ from superpose import (
     vocab_parallel_multi_hot_cross_entropy,
 )
 from superpose.core import linear_loss
+from superpose.core.linear_loss import chunk_positions
 from superpose.core.multi_hot_op import linear_multi_hot
 from tests.core.test_loss import V, bags, reductions, variants
 from tests.ranks import on_ranks
@@ -370,3 +371,18 @@ def test_a_large_logit_neither_overflows_nor_loses_the_loss():
     hidden, head = torch.tensor([[1e4], [-1e4]]), torch.tensor([[1.0], [0.5], [-1.0]])
     loss = linear_multi_hot_cross_entropy(hidden, head, torch.tensor([[0], [0]]), reduction="none")
     torch.testing.assert_close(loss, torch.tensor([0.0, 2e4]))
+
+
+@pytest.mark.parametrize(
+    ("device", "positions", "width", "vocab_size", "expected"),
+    [
+        ("cpu", 4096, 256, 8192, 128),
+        ("cpu", 4096, 256, 256, 1024),  # 1 MiB of float32 logits
+        ("cuda", 65_536, 2048, 128_256, 1046),  # the logits are as large as the hidden states
+        ("cuda", 4096, 576, 128_256, 1024),
+        ("cuda", 512, 576, 128_256, 512),
+        ("cpu", 0, 16, 0, 1),  # no positions, or a shard without vocabulary
+    ],
+)
+def test_chunks_follow_the_device_and_the_shapes(device, positions, width, vocab_size, expected):
+    assert chunk_positions(device, positions, width, vocab_size) == expected
