@@ -21,10 +21,12 @@ __all__ = [
     "Stage",
     "SuperposedLM",
     "SuperposedOutput",
+    "SuperposedParts",
+    "VocabShard",
     "__version__",
     "bag_weights",
     "cost",
-    "count_rows",
+    "count_positions",
     "document_positions",
     "embed_bags",
     "flops_per_latent",
@@ -34,7 +36,6 @@ __all__ = [
     "multi_hot_cross_entropy",
     "shift_labels",
     "split_window",
-    "vocab_parallel_multi_hot_cross_entropy",
     "window_length",
 ]
 

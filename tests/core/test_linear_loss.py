@@ -8,16 +8,15 @@ from torch.utils.checkpoint import checkpoint
 
 from superpose import (
     IGNORE_INDEX,
+    VocabShard,
     bag_weights,
-    count_rows,
+    count_positions,
     linear_multi_hot_cross_entropy,
     multi_hot_cross_entropy,
-    vocab_parallel_multi_hot_cross_entropy,
 )
 from superpose.core import linear_loss
-from superpose.core.linear_loss import chunk_positions
 from superpose.core.multi_hot_op import linear_multi_hot
-from tests.core.test_loss import V, bags, reductions, variants
+from tests.core.test_loss import V, bags, reductions
 from tests.ranks import on_ranks
 
 D = 3
@@ -33,17 +32,16 @@ def whole_logits(hidden, head, targets, weights=None, bias=None, softcap=None, v
     return multi_hot_cross_entropy(logits, targets, weights, **options)
 
 
-def leaves(rows, vocab_size=V, width=D, dtype=torch.float64, seed=0):
+def leaves(positions, vocab_size=V, width=D, dtype=torch.float64, seed=0):
     """hidden [N, D], head [V, D] and bias [V], all to be differentiated."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = (rows, width), (vocab_size, width), (vocab_size,)
+    shapes = (positions, width), (vocab_size, width), (vocab_size,)
     return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
 
 
 options = st.fixed_dictionaries(
     {
         "reduction": reductions,
-        "variant": variants,
         "z_loss": st.sampled_from([0.0, 0.1]),
         "softcap": st.sampled_from([None, 1.5]),
     }
@@ -53,14 +51,14 @@ options = st.fixed_dictionaries(
 @pytest.mark.error(n=4)
 @pytest.mark.error(n=6)
 @given(bags(), options, st.integers(1, 7), st.booleans(), st.integers(0, 2))
-def test_equals_whole_logits(bag, options, chunk_rows, with_bias, padding):
+def test_equals_whole_logits(bag, options, chunk_positions, with_bias, padding):
     targets, weights = bag
     hidden, head, bias = leaves(len(targets), V + padding)
     bias = bias if with_bias else None
     wanted = [leaf for leaf in (hidden, head, bias) if leaf is not None]
     options = {**options, "vocab_size": V if padding else None}
     expected = whole_logits(hidden, head, targets, weights, bias, **options)
-    loss = linear_multi_hot_cross_entropy(hidden, head, targets, weights, bias, chunk_rows=chunk_rows, **options)
+    loss = linear_multi_hot_cross_entropy(hidden, head, targets, weights, bias, chunk_positions=chunk_positions, **options)
     torch.testing.assert_close(loss, expected)
     upstream = torch.randn_like(loss)
     for ours, theirs in zip(
@@ -72,35 +70,34 @@ def test_equals_whole_logits(bag, options, chunk_rows, with_bias, padding):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-@pytest.mark.parametrize("extra", [{}, {"variant": "mce_alt", "z_loss": 0.1, "softcap": 2.0, "vocab_size": V - 1}])
+@pytest.mark.parametrize("extra", [{}, {"z_loss": 0.1, "softcap": 2.0, "vocab_size": V - 1}])
 def test_gradients_by_finite_differences(reduction, extra):
     targets = torch.tensor([[0, 0, 5], [1, IGNORE_INDEX, 2], [IGNORE_INDEX] * 3, [5, 3, 4]])
     assert torch.autograd.gradcheck(
         lambda hidden, head, bias: linear_multi_hot_cross_entropy(
-            hidden, head, targets, bag_weights(3, "power"), bias, reduction=reduction, chunk_rows=3, **extra
+            hidden, head, targets, bag_weights(3, "power"), bias, reduction=reduction, chunk_positions=3, **extra
         ),
         leaves(4),
     )
 
 
 @given(st.integers(1, 40), st.integers(1, 8))
-def test_one_target_a_row_is_ordinary_cross_entropy(rows, chunk_rows):
-    hidden, head, _ = leaves(rows)
-    targets = torch.randint(0, V, (rows,))
+def test_one_target_a_position_is_ordinary_cross_entropy(positions, chunk_positions):
+    hidden, head, _ = leaves(positions)
+    targets = torch.randint(0, V, (positions,))
     targets[0] = IGNORE_INDEX
     expected = F.cross_entropy(hidden @ head.T, targets, reduction="sum")
     for shaped in (targets, targets[:, None]):
-        loss = linear_multi_hot_cross_entropy(hidden, head, shaped, reduction="sum", chunk_rows=chunk_rows)
+        loss = linear_multi_hot_cross_entropy(hidden, head, shaped, reduction="sum", chunk_positions=chunk_positions)
         torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.error(n=4)
-@pytest.mark.parametrize("variant", ["mce", "mce_alt"])
-@pytest.mark.parametrize("rows", [0, 4])
-def test_a_batch_without_a_target_is_zero_not_nan(variant, rows):
-    hidden, head, _ = leaves(rows)
-    targets = torch.full((rows, 3), IGNORE_INDEX)
-    value = linear_multi_hot_cross_entropy(hidden, head, targets, variant=variant, z_loss=1.0)
+@pytest.mark.parametrize("positions", [0, 4])
+def test_a_batch_without_a_target_is_zero_not_nan(positions):
+    hidden, head, _ = leaves(positions)
+    targets = torch.full((positions, 3), IGNORE_INDEX)
+    value = linear_multi_hot_cross_entropy(hidden, head, targets, z_loss=1.0)
     value.backward()
     assert value.item() == 0
     assert (hidden.grad == 0).all()
@@ -118,7 +115,7 @@ def test_cutting_a_step_into_parts_changes_nothing(bag, data):
         linear_multi_hot_cross_entropy(hidden[part], head, targets[part], weights, reduction="sum")
         for part in (slice(0, cut), slice(cut, None))
     )
-    torch.testing.assert_close(whole, parts / count_rows(targets, weights).clamp(min=1))
+    torch.testing.assert_close(whole, parts / count_positions(targets, weights).clamp(min=1))
 
 
 def watched(run):
@@ -136,17 +133,17 @@ def watched(run):
 
 @pytest.mark.error(n=3)
 def test_one_head_product_for_the_whole_bag_and_never_all_logits():
-    rows, width, vocab_size, bag_size, chunk_rows = 64, 8, 256, 16, 8
-    hidden, head, _ = leaves(rows, vocab_size, width, torch.float32)
-    targets = torch.randint(0, vocab_size, (rows, bag_size))
-    product = 2 * rows * width * vocab_size
+    positions, width, vocab_size, bag_size, chunk_positions = 64, 8, 256, 16, 8
+    hidden, head, _ = leaves(positions, vocab_size, width, torch.float32)
+    targets = torch.randint(0, vocab_size, (positions, bag_size))
+    product = 2 * positions * width * vocab_size
 
     def loss():
-        return linear_multi_hot_cross_entropy(hidden, head, targets, chunk_rows=chunk_rows)
+        return linear_multi_hot_cross_entropy(hidden, head, targets, chunk_positions=chunk_positions)
 
     flops, largest = watched(lambda: loss().backward())
     assert flops == 3 * product
-    assert largest <= vocab_size * max(chunk_rows, width)
+    assert largest <= vocab_size * max(chunk_positions, width)
     assert watched(torch.no_grad()(loss))[0] == product
     head.requires_grad_(False)
     assert watched(lambda: loss().backward())[0] == 2 * product
@@ -180,7 +177,7 @@ def test_half_precision_is_accumulated_in_float32(monkeypatch, dtype, native):
     targets = torch.randint(0, 512, (256, 4))
     exact = multi_hot_cross_entropy(hidden.double() @ head.double().T, targets)
     plain = multi_hot_cross_entropy(hidden @ head.T, targets)
-    ours = linear_multi_hot_cross_entropy(hidden, head, targets, chunk_rows=16)
+    ours = linear_multi_hot_cross_entropy(hidden, head, targets, chunk_positions=16)
     assert ours.dtype == torch.float32
     assert abs(ours.item() - exact.item()) < 1e-3
     truths, plains, gradients = (torch.autograd.grad(loss, (hidden, head)) for loss in (exact, plain, ours))
@@ -214,7 +211,7 @@ def test_the_same_bits_every_time(weighting):
     targets = torch.randint(0, 5, (64, 16))
 
     def gradients():
-        loss = linear_multi_hot_cross_entropy(hidden, head, targets, bag_weights(16, weighting), chunk_rows=8)
+        loss = linear_multi_hot_cross_entropy(hidden, head, targets, bag_weights(16, weighting), chunk_positions=8)
         return [loss, *torch.autograd.grad(loss, (hidden, head))]
 
     first = gradients()
@@ -229,7 +226,7 @@ def test_the_same_bits_every_time(weighting):
 def sample_operands(form_gradients):
     hidden, head, bias = leaves(5, dtype=torch.float32)
     targets, shares = torch.randint(0, V, (5, 2)), torch.full((5, 2), 0.5)
-    rest = [form_gradients, None, [True] * 3, False, 0.1, 2.0, V, 0, "", torch.float32, 2]
+    rest = [form_gradients, None, [True] * 3, 0.1, 2.0, V, 0, "", torch.float32, 2]
     return [hidden, head, bias, targets, shares, *rest]
 
 
@@ -258,13 +255,13 @@ def test_compiled_it_is_one_operator_of_one_graph(reduction, dtype, dynamic):
         return aot_eager(graph, inputs)
 
     def step(hidden, head, targets):
-        return linear_multi_hot_cross_entropy(hidden * 2, head, targets, reduction=reduction, chunk_rows=4).mean()
+        return linear_multi_hot_cross_entropy(hidden * 2, head, targets, reduction=reduction, chunk_positions=4).mean()
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend=count)
-    for rows in (10, 12) if dynamic else (10,):
-        hidden, head, _ = leaves(rows, dtype=dtype)
-        targets = torch.randint(0, V, (rows, 3))
+    for positions in (10, 12) if dynamic else (10,):
+        hidden, head, _ = leaves(positions, dtype=dtype)
+        targets = torch.randint(0, V, (positions, 3))
         if dynamic:
             torch._dynamo.mark_dynamic(hidden, 0)
             torch._dynamo.mark_dynamic(targets, 0)
@@ -301,9 +298,9 @@ def test_a_head_tied_to_the_embedding_gets_both_gradients():
 CASES = [
     {},
     {"reduction": "none"},
-    {"variant": "mce_alt", "softcap": 2.0, "z_loss": 0.1},
+    {"softcap": 2.0, "z_loss": 0.1},
     {"vocab_size": 5, "reduction": "sum"},
-    # All of the second rank's rows are padding.
+    # All of the second rank's part is padding.
     {"vocab_size": 3},
 ]
 
@@ -319,9 +316,8 @@ def vocab_parallel_equals_whole(rank, group):
         start, stop = (0, 4) if rank == 0 else (4, 7)
         shard, part = (leaf[start:stop].detach().requires_grad_() for leaf in (head, bias))
         states = hidden.detach().requires_grad_()
-        loss = vocab_parallel_multi_hot_cross_entropy(
-            states, shard, targets, start, group, weights, part, chunk_rows=2, **{"vocab_size": V, **case}
-        )
+        options = {"vocab_size": V, "shard": VocabShard(start, group), "chunk_positions": 2, **case}
+        loss = linear_multi_hot_cross_entropy(states, shard, targets, weights, part, **options)
         torch.testing.assert_close(loss, expected)
         upstream = torch.linspace(-1, 1, 9, dtype=torch.float64) if loss.dim() else torch.tensor(0.7)
         truth = torch.autograd.grad((expected * upstream).sum(), (hidden, head, bias))
@@ -340,11 +336,11 @@ def test_a_head_sharded_over_the_vocabulary():
         ({"softcap": 0.0}, "softcap"),
         ({"vocab_size": V + 1}, "vocab_size"),
         ({"vocab_size": 0}, "vocab_size"),
-        ({"chunk_rows": 0}, "chunk_rows"),
+        ({"chunk_positions": 0}, "chunk_positions"),
         ({"bias": torch.zeros(V + 1)}, "bias"),
         ({"lm_head_weight": torch.zeros(V, D + 1)}, "lm_head_weight"),
         ({"targets": torch.zeros(3, 2, dtype=torch.long)}, "do not belong"),
-        ({"variant": "alt"}, "choose one of"),
+        ({"reduction": "average"}, "choose one of"),
     ],
 )
 def test_wrong_settings_are_refused(change, message):
@@ -385,4 +381,4 @@ def test_a_large_logit_neither_overflows_nor_loses_the_loss():
     ],
 )
 def test_chunks_follow_the_device_and_the_shapes(device, positions, width, vocab_size, expected):
-    assert chunk_positions(device, positions, width, vocab_size) == expected
+    assert linear_loss.chunk_positions(device, positions, width, vocab_size) == expected

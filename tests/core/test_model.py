@@ -10,7 +10,6 @@ from superpose import (
     Schedule,
     SuperposedLM,
     bag_weights,
-    multi_hot_cross_entropy,
     split_window,
     window_length,
 )
@@ -71,8 +70,22 @@ def test_the_bags_total_probability_as_loss():
     window = window_of(6, 4)
     inputs, targets = split_window(window, 4)
     logits = model(inputs_embeds=model.get_input_embeddings()(inputs).mean(dim=2)).logits
-    expected = multi_hot_cross_entropy(logits, targets, variant="mce_alt")
+    total = logits.softmax(-1).gather(-1, targets).sum(dim=-1)
+    expected = (math.log(4) - total.log()).mean()
     torch.testing.assert_close(SuperposedLM(model, variant="mce_alt")(window, 4).loss, expected)
+
+
+@pytest.mark.error(n=6)
+@pytest.mark.parametrize("bag_size", [1, 4])
+def test_the_z_loss_is_added(family, bag_size):
+    model = make_model(family)
+    window = window_of(6, bag_size)
+    lm = SuperposedLM(model, z_loss=0.1)
+    lm.check()  # compares the loss without it
+    hidden, *_ = lm.parts().hidden_states(split_window(window, bag_size)[0])
+    penalty = 0.1 * model.get_output_embeddings()(hidden).logsumexp(-1).square().mean()
+    expected = SuperposedLM(model)(window, bag_size).cross_entropy + penalty
+    torch.testing.assert_close(lm(window, bag_size).cross_entropy, expected)
 
 
 def test_ordinary_training_step_for_step():
@@ -103,7 +116,7 @@ def test_no_loss_sees_its_own_target(mode):
     window = torch.arange(window_length(latents, bag_size, mode)).unsqueeze(0)  # each token its own embedding
     inputs, targets = split_window(window, bag_size, mode)
     lm = SuperposedLM(model)
-    hidden, *_ = lm._backbone(inputs, None)
+    hidden, *_ = lm.parts().hidden_states(inputs)
     table = model.get_input_embeddings().weight
     for j in range(latents):
         (gradient,) = torch.autograd.grad(hidden[0, j].sum(), table, retain_graph=True)
@@ -129,7 +142,7 @@ def test_ignored_tokens_change_nothing(family):
     padded = torch.cat([window, torch.full((3, 6), IGNORE_INDEX)], dim=1)
     by_mark = lm(padded, 3)
     torch.testing.assert_close(by_mark.cross_entropy, alone.cross_entropy)
-    assert by_mark.rows == alone.rows
+    assert by_mark.positions == alone.positions
     mask = (padded != IGNORE_INDEX).long()
     by_mask = lm(padded.masked_fill(mask == 0, 7), 3, attention_mask=mask)
     torch.testing.assert_close(by_mask.cross_entropy, alone.cross_entropy)
@@ -160,7 +173,7 @@ def test_padding_before_the_text_is_not_attended_to():
     padded = torch.cat([torch.full((3, 3), 5), window], dim=1)
     mask = torch.ones_like(padded)
     mask[:, :3] = 0
-    # The padded bag itself predicts the first real one; its row is what differs.
+    # The padded bag itself predicts the first real one; its loss is what differs.
     ours = lm(padded, 3, attention_mask=mask, normalizer=1.0)
     first = lm(torch.cat([torch.full((3, 3), IGNORE_INDEX), window[:, :3]], dim=1), 3, normalizer=1.0)
     alone = lm(window, 3, normalizer=1.0)
@@ -169,18 +182,18 @@ def test_padding_before_the_text_is_not_attended_to():
 
 @pytest.mark.error(n=4)
 def test_accumulation_changes_nothing(family):
-    """Parts of a step with different numbers of valid rows sum to the whole step, router loss included."""
+    """Parts of a step with different numbers of valid positions sum to the whole step, router loss included."""
     model = make_model(family)
     lm = SuperposedLM(model)
     window = window_of(6, 4, rows=4)
     window[0, 12:] = IGNORE_INDEX
     window[1, :9] = IGNORE_INDEX
-    rows = int(lm(window, 4).rows)
+    positions = int(lm(window, 4).positions)
     whole = torch.autograd.grad(lm(window, 4).cross_entropy, model.get_output_embeddings().weight)[0]
-    parts = [lm(part, 4, normalizer=rows) for part in window.split(1)]
+    parts = [lm(part, 4, normalizer=positions) for part in window.split(1)]
     gradient = torch.autograd.grad(sum(part.cross_entropy for part in parts), model.get_output_embeddings().weight)[0]
     torch.testing.assert_close(whole, gradient, rtol=1e-4, atol=1e-6)
-    assert sum(int(part.rows) for part in parts) == rows
+    assert sum(int(part.positions) for part in parts) == positions
 
 
 def test_router_loss_is_counted_over_bags():
@@ -284,11 +297,11 @@ def data_parallel_equals_one_process(rank, group):
 
     for family, bag_size in (("llama", 4), ("llama", 1), ("gpt2", 4)):
         window = window_of(6, bag_size, rows=4)
-        window[3, bag_size:] = IGNORE_INDEX  # rows that count differ between the ranks
+        window[3, bag_size:] = IGNORE_INDEX  # positions that count differ between the ranks
         whole = SuperposedLM(make_model(family))
         expected = whole(window, bag_size)
         expected.loss.backward()
-        normalizer = expected.rows / group.size()
+        normalizer = expected.positions / group.size()
         for shard in (False, True):
             lm = SuperposedLM(make_model(family))
             if shard:
@@ -328,11 +341,11 @@ def test_attention_inside_documents(family, bag_size, attention):
     both = torch.cat([first, second], dim=1)
     if bag_size == 1:
         first, second, both = (inputs.squeeze(-1) for inputs in (first, second, both))
-    together, *_ = lm._backbone(both, None)
+    together, *_ = lm.parts().hidden_states(both)
     for inputs, part in ((first, together[:, :3]), (second, together[:, 3:])):
-        torch.testing.assert_close(part, lm._backbone(inputs, None)[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(part, lm.parts().hidden_states(inputs)[0], rtol=1e-4, atol=1e-5)
     # Over the row, the second document sees the first.
-    over_row, *_ = SuperposedLM(model)._backbone(both, None)
+    over_row, *_ = SuperposedLM(model).parts().hidden_states(both)
     assert (over_row[:, 3:] - together[:, 3:]).abs().max() > 1e-3
 
 
@@ -341,7 +354,7 @@ def test_attention_that_does_not_stay_inside_documents_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="takes no attention_mask"):
         lm(window_of(4, 1), attention_mask=torch.ones(3, 5))
     over_the_row = lambda inputs, end: torch.arange(inputs.shape[1])[None]  # noqa: E731
-    monkeypatch.setattr("superpose.core.model.document_positions", over_the_row)
+    monkeypatch.setattr("superpose.core.parts.document_positions", over_the_row)
     with pytest.raises(ValueError, match="does not keep attention inside documents"):
         lm.check()
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from superpose import IGNORE_INDEX, Schedule, SuperposedLM, split_window, window_length
-from superpose.core.parts import SuperposedParts, fold_side
+from superpose import IGNORE_INDEX, Schedule, SuperposedLM, SuperposedParts, split_window, window_length
+from superpose.core.parts import fold_side
 from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
 from superpose.train.metrics import read_metrics
@@ -119,8 +119,8 @@ def test_parts_of_a_step_add_up_under_ignored_tokens(tiny):
     parts = SuperposedParts(tiny.embedding, tiny.backbone, tiny.head)
     window = windows(3, rows=4)
     window[1, 4:] = IGNORE_INDEX
-    rows = sum((split_window(window, 3)[1] != IGNORE_INDEX).any(dim=-1).flatten().tolist())
-    pieces = sum(parts(part, 3, normalizer=rows) for part in window.split([1, 2, 1]))
+    positions = sum((split_window(window, 3)[1] != IGNORE_INDEX).any(dim=-1).flatten().tolist())
+    pieces = sum(parts(part, 3, normalizer=positions) for part in window.split([1, 2, 1]))
     torch.testing.assert_close(pieces, parts(window, 3), rtol=1e-12, atol=0)
     assert parts(torch.full((1, 9), IGNORE_INDEX), 3).item() == 0
 
@@ -129,8 +129,57 @@ def test_side_inputs_that_do_not_fit_are_refused(tiny):
     parts = SuperposedParts(tiny.embedding, tiny.backbone, tiny.head, sides={"documents": "last"})
     with pytest.raises(ValueError, match="name each in `sides`"):
         parts(windows(3), 3)
-    with pytest.raises(ValueError, match="softcap would be ignored"):
-        SuperposedParts(tiny.embedding, tiny.backbone, lambda hidden: hidden, softcap=30.0)
+
+
+@pytest.mark.error(n=6)
+@pytest.mark.parametrize("variant", ["mce", "mce_alt", "hinge", "bce"])
+def test_no_setting_is_ignored_whatever_the_head(tiny, variant):
+    """A linear head and a function of the same logits have one loss, and each setting changes it."""
+    losses = []
+    for settings in ({}, {"z_loss": 0.1}, {"softcap": 0.1}):
+        of_both = [
+            SuperposedParts(tiny.embedding, tiny.backbone, head, variant=variant, **settings)(windows(3), 3)
+            for head in (tiny.head, lambda hidden: tiny.head(hidden))
+        ]
+        torch.testing.assert_close(*of_both, rtol=1e-12, atol=0)
+        losses.append(of_both[0].item())
+    assert len(set(losses)) == 3
+    with pytest.raises(ValueError, match="softcap is 0"):
+        SuperposedParts(tiny.embedding, tiny.backbone, tiny.head, softcap=0.0)
+
+
+@pytest.mark.error(n=6)
+def test_a_backbone_is_told_where_documents_begin(tiny):
+    seen = []
+
+    def backbone(x, position_ids):
+        seen.append(position_ids.tolist())
+        return tiny.backbone(x)
+
+    window = torch.tensor([[1, 2, 0, 3, 4, 5, 6, 7, 8, 9]])
+    SuperposedParts(tiny.embedding, backbone, tiny.head, end_of_text=0)(window, 2)
+    assert seen == [[[0, 0, 1, 2]]]  # a bag of two documents belongs to the second
+
+
+@pytest.mark.error(n=4)
+def test_a_router_loss_is_weighed_by_its_share_of_the_step(tiny):
+    router_loss, load = torch.tensor(2.0).double(), torch.tensor([0.5, 0.5])
+
+    def routed(x):
+        return tiny.backbone(x), router_loss, load
+
+    window = windows(3, rows=4)
+    plain = SuperposedParts(tiny.embedding, tiny.backbone, tiny.head)
+    parts = SuperposedParts(tiny.embedding, routed, tiny.head, router_coef=0.01)
+    output = parts.output(window, 3)
+    assert output.expert_load is load
+    assert output.positions == 20
+    torch.testing.assert_close(output.loss, plain(window, 3) + 0.02)
+    pieces = sum(parts(part, 3, normalizer=20) for part in window.split([1, 3]))
+    torch.testing.assert_close(pieces, output.loss)
+    for backbone, coefficient in ((routed, None), (tiny.backbone, 0.01)):
+        with pytest.raises(ValueError, match="give both or neither"):
+            SuperposedParts(tiny.embedding, backbone, tiny.head, router_coef=coefficient)(window, 3)
 
 
 @pytest.mark.parametrize("mode", ["full", "input", "output"])

@@ -18,9 +18,10 @@ from superpose.core.fold import (
     split_window,
     window_length,
 )
-from superpose.core.linear_loss import linear_multi_hot_cross_entropy, vocab_parallel_multi_hot_cross_entropy
-from superpose.core.loss import bag_weights, count_rows, multi_hot_cross_entropy
-from superpose.core.model import SuperposedLM, SuperposedOutput
+from superpose.core.linear_loss import VocabShard, linear_multi_hot_cross_entropy
+from superpose.core.loss import bag_weights, count_positions, multi_hot_cross_entropy
+from superpose.core.model import SuperposedLM
+from superpose.core.parts import SuperposedOutput, SuperposedParts
 from superpose.core.schedule import Schedule, Stage
 
 __all__ = [
@@ -32,9 +33,11 @@ __all__ = [
     "Stage",
     "SuperposedLM",
     "SuperposedOutput",
+    "SuperposedParts",
+    "VocabShard",
     "bag_weights",
     "cost",
-    "count_rows",
+    "count_positions",
     "document_positions",
     "embed_bags",
     "flops_per_latent",
@@ -44,6 +47,5 @@ __all__ = [
     "multi_hot_cross_entropy",
     "shift_labels",
     "split_window",
-    "vocab_parallel_multi_hot_cross_entropy",
     "window_length",
 ]

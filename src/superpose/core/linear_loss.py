@@ -1,14 +1,14 @@
 """The multi-hot cross-entropy from hidden states, at the cost of its matrix products.
 
-    hidden [N, D] --head--> logits of a chunk [n, V] --> loss of its rows
+    hidden [N, D] --head--> logits of a chunk [n, V] --> loss of its positions
                                    |
                                    +-- in place: d loss / d logits --> gradients of hidden and head
 
 The loss of a head is three matrix products (logits, gradient of hidden, gradient of head) and some passes over
 N x V numbers. Done naively the passes cost as much as the products, and the N x V numbers are the largest tensor
-of the whole training step. Here rows go through the head in chunks, and a chunk's gradients are formed while its
+of the whole training step. Here positions go through the head in chunks, and a chunk's gradients are formed while its
 logits are at hand (`superpose.core.multi_hot_op`). So the forward pass does all the work, the backward pass only
-scales two gradients, nothing is computed twice, and two chunks of rows x V are the largest temporary there is.
+scales two gradients, nothing is computed twice, and two chunks of n x V are the largest temporary there is.
 docs/loss.md has the argument with its measurements.
 
 Precision
@@ -16,11 +16,12 @@ Precision
     gradient until it is returned. The products run in the dtype of their operands or of autocast; on a CPU that
     cannot multiply in half precision, in float32, which is both faster there and closer.
 
-Shapes: N rows, S targets of a row, D width, V vocabulary.
+Shapes: N positions (B rows x L latents), n of a chunk, S targets of a position (a bag), D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from superpose.core.fold import IGNORE_INDEX
-from superpose.core.loss import Reduction, Variant, bagged, count_rows, target_shares
+from superpose.core.loss import Reduction, bagged, check_softcap, count_positions, sum_dtype, target_shares
 from superpose.core.multi_hot_op import linear_multi_hot
 
 
@@ -42,6 +43,110 @@ def _cpu_halves() -> set[torch.dtype]:
 _CPU_HALVES = _cpu_halves()
 
 
+@dataclass(frozen=True)
+class VocabShard:
+    """The part of a vocabulary that a rank holds, where the ranks of a group share the head.
+
+    Args:
+        start: id of the part's first entry.
+        group: the ranks that share it.
+    """
+
+    start: int
+    group: dist.ProcessGroup
+
+    @classmethod
+    def even(cls, vocab_size: int, group: dist.ProcessGroup) -> VocabShard:
+        """This rank's part as PyTorch cuts a dimension: parts of one size, the last ones shorter or empty."""
+        return cls(dist.get_rank(group) * -(-vocab_size // dist.get_world_size(group)), group)
+
+
+def linear_multi_hot_cross_entropy(
+    hidden: Tensor,
+    lm_head_weight: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    reduction: Reduction = "mean",
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    vocab_size: int | None = None,
+    shard: VocabShard | None = None,
+    chunk_positions: int | None = None,
+) -> Tensor:
+    """`multi_hot_cross_entropy(F.linear(hidden, lm_head_weight, bias), targets, ...)` without the N x V logits.
+
+    Equivalent plain PyTorch::
+
+        logits = F.linear(hidden, lm_head_weight, bias)[..., :vocab_size].float()
+        logits = softcap * torch.tanh(logits / softcap)                             # if there is a cap
+        multi_hot_cross_entropy(logits, targets, weights, ignore_index, reduction, z_loss)
+
+    Under `torch.no_grad()` it does the first product only; a hidden, head or bias that needs no gradient costs
+    none. It belongs outside activation checkpointing, which would do the forward pass, gradients and all, twice.
+
+    Args:
+        hidden: [..., D], the model's last hidden states.
+        lm_head_weight: [V, D]. Tied to the embedding or not.
+        targets: [..., S], or [...] for one target a position; ids of 0 to V - 1 or `ignore_index`.
+        weights: [S], see `bag_weights`; uniform if not given.
+        bias: [V] of the head, if it has one.
+        ignore_index: marks targets that take no part.
+        reduction: "mean" or "sum", see the normalisation of `superpose.core.loss`. "none" forms its gradients in
+            the backward pass, from logits computed again, since positions then meet different gradients.
+        z_loss: adds z_loss * logsumexp^2 to each position that counts.
+        softcap: logits are softcap * tanh(logits / softcap), as Gemma 2 has them (arXiv 2408.00118, section 2).
+        vocab_size: entries of the head from here on are padding: no probability, and a gradient of zero.
+        shard: this rank's part of a vocabulary that ranks share. They give the same hidden states and targets (ids
+            of the whole vocabulary), and each its own part of head and bias; parts may differ in size. For each
+            chunk they exchange a maximum and, in one sum, the normaliser and the targets' logits: n (S + 2)
+            numbers, never logits. The loss is the same on every rank, and so is the gradient of hidden, which is
+            whole: nothing before the head has to be summed over the group.
+        chunk_positions: positions at a time, by default those of the function `chunk_positions`; it changes speed
+            and memory, not results.
+
+    Returns:
+        A scalar in float32 (float64 for float64), or [...] for "none" (0 for positions without a valid target).
+
+    Raises:
+        ValueError: shapes that do not belong together, a setting out of range, or a head that is a DTensor.
+    """
+    targets = bagged(hidden, targets, weights, reduction)
+    _check_head(hidden, lm_head_weight, bias, softcap)
+    entries = len(lm_head_weight)
+    start, group = (shard.start, shard.group.group_name) if shard else (0, "")
+    if vocab_size is None:
+        vocab_size = start + entries
+    elif not shard and not 0 < vocab_size <= entries:
+        raise ValueError(f"vocab_size is {vocab_size} for a head of {entries} entries; give 1 to that many")
+    if chunk_positions is not None and chunk_positions < 1:
+        raise ValueError(f"chunk_positions is {chunk_positions}; give at least 1, or None to have it chosen")
+    leading = hidden.shape[:-1]
+    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
+    product_dtype = _product_dtype(hidden, lm_head_weight)
+    total, losses, *_ = linear_multi_hot(
+        hidden,
+        lm_head_weight,
+        bias,
+        targets.masked_fill(targets == ignore_index, 0),
+        target_shares(targets, weights, ignore_index, sum_dtype(product_dtype)),
+        torch.is_grad_enabled() and reduction != "none",
+        None,
+        [tensor is not None and tensor.requires_grad for tensor in (hidden, lm_head_weight, bias)],
+        z_loss,
+        softcap or 0.0,
+        max(0, min(vocab_size - start, entries)),
+        start,
+        group,
+        product_dtype,
+        chunk_positions or _chosen_chunk(hidden, entries),
+    )
+    if reduction == "mean":
+        return total / count_positions(targets, weights, ignore_index).clamp(min=1)
+    return losses.reshape(leading) if reduction == "none" else total
+
+
 def chunk_positions(device_type: str, positions: int, width: int, vocab_size: int) -> int:
     """Positions that go through the head at a time, so 2 x this x V numbers are the loss's largest temporary.
 
@@ -53,167 +158,22 @@ def chunk_positions(device_type: str, positions: int, width: int, vocab_size: in
         device_type: "cpu", or any other type of a `torch.device`.
         positions: N, of all hidden states together.
         width: D of the hidden states.
-        vocab_size: rows of the head (V); where ranks share the head, of this rank's part.
+        vocab_size: entries of the head (V); where ranks share the head, of this rank's part.
     """
     vocab_size = max(1, vocab_size)
     wanted = max(128, 2**18 // vocab_size) if device_type == "cpu" else max(1024, positions * width // vocab_size)
     return max(1, min(wanted, positions))
 
 
-def linear_multi_hot_cross_entropy(
-    hidden: Tensor,
-    lm_head_weight: Tensor,
-    targets: Tensor,
-    weights: Tensor | None = None,
-    bias: Tensor | None = None,
-    ignore_index: int = IGNORE_INDEX,
-    reduction: Reduction = "mean",
-    variant: Variant = "mce",
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    vocab_size: int | None = None,
-    chunk_rows: int | None = None,
-) -> Tensor:
-    """`multi_hot_cross_entropy(F.linear(hidden, lm_head_weight, bias), targets, ...)` without the N x V logits.
-
-    Equivalent plain PyTorch::
-
-        logits = F.linear(hidden, lm_head_weight, bias)[..., :vocab_size].float()
-        logits = softcap * torch.tanh(logits / softcap)                             # if there is a cap
-        multi_hot_cross_entropy(logits, targets, weights, ignore_index, reduction, variant, z_loss)
-
-    Under `torch.no_grad()` it does the first product only; a hidden, head or bias that needs no gradient costs
-    none. It belongs outside activation checkpointing, which would do the forward pass, gradients and all, twice.
-
-    Args:
-        hidden: [..., D], the model's last hidden states.
-        lm_head_weight: [V, D]. Tied to the embedding or not.
-        targets: [..., S], or [...] for one target a row; ids of 0 to V - 1 or `ignore_index`.
-        weights: [S], see `bag_weights`; uniform if not given.
-        bias: [V] of the head, if it has one.
-        ignore_index: marks targets that take no part.
-        reduction: "mean" or "sum", see the normalisation of `superpose.core.loss`. "none" forms its gradients in
-            the backward pass, from logits computed again, since rows then meet different gradients.
-        variant: "mce", or "mce_alt" for the bag's total probability, see `superpose.core.loss`.
-        z_loss: adds z_loss * logsumexp^2 to each row that counts.
-        softcap: logits are softcap * tanh(logits / softcap), as Gemma 2 has them (arXiv 2408.00118, section 2).
-        vocab_size: rows of the head from here on are padding: no probability, and a gradient of zero.
-        chunk_rows: rows at a time, by default chosen from the shapes; it changes speed and memory, not results.
-
-    Returns:
-        A scalar in float32 (float64 for float64), or [...] for "none" (0 for rows without a valid target).
-
-    Raises:
-        ValueError: shapes that do not belong together, a setting out of range, or a head that is a DTensor.
-    """
-    return _linear_loss(
-        hidden, lm_head_weight, targets, weights, bias, ignore_index, reduction, variant, z_loss, softcap,
-        lm_head_weight.shape[0] if vocab_size is None else vocab_size, 0, "", chunk_rows,
-    )  # fmt: skip
+def _chosen_chunk(hidden: Tensor, entries: int) -> int:
+    return chunk_positions(hidden.device.type, *hidden.shape, entries)
 
 
-def vocab_parallel_multi_hot_cross_entropy(
-    hidden: Tensor,
-    lm_head_shard: Tensor,
-    targets: Tensor,
-    vocab_start: int,
-    group: dist.ProcessGroup,
-    weights: Tensor | None = None,
-    bias: Tensor | None = None,
-    ignore_index: int = IGNORE_INDEX,
-    reduction: Reduction = "mean",
-    variant: Variant = "mce",
-    z_loss: float = 0.0,
-    softcap: float | None = None,
-    vocab_size: int | None = None,
-    chunk_rows: int | None = None,
-) -> Tensor:
-    """`linear_multi_hot_cross_entropy` over a head whose rows are spread over the ranks of a group.
-
-    Every rank gives the same hidden states and targets, and its own rows of the head. For each chunk the ranks
-    exchange a maximum and, in one sum, the normaliser and the targets' logits: n (S + 2) numbers, never logits.
-
-    Args:
-        hidden: [..., D], the same on every rank of the group.
-        lm_head_shard: [V / ranks, D], this rank's rows; shards may differ in size and even be empty.
-        targets: [..., S] or [...], the same on every rank; ids of the whole vocabulary.
-        vocab_start: id of the shard's first row.
-        group: the ranks that share the head.
-        bias: [V / ranks], this rank's part.
-        vocab_size: of the whole head without padding; by default nothing is padding.
-        weights, ignore_index, reduction, variant, z_loss, softcap, chunk_rows: as without shards.
-
-    Returns:
-        The loss, the same on every rank. Backward gives each rank the gradient of its own shard and the whole
-        gradient of hidden, so nothing before the head has to be summed over the group.
-
-    Raises:
-        ValueError: as without shards.
-    """
-    return _linear_loss(
-        hidden, lm_head_shard, targets, weights, bias, ignore_index, reduction, variant, z_loss, softcap,
-        vocab_start + lm_head_shard.shape[0] if vocab_size is None else vocab_size,
-        vocab_start, group.group_name, chunk_rows,
-    )  # fmt: skip
-
-
-def _linear_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-    bias: Tensor | None,
-    ignore_index: int,
-    reduction: Reduction,
-    variant: Variant,
-    z_loss: float,
-    softcap: float | None,
-    vocab_size: int,
-    vocab_start: int,
-    group: str,
-    chunk_rows: int | None,
-) -> Tensor:
-    targets = bagged(hidden, targets, weights, reduction, variant)
-    _check_head(hidden, weight, bias, softcap, vocab_size, chunk_rows, bool(group))
-    leading = hidden.shape[:-1]
-    hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
-    product_dtype = _product_dtype(hidden, weight)
-    shares = target_shares(targets, weights, ignore_index, _wide(product_dtype))
-    total, rows, *_ = linear_multi_hot(
-        hidden,
-        weight,
-        bias,
-        targets.masked_fill(targets == ignore_index, 0),
-        shares,
-        torch.is_grad_enabled() and reduction != "none",
-        None,
-        [tensor is not None and tensor.requires_grad for tensor in (hidden, weight, bias)],
-        variant == "mce_alt",
-        z_loss,
-        softcap or 0.0,
-        max(0, min(vocab_size - vocab_start, weight.shape[0])),
-        vocab_start,
-        group,
-        product_dtype,
-        chunk_rows or chunk_positions(hidden.device.type, *hidden.shape, weight.shape[0]),
-    )
-    loss: Tensor = rows.reshape(leading) if reduction == "none" else total
-    return loss / count_rows(targets, weights, ignore_index).clamp(min=1) if reduction == "mean" else loss
-
-
-def _check_head(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    softcap: float | None,
-    vocab_size: int,
-    chunk_rows: int | None,
-    sharded: bool,
-) -> None:
+def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:
     if hasattr(weight, "to_local"):
         raise ValueError(
             "lm_head_weight is a DTensor: compute the loss inside the forward pass of the module that FSDP wraps, "
-            "or give its local rows to vocab_parallel_multi_hot_cross_entropy"
+            "or give its local entries and their place as a VocabShard"
         )
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
         raise ValueError(
@@ -222,16 +182,7 @@ def _check_head(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {list(bias.shape)} does not fit the head; expected [{weight.shape[0]}]")
-    if softcap is not None and softcap <= 0:
-        raise ValueError(f"softcap is {softcap}; give a positive number, or None for no cap")
-    if not sharded and not 0 < vocab_size <= weight.shape[0]:
-        raise ValueError(f"vocab_size is {vocab_size} for a head of {weight.shape[0]} rows; give 1 to that many")
-    if chunk_rows is not None and chunk_rows < 1:
-        raise ValueError(f"chunk_rows is {chunk_rows}; give at least 1, or None to have it chosen")
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    check_softcap(softcap)
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

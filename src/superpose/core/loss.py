@@ -8,24 +8,18 @@ It is the mean of S ordinary cross-entropies, so one logsumexp and one head prod
 initialisation it is about log V, never log(V) / S; its floor is the entropy of the target (log S for S
 distinct tokens). At S = 1 it is `F.cross_entropy`.
 
-The paper's variant asks for the bag's total probability instead of each token's (its appendix C; both ended equal)::
-
-    MCEAlt(z, y) = logsumexp(z) - log(sum_i w_i exp(z[y_i]) / sum_i w_i)
-
-With weights that sum to 1 it differs from -log of the sum of the bag's probabilities by the constant log S, which
-gives it MCE's scale: log V at initialisation, and cross-entropy at S = 1.
-
 This module defines the loss on whole logits, for reading and for small vocabularies; `superpose.core.linear_loss`
-computes the same from hidden states without ever holding the logits.
+computes the same from hidden states without ever holding the logits. Other losses of a bag that the paper tried are in
+`superpose.core.ablations`.
 
 Normalisation, everywhere in superpose
-    A *row* is one latent position. The weights of its valid targets are scaled to sum to 1, so a partly
-    filled bag counts as much as a full one. `reduction="mean"` divides the sum over rows by the number of
-    rows that have a valid target; a row without one contributes nothing, and a batch without one is 0, not
-    NaN. For accumulated gradients or several ranks take `reduction="sum"` and divide by `count_rows` of the
-    whole step: the result does not depend on how the step was cut.
+    The weights of a position's valid targets are scaled to sum to 1, so a partly filled bag counts as much as
+    a full one. `reduction="mean"` divides the sum over positions by the number of positions that have a valid
+    target; a position without one contributes nothing, and a batch without one is 0, not NaN. For accumulated
+    gradients or several ranks take `reduction="sum"` and divide by `count_positions` of the whole step: the
+    result does not depend on how the step was cut.
 
-Shapes: N rows, S targets of a row, D width, V vocabulary.
+Shapes: N positions (B rows x L latents), S targets of a position (a bag), V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +34,6 @@ from superpose.core.fold import IGNORE_INDEX
 
 Weighting = Literal["uniform", "power", "exponential", "first"]
 Reduction = Literal["mean", "sum", "none"]
-Variant = Literal["mce", "mce_alt"]
 
 
 def bag_weights(bag_size: int, weighting: Weighting | Sequence[float] = "uniform") -> Tensor:
@@ -81,8 +74,8 @@ def target_weights(targets: Tensor, weighting: Weighting | Sequence[float]) -> T
     return bag_weights(targets.shape[-1], weighting).to(targets.device)
 
 
-def count_rows(targets: Tensor, weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Rows that have a valid target of non-zero weight: the divisor of `reduction="mean"`. [N, S] to int64 []."""
+def count_positions(targets: Tensor, weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """Positions with a valid target of non-zero weight, the divisor of `reduction="mean"`: [..., S] to int64 []."""
     valid = targets != ignore_index
     if weights is not None:
         valid = valid & (weights > 0).to(targets.device)
@@ -95,7 +88,6 @@ def multi_hot_cross_entropy(
     weights: Tensor | None = None,
     ignore_index: int = IGNORE_INDEX,
     reduction: Reduction = "mean",
-    variant: Variant = "mce",
     z_loss: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of logits against bags of targets; half-precision logits are summed in float32.
@@ -106,57 +98,59 @@ def multi_hot_cross_entropy(
 
     Args:
         logits: [..., V].
-        targets: [..., S], or [...] for one target a row; ids of 0 to V - 1 or `ignore_index`.
+        targets: [..., S], or [...] for one target a position; ids of 0 to V - 1 or `ignore_index`.
         weights: [S], see `bag_weights`; uniform if not given.
         ignore_index: marks targets that take no part.
         reduction: "mean", "sum" or "none", see the normalisation above.
-        variant: "mce" or "mce_alt", see above.
-        z_loss: adds z_loss * logsumexp(logits)^2 to each row that counts, which keeps logits from drifting
+        z_loss: adds z_loss * logsumexp(logits)^2 to each position that counts, which keeps logits from drifting
             (PaLM, arXiv 2204.02311, section 5).
 
     Returns:
-        A scalar, or [...] for "none" (0 for rows without a valid target).
+        A scalar, or [...] for "none" (0 for positions without a valid target).
 
     Raises:
-        ValueError: shapes that do not belong together, or an unknown reduction or variant.
+        ValueError: shapes that do not belong together, or an unknown reduction.
     """
-    targets = bagged(logits, targets, weights, reduction, variant)
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    targets = bagged(logits, targets, weights, reduction)
+    logits = logits.to(sum_dtype(logits.dtype))
     shares = target_shares(targets, weights, ignore_index, logits.dtype)
     picked = logits.gather(-1, targets.masked_fill(targets == ignore_index, 0))
     lse = logits.logsumexp(dim=-1)
-    empty = shares.sum(dim=-1) == 0
-    if variant == "mce":
-        rows = lse - (shares * picked).sum(dim=-1)
-    else:
-        # A row of nothing but log 0 would have a NaN for a gradient.
-        rows = lse - (picked + shares.masked_fill(empty.unsqueeze(-1), 1).log()).logsumexp(dim=-1)
-    rows = (rows + z_loss * lse.square()).masked_fill(empty, 0)
-    if reduction == "none":
-        return rows
-    return rows.sum() if reduction == "sum" else rows.sum() / count_rows(targets, weights, ignore_index).clamp(min=1)
+    losses = lse - (shares * picked).sum(dim=-1) + z_loss * lse.square()
+    losses = losses.masked_fill(shares.sum(dim=-1) == 0, 0)
+    if reduction == "mean":
+        return losses.sum() / count_positions(targets, weights, ignore_index).clamp(min=1)
+    return losses.sum() if reduction == "sum" else losses
+
+
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of logits, and of sums over the vocabulary: float64 for float64, float32 for all else."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def target_shares(targets: Tensor, weights: Tensor | None, ignore_index: int, dtype: torch.dtype) -> Tensor:
-    """Each target's share of its row's loss [N, S]: 0 where ignored; a row sums to 1, or 0 if none is valid."""
+    """Each target's share of its position's loss: 0 where ignored; they sum to 1, or 0 if none is valid. [..., S]."""
     valid = (targets != ignore_index).to(dtype)
     weighted = valid if weights is None else valid * weights.to(targets.device, dtype)
     mass = weighted.sum(dim=-1, keepdim=True)
     return weighted / mass.masked_fill(mass == 0, 1)
 
 
-def bagged(rows: Tensor, targets: Tensor, weights: Tensor | None, reduction: str, variant: str) -> Tensor:
-    """Targets as [..., S], after checking that everything belongs together."""
-    for setting, value, choices in (("reduction", reduction, Reduction), ("variant", variant, Variant)):
-        if value not in get_args(choices):
-            raise ValueError(f"{setting} is {value!r}; choose one of {', '.join(get_args(choices))}")
-    if targets.shape == rows.shape[:-1]:
+def check_softcap(softcap: float | None) -> None:
+    if softcap is not None and softcap <= 0:
+        raise ValueError(f"softcap is {softcap}; give a positive number, or None for no cap")
+
+
+def bagged(states: Tensor, targets: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
+    """Targets as [..., S], after checking that they belong to hidden states or logits [..., D or V]."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(get_args(Reduction))}")
+    if targets.shape == states.shape[:-1]:
         targets = targets.unsqueeze(-1)
-    if targets.shape[:-1] != rows.shape[:-1]:
+    if targets.shape[:-1] != states.shape[:-1]:
         raise ValueError(
-            f"targets {list(targets.shape)} do not belong to rows {list(rows.shape)}; "
-            f"expected {list(rows.shape[:-1])}, with the bag as a last dimension if there is one"
+            f"targets {list(targets.shape)} do not belong to positions {list(states.shape)}; "
+            f"expected {list(states.shape[:-1])}, with the bag as a last dimension if there is one"
         )
     if weights is not None and weights.shape != targets.shape[-1:]:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""The operator behind `linear_multi_hot_cross_entropy`: chunks of rows, value and gradients in one sweep.
+"""The operator behind `linear_multi_hot_cross_entropy`: chunks of positions, value and gradients in one sweep.
 
 While a chunk's logits are at hand
 
-    1. one pass finds each row's maximum, one exponentiates in place, one sums: value and softmax from one exp;
-    2. one pass scales the exponentials to the softmax, and at the S targets of a row their shares are taken off;
+    1. one pass finds each position's maximum, one exponentiates in place, one sums: value and softmax from one exp;
+    2. one pass scales the exponentials to the softmax, and at the S targets of a position their shares are taken off;
     3. two products turn that into the chunk's gradients, added up in float32.
 
 torch.compile sees one operator, `superpose::linear_multi_hot`, with a shape function and a backward pass: the graph
@@ -12,7 +12,7 @@ stays whole and the operator is not traced into.
 No operation depends on the order in which threads arrive: the same input gives the same bits, also where a bag holds
 a token twice.
 
-Shapes: N rows, S targets of a row, D width, V vocabulary, n rows of a chunk.
+Shapes: N positions (B rows x L latents), n of a chunk, S targets of a position (a bag), D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -36,41 +36,39 @@ def linear_multi_hot(
     form_gradients: bool,
     upstream: Tensor | None,
     wanted: Sequence[bool],
-    total_probability: bool,
     z_loss: float,
     softcap: float,
     vocab_size: int,
     vocab_start: int,
     group: str,
     product_dtype: torch.dtype,
-    chunk_rows: int,
+    chunk_positions: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Sum of the rows' losses [], the rows [N], and, if they are to be formed, the gradients of the sum.
+    """Sum of the positions' losses [], the losses [N], and, if they are to be formed, the gradients of the sum.
 
     Args:
         targets: [N, S], token 0 in place of ignored ones.
-        shares: [N, S] of each target in its row, 0 for ignored ones.
+        shares: [N, S] of each target in its bag, 0 for ignored ones.
         form_gradients: of hidden, weight and bias, those that are `wanted`; the others come back empty.
-        upstream: [N], a factor for each row in the gradients; 1 if not given.
-        vocab_size: rows of `weight` that are vocabulary, the rest is padding.
+        upstream: [N], a factor for each position in the gradients; 1 if not given.
+        vocab_size: entries of `weight` that are vocabulary, the rest is padding.
         vocab_start: id of the first of them, where the others are on other ranks.
         group: name of the process group of those ranks; "" if there are none.
     """
     wide = shares.dtype
     wants_hidden, wants_weight, wants_bias = (form_gradients and want for want in wanted)
-    grad_hidden = torch.zeros_like(hidden) if wants_hidden else hidden.new_empty(0)
-    grad_weight = torch.empty_like(weight, dtype=wide) if wants_weight else weight.new_empty(0)
-    grad_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and wants_bias else weight.new_empty(0)
+    losses, grad_hidden, grad_weight, grad_bias = _outputs(hidden, weight, bias, shares, form_gradients, wanted)
+    grad_hidden.zero_()
+    grad_bias.zero_()
 
     head = weight[:vocab_size].to(product_dtype)
-    rows = torch.empty(hidden.shape[0], dtype=wide, device=hidden.device)
     # Written anew for each chunk: memory that is asked for again and again is cleared again and again.
-    chunk_rows = max(1, min(chunk_rows, hidden.shape[0]))
-    buffer = torch.empty(chunk_rows, vocab_size, dtype=wide, device=hidden.device)
+    chunk_positions = max(1, min(chunk_positions, hidden.shape[0]))
+    buffer = torch.empty(chunk_positions, vocab_size, dtype=wide, device=hidden.device)
     narrow_buffer = buffer if product_dtype == wide else torch.empty_like(buffer, dtype=product_dtype)
 
-    for start in range(0, hidden.shape[0], chunk_rows):
-        part = slice(start, start + chunk_rows)
+    for start in range(0, hidden.shape[0], chunk_positions):
+        part = slice(start, start + chunk_positions)
         states, share, counts = hidden[part].to(product_dtype), shares[part], shares[part].sum(-1, keepdim=True) > 0
         logits, narrow = buffer[: len(states)], narrow_buffer[: len(states)]
 
@@ -93,17 +91,12 @@ def linear_multi_hot(
         picked, top, normalizer = _pick_and_exponentiate(logits, places, owned, group)
         lse = top + normalizer.log()
 
-        if total_probability:
-            joint = picked + share.log()
-            bag = joint.logsumexp(-1, keepdim=True)
-            share = (joint - bag).exp()
-        else:
-            bag = (share * picked).sum(-1, keepdim=True)
-        rows[part] = torch.where(counts, lse - bag + z_loss * lse.square(), 0).squeeze(-1)
+        bag = (share * picked).sum(-1, keepdim=True)
+        losses[part] = torch.where(counts, lse - bag + z_loss * lse.square(), 0).squeeze(-1)
         if not form_gradients or vocab_size == 0:
             continue
 
-        # d row / d logits = (1 + 2 z_loss lse) softmax - shares at the targets
+        # d loss / d logits = (1 + 2 z_loss lse) softmax - shares at the targets
         factor = counts.to(wide) if upstream is None else counts * upstream[part].unsqueeze(-1)
         softmax_factor = factor * (1 + 2 * z_loss * lse) / normalizer
         share = torch.where(counts, factor * share, 0)
@@ -124,13 +117,25 @@ def linear_multi_hot(
         grad_weight[vocab_size if len(hidden) else 0 :] = 0  # what no product has written
     if group and wants_hidden:
         dist.all_reduce(grad_hidden, group=_group(group))
-    return rows.sum(), rows, grad_hidden, grad_weight, grad_bias
+    return losses.sum(), losses, grad_hidden, grad_weight, grad_bias
+
+
+def _outputs(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, form_gradients: bool, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for the losses [N] and the gradients of hidden, weight and bias; no room for those not to be formed."""
+    like = (hidden, hidden.dtype), (weight, shares.dtype), (bias, shares.dtype)
+    hidden_grad, weight_grad, bias_grad = (
+        torch.empty_like(of, dtype=dtype) if form_gradients and want and of is not None else shares.new_empty(0)
+        for (of, dtype), want in zip(like, wanted, strict=True)
+    )
+    return shares.new_empty(hidden.shape[0]), hidden_grad, weight_grad, bias_grad
 
 
 def _pick_and_exponentiate(
     logits: Tensor, places: Tensor, owned: Tensor | None, group: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits at the targets [n, S], row maxima [n, 1] and sums of exp(logits - maximum) [n, 1].
+    """Logits at the targets [n, S], maxima [n, 1] and sums of exp(logits - maximum) [n, 1].
 
     Leaves exp(logits - maximum) in `logits`. With a group, all three are those of the whole vocabulary.
     """
@@ -188,16 +193,7 @@ def _(
     wanted: Sequence[bool],
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wants_hidden, wants_weight, wants_bias = (form_gradients and want for want in wanted)
-    rows = shares.new_empty(hidden.shape[0])
-    grad_bias = torch.empty_like(bias, dtype=rows.dtype) if bias is not None and wants_bias else weight.new_empty(0)
-    return (
-        rows.new_empty(()),
-        rows,
-        torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0),
-        torch.empty_like(weight, dtype=rows.dtype) if wants_weight else weight.new_empty(0),
-        grad_bias,
-    )
+    return shares.new_empty(()), *_outputs(hidden, weight, bias, shares, form_gradients, wanted)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -210,14 +206,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(*(gradients if formed else (hidden, weight, bias, targets, shares)))
 
 
-def _backward(ctx: Any, grad_total: Tensor | None, grad_rows: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_total: Tensor | None, grad_losses: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     wanted = ctx.settings[0]
-    if (grad_total if ctx.formed else grad_rows) is None:
+    if (grad_total if ctx.formed else grad_losses) is None:
         return (None,) * (7 + len(ctx.settings))
     if ctx.formed:
         gradients = [gradient * grad_total for gradient in ctx.saved_tensors]
     else:
-        _, _, *gradients = linear_multi_hot(*ctx.saved_tensors, True, grad_rows, *ctx.settings)
+        _, _, *gradients = linear_multi_hot(*ctx.saved_tensors, True, grad_losses, *ctx.settings)
     weight_dtype, bias_dtype = ctx.dtypes
     dtypes = gradients[0].dtype, weight_dtype, bias_dtype
     return (

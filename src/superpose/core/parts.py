@@ -1,25 +1,29 @@
-"""A model of your own in a loop of your own: embedding, backbone and head as callables.
+"""The loss of a window, for any model that can be called in three parts: embedding, backbone and head.
 
-    window -> fold -> embedding, mean over each bag -> backbone -> head and multi-hot loss
+    window -> fold -> embedding, mean over each bag -> backbone -> head and multi-hot loss -> normalise
                 side inputs, folded as the tokens are ----^
 
-Nothing is asked of the model but that it can be called in three parts. For Hugging Face models there is
-`superpose.SuperposedLM`, which finds the parts itself.
+Nothing else is asked of the model. For Hugging Face models there is `superpose.SuperposedLM`, which finds the parts
+itself.
+
+Shapes: B rows of a batch, L latents (positions of bags, what the model sees), S tokens in a bag, N = B x L positions,
+D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from superpose.core.ablations import WEIGHTED, Variant, ablated_loss
 from superpose.core.embed import embed_tokens
-from superpose.core.fold import Mode, fold, fold_mask, split_window
+from superpose.core.fold import Mode, document_positions, fold, fold_mask, split_window
 from superpose.core.linear_loss import linear_multi_hot_cross_entropy
-from superpose.core.loss import Variant, Weighting, count_rows, multi_hot_cross_entropy, target_weights
+from superpose.core.loss import Weighting, check_softcap, count_positions, multi_hot_cross_entropy, target_weights
 
 Folding = Literal["mean", "any", "first", "last"]
 """What a bag has of a side input of its tokens: their mean (features), any (masks), the first's or the last's
@@ -44,19 +48,46 @@ def fold_side(values: Tensor, bag_size: int, how: Folding) -> Tensor:
     return bags[:, :, 0 if how == "first" else -1]
 
 
+class SuperposedOutput(NamedTuple):
+    """The loss of a window and what it is made of.
+
+    Attributes:
+        loss: what to call `backward()` on: cross-entropy and, for a mixture of experts, its router loss.
+        cross_entropy: the (multi-hot) cross-entropy alone, in nats, under the same normalisation; with the z-loss, if
+            there is one.
+        router_loss: the router's load-balancing loss before its coefficient; None for a model without one.
+        positions: latents with a valid target, int64.
+        expert_load: share of the latents' choices that fell on each expert [E], mean over layers; 1 / E is even.
+            None for a model without a router loss.
+    """
+
+    loss: Tensor
+    cross_entropy: Tensor
+    router_loss: Tensor | None
+    positions: Tensor
+    expert_load: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class SuperposedParts:
     """The loss of a window, for any model that can be called in three parts.
 
     Args:
         embedding: ids [...] to vectors [..., D]; an `nn.Embedding` is summed without holding each token's vector.
-        backbone: vectors [B, L, D] and the side inputs, by name, to the last hidden states [B, L, D].
+        backbone: vectors [B, L, D] and the side inputs, by name, to the last hidden states [B, L, D]. A mixture of
+            experts returns (hidden states, router loss, expert load) as `superpose.core.experts.balance_loss` gives
+            them.
         head: an `nn.Linear`, whose logits are then never held, or any function of hidden states to logits [B, L, V].
-        weighting, variant: as in `superpose.SuperposedLM`.
-        z_loss, softcap: as in `linear_multi_hot_cross_entropy`. A head that is a function does its own capping.
+        weighting: of the tokens in a target bag, see `bag_weights`.
+        variant: "mce", or another loss of bags from `superpose.core.ablations`, on whole logits, to see it fail.
+        z_loss: see `linear_multi_hot_cross_entropy`.
+        softcap: of the head's logits, see there.
         tables: further per-token vectors that the backbone takes, by name (value embeddings, embeddings of each
             layer): ids [...] to vectors [..., D]. A bag's is the mean of its tokens', as at the input.
         sides: how each further side input is folded, by name; their values come with the call.
+        end_of_text: id of the token that ends documents, if latents are to attend inside their document alone: the
+            backbone then gets `position_ids` [B, L] that restart where a document does, see `document_positions`.
+        router_coef: factor of the router loss that the backbone returns.
 
     The same object serves both phases; at bag size 1 it is ordinary next-token cross-entropy::
 
@@ -64,10 +95,13 @@ class SuperposedParts:
         for step in range(schedule.total_steps):
             s = schedule.bag_size_at(step)
             loss_of(get_batch(window_length(L, s)), s).backward()
+
+    Raises:
+        ValueError: a setting is unknown or out of range, or would be ignored.
     """
 
     embedding: Callable[[Tensor], Tensor]
-    backbone: Callable[..., Tensor]
+    backbone: Callable[..., Any]
     head: Callable[[Tensor], Tensor]
     weighting: Weighting | Sequence[float] = "uniform"
     variant: Variant = "mce"
@@ -75,10 +109,15 @@ class SuperposedParts:
     softcap: float | None = None
     tables: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     sides: Mapping[str, Folding] = field(default_factory=dict)
+    end_of_text: int | None = None
+    router_coef: float | None = None
 
     def __post_init__(self) -> None:
-        if self.softcap is not None and not isinstance(self.head, nn.Linear):
-            raise ValueError("softcap would be ignored: the head is a function; cap its logits inside it")
+        check_softcap(self.softcap)
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant is {self.variant!r}; choose one of {', '.join(get_args(Variant))}")
+        if self.variant not in WEIGHTED and self.weighting != "uniform":
+            raise ValueError(f"variant {self.variant!r} weighs no targets; leave weighting at 'uniform'")
 
     def __call__(
         self,
@@ -91,45 +130,79 @@ class SuperposedParts:
         """Loss of a batch of windows, a scalar in nats.
 
         Args:
-            window: token ids [B, `window_length(L, bag_size, mode)`]; `IGNORE_INDEX` takes part in nothing.
+            window: token ids [B, `window_length(L, bag_size, mode)`]; `IGNORE_INDEX` marks tokens that take part in
+                nothing.
             bag_size: S, tokens in a bag; 1 is ordinary training.
             mode: see `split_window`.
-            normalizer: divides the sum of the rows' losses, see `SuperposedLM.forward`.
+            normalizer: divides the sum of the positions' losses. By default the number of positions with a valid
+                target in this batch; under gradient accumulation that of the whole step, under data parallelism
+                (which averages gradients) the step's positions on all ranks / number of ranks.
             sides: per-token side inputs, each [B, as many as the window, ...], or without the last bag.
 
         Raises:
             ValueError: the window does not fit the bag size, or a side input has no folding or no value.
         """
+        return self.output(window, bag_size, mode, normalizer, **sides).loss
+
+    def output(
+        self,
+        window: Tensor,
+        bag_size: int = 1,
+        mode: Mode = "full",
+        normalizer: Tensor | float | None = None,
+        **sides: Tensor,
+    ) -> SuperposedOutput:
+        """The loss, as calling the object gives it, and what it is made of."""
+        inputs, targets = split_window(window, bag_size, mode)
+        hidden, router_loss, expert_load = self.hidden_states(inputs, **sides)
+        targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
+        weights = target_weights(targets, self.weighting)
+        positions = count_positions(targets, weights)
+        divisor = positions.clamp(min=1) if normalizer is None else normalizer
+        total = self._sum_of_losses(hidden, targets, weights)
+        loss = cross_entropy = total / divisor
+        if router_loss is not None:
+            # Weighted by its share of the step's positions, so that accumulation changes nothing here either.
+            loss = loss + self.router_coef * router_loss * (positions / divisor)
+        return SuperposedOutput(loss, cross_entropy, router_loss, positions, expert_load)
+
+    def hidden_states(self, inputs: Tensor, **sides: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What the backbone makes of tokens [B, L] or bags [B, L, S]: hidden states, router loss, expert load."""
         if sides.keys() != self.sides.keys():
             raise ValueError(
                 f"side inputs {sorted(sides)} were given, foldings for {sorted(self.sides)}; "
                 f"name each in `sides` and give it with every window"
             )
-        inputs, targets = split_window(window, bag_size, mode)
-        targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
-        folded = {
-            name: fold_side(values[:, : inputs[0].numel()], inputs.shape[2] if inputs.dim() == 3 else 1, how)
-            for name, how, values in ((name, how, sides[name]) for name, how in self.sides.items())
-        }
-        vectors = {name: embed_tokens(inputs, table) for name, table in self.tables.items()}
-        hidden = self.backbone(embed_tokens(inputs, self.embedding), **vectors, **folded)
-        weights = target_weights(targets, self.weighting)
-        if isinstance(self.head, nn.Linear):
-            total = linear_multi_hot_cross_entropy(
+        bag_size = inputs.shape[2] if inputs.dim() == 3 else 1
+        named = {name: embed_tokens(inputs, table) for name, table in self.tables.items()}
+        for name, how in self.sides.items():
+            named[name] = fold_side(sides[name][:, : inputs[0].numel()], bag_size, how)
+        if self.end_of_text is not None:
+            named["position_ids"] = document_positions(inputs, self.end_of_text)
+        returned = self.backbone(embed_tokens(inputs, self.embedding), **named)
+        hidden, router_loss, expert_load = returned if isinstance(returned, tuple) else (returned, None, None)
+        if (router_loss is None) != (self.router_coef is None):
+            raise ValueError("router_coef weighs the router loss that the backbone returns; give both or neither")
+        return hidden, router_loss, expert_load
+
+    def _sum_of_losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """Sum over positions of the loss of hidden states [B, L, D] against targets [B, L, S]."""
+        # A single target is asked for by cross-entropy, whatever asks for bags.
+        ablated = self.variant != "mce" and targets.shape[-1] > 1
+        if isinstance(self.head, nn.Linear) and not ablated:
+            return linear_multi_hot_cross_entropy(
                 hidden,
                 self.head.weight,
                 targets,
                 weights,
                 bias=self.head.bias,
                 reduction="sum",
-                variant=self.variant,
                 z_loss=self.z_loss,
                 softcap=self.softcap,
             )
-        else:
-            logits = self.head(hidden)
-            total = multi_hot_cross_entropy(
-                logits, targets, weights, reduction="sum", variant=self.variant, z_loss=self.z_loss
-            )
-        rows = count_rows(targets, weights).clamp(min=1) if normalizer is None else torch.as_tensor(normalizer)
-        return total / rows
+        logits = self.head(hidden)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        if ablated:
+            return ablated_loss(logits.flatten(0, 1), targets.flatten(0, 1), self.variant, weights, self.z_loss)
+        return multi_hot_cross_entropy(logits, targets, weights, reduction="sum", z_loss=self.z_loss)

@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from superpose.core.ablations import Ablation
+from superpose.core.ablations import WEIGHTED, Variant
 from superpose.core.fold import Mode
-from superpose.core.loss import Variant, Weighting, bag_weights
+from superpose.core.loss import Weighting, bag_weights
 from superpose.core.schedule import Schedule
 from superpose.data.config import DataArgs
 from superpose.data.store import Split
@@ -44,8 +44,8 @@ class SuperpositionArgs(BaseModel):
     mode: Mode = "full"
     weighting: Weighting | tuple[float, ...] = "uniform"
     """Of the tokens in a target bag, see `superpose.bag_weights`."""
-    variant: Variant | Ablation = "mce"
-    """Of the loss, see `superpose.multi_hot_cross_entropy`; for ablations also those of `superpose.core.ablations`."""
+    variant: Variant = "mce"
+    """Of the loss: `superpose.multi_hot_cross_entropy`, or an ablation of `superpose.core.ablations`."""
     expand: Expand = "sequence"
     """How a step takes in more tokens: by longer rows, or by more of them, see `superpose.data.windows.WindowPlan`."""
     documents: Literal["joined", "aligned"] = "joined"
@@ -147,7 +147,7 @@ class Recipe(BaseModel):
     def starts_at_log_v(self) -> bool:
         """Whether the first loss of a run is that of a guess: its weights are fresh and its loss a cross-entropy."""
         ordinary = self.schedule.stages[0].bag_size == 1
-        return not self.model.init_from and (ordinary or self.superposition.variant in get_args(Variant))
+        return not self.model.init_from and (ordinary or self.superposition.variant in WEIGHTED)
 
     @property
     def stable_steps(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from superpose.core.model import SuperposedOutput
+from superpose.core.parts import SuperposedOutput
 from superpose.core.schedule import Stage
 from superpose.train.config import Recipe
 from superpose.train.optim import clip_gradients
@@ -61,7 +61,7 @@ def accumulate_gradients(
     args, ranks = recipe.train, state.ranks
     # In training every latent has a target, so every latent counts, in whatever parts the step is computed. Ranks
     # average their gradients, so each divides by its own share of the step's latents.
-    rows = recipe.latents_per_step / ranks.world_size
+    positions = recipe.latents_per_step / ranks.world_size
     total = torch.zeros((), device=ranks.device)
     outputs: list[SuperposedOutput] = []
     parts = window.chunk(args.accumulate)
@@ -76,7 +76,7 @@ def accumulate_gradients(
         cast = args.precision == "bfloat16" and not isinstance(state.module, FSDPModule)
         with waiting:
             with torch.autocast(ranks.device.type, torch.bfloat16, enabled=cast):
-                output: SuperposedOutput = state.module(part, stage.bag_size, stage.mode, normalizer=rows)
+                output: SuperposedOutput = state.module(part, stage.bag_size, stage.mode, normalizer=positions)
             output.loss.backward()
         total += output.cross_entropy.detach()
         outputs.append(output._replace(loss=total, cross_entropy=total))  # lets the graph go
