@@ -108,6 +108,7 @@ def test_no_value_ends_in_a_traceback(name, text):
         ('lr_schedule = "cosine"\ndecay_ratio = 0.2', "train.decay_ratio is of lr_schedule = 'wsd'"),
         ("min_lr_ratio = 0.1", "train.min_lr_ratio is of lr_schedule = 'cosine'"),
         ("momentum = 0.9", "train.momentum is of optimizer = 'muon'"),
+        ("[superposition]\nvariant = 'bce'\nweighting = 'power'", "superposition.weighting would be ignored"),
         ('optimizer = "sgd"', "train.optimizer is 'sgd'"),
         ('track = ["mlflow"]', "train.track"),
     ],

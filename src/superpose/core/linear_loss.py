@@ -120,8 +120,6 @@ def linear_multi_hot_cross_entropy(
         vocab_size = start + entries
     elif not shard and not 0 < vocab_size <= entries:
         raise ValueError(f"vocab_size is {vocab_size} for a head of {entries} entries; give 1 to that many")
-    if chunk_positions is not None and chunk_positions < 1:
-        raise ValueError(f"chunk_positions is {chunk_positions}; give at least 1, or None to have it chosen")
     leading = hidden.shape[:-1]
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
     product_dtype = _product_dtype(hidden, lm_head_weight)
@@ -140,11 +138,10 @@ def linear_multi_hot_cross_entropy(
         start,
         group,
         product_dtype,
-        chunk_positions or _chosen_chunk(hidden, entries),
+        _chunk(chunk_positions, hidden, entries),
     )
-    if reduction == "mean":
-        return total / count_positions(targets, weights, ignore_index).clamp(min=1)
-    return losses.reshape(leading) if reduction == "none" else total
+    loss: Tensor = losses.reshape(leading) if reduction == "none" else total
+    return loss / count_positions(targets, weights, ignore_index).clamp(min=1) if reduction == "mean" else loss
 
 
 def chunk_positions(device_type: str, positions: int, width: int, vocab_size: int) -> int:
@@ -165,8 +162,10 @@ def chunk_positions(device_type: str, positions: int, width: int, vocab_size: in
     return max(1, min(wanted, positions))
 
 
-def _chosen_chunk(hidden: Tensor, entries: int) -> int:
-    return chunk_positions(hidden.device.type, *hidden.shape, entries)
+def _chunk(given: int | None, hidden: Tensor, entries: int) -> int:
+    if given is not None and given < 1:
+        raise ValueError(f"chunk_positions is {given}; give at least 1, or None to have it chosen")
+    return given or chunk_positions(hidden.device.type, hidden.shape[0], hidden.shape[1], entries)
 
 
 def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:

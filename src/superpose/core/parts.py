@@ -155,13 +155,15 @@ class SuperposedParts:
         """The loss, as calling the object gives it, and what it is made of."""
         inputs, targets = split_window(window, bag_size, mode)
         hidden, router_loss, expert_load = self.hidden_states(inputs, **sides)
+        if (router_loss is None) != (self.router_coef is None):
+            raise ValueError("router_coef weighs the router loss that the backbone returns; give both or neither")
         targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
         weights = target_weights(targets, self.weighting)
         positions = count_positions(targets, weights)
         divisor = positions.clamp(min=1) if normalizer is None else normalizer
         total = self._sum_of_losses(hidden, targets, weights)
         loss = cross_entropy = total / divisor
-        if router_loss is not None:
+        if router_loss is not None and self.router_coef is not None:
             # Weighted by its share of the step's positions, so that accumulation changes nothing here either.
             loss = loss + self.router_coef * router_loss * (positions / divisor)
         return SuperposedOutput(loss, cross_entropy, router_loss, positions, expert_load)
@@ -180,10 +182,7 @@ class SuperposedParts:
         if self.end_of_text is not None:
             named["position_ids"] = document_positions(inputs, self.end_of_text)
         returned = self.backbone(embed_tokens(inputs, self.embedding), **named)
-        hidden, router_loss, expert_load = returned if isinstance(returned, tuple) else (returned, None, None)
-        if (router_loss is None) != (self.router_coef is None):
-            raise ValueError("router_coef weighs the router loss that the backbone returns; give both or neither")
-        return hidden, router_loss, expert_load
+        return returned if isinstance(returned, tuple) else (returned, None, None)
 
     def _sum_of_losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Sum over positions of the loss of hidden states [B, L, D] against targets [B, L, S]."""

@@ -33,8 +33,9 @@ from transformers import (
     default_data_collator,
 )
 
+from superpose.core.ablations import Variant
 from superpose.core.fold import split_window
-from superpose.core.loss import Variant, Weighting, count_rows, target_weights
+from superpose.core.loss import Weighting, count_positions, target_weights
 from superpose.core.model import SuperposedLM
 from superpose.core.schedule import Schedule
 from superpose.data.windows import WindowPlan
@@ -228,8 +229,8 @@ class SuperposeTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         stage = self.schedule.stage_at(self.state.global_step)
         # Processes average their gradients, so each divides by its own share of the step's latents.
-        rows = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
-        output = model(window=inputs["window"], bag_size=stage.bag_size, mode=stage.mode, normalizer=rows)
+        positions = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
+        output = model(window=inputs["window"], bag_size=stage.bag_size, mode=stage.mode, normalizer=positions)
         return (output.loss, output) if return_outputs else output.loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
@@ -237,12 +238,12 @@ class SuperposeTrainer(Trainer):
         if not batch_samples or "window" not in batch_samples[0]:
             return super()._get_num_items_in_batch(batch_samples, device)
         stage = self.schedule.stage_at(self.state.global_step)
-        rows = torch.zeros((), dtype=torch.int64)
+        positions = torch.zeros((), dtype=torch.int64)
         for batch in batch_samples:
             _, targets = split_window(batch["window"], stage.bag_size, stage.mode)
             targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
-            rows += count_rows(targets, target_weights(targets, self.weighting))
-        return self.accelerator.gather(rows.to(device)).sum()
+            positions += count_positions(targets, target_weights(targets, self.weighting))
+        return self.accelerator.gather(positions.to(device)).sum()
 
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
         """Adds what a step reads, and names a bag's loss what it is."""

@@ -159,8 +159,8 @@ EXPERIMENTS: dict[str, Experiment] = {
             ORDINARY: (),
             "mce": _superposition(4, 0.3),
             "mce_alt": _superposition(4, 0.3, "superposition.variant='mce_alt'"),
-            "hinge": _superposition(4, 0.3, "superposition.variant='hinge'"),
-            "bce": _superposition(4, 0.3, "superposition.variant='bce'"),
+            "hinge": _superposition(4, 0.3, "superposition.variant='hinge'", _weighting("uniform")),
+            "bce": _superposition(4, 0.3, "superposition.variant='bce'", _weighting("uniform")),
         },
         (
             Claim("mce_alt", "mce", "equal", None, "appendix C"),

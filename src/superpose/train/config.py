@@ -12,7 +12,7 @@ import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -174,11 +174,16 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> Recipe:
-        train = self.train
+        train, superposition = self.train, self.superposition
+        if superposition.variant not in WEIGHTED and superposition.weighting != "uniform":
+            raise ValueError(
+                f"superposition.variant = '{superposition.variant}' weighs no targets, so "
+                f"superposition.weighting would be ignored; leave it out"
+            )
         for stage in self.schedule.stages:
             if stage.bag_size > 1:
-                bag_weights(stage.bag_size, self.superposition.weighting)
-            if self.superposition.expand == "batch" and train.latents % stage.raw_tokens_per_latent:
+                bag_weights(stage.bag_size, superposition.weighting)
+            if superposition.expand == "batch" and train.latents % stage.raw_tokens_per_latent:
                 raise ValueError(
                     f"train.latents ({train.latents}) is not a multiple of superposition.bag_size ({stage.bag_size}), "
                     f"as superposition.expand = 'batch' needs it to be"

@@ -29,6 +29,7 @@ from torchtitan.models.common.attention import FlexAttention, ScaledDotProductAt
 
 from superpose.integrations.torchtitan.config_registry import _qwen3_moe, superpose_debug  # noqa: E402
 from superpose.integrations.torchtitan.trainer import SuperposeMetrics  # noqa: E402
+from superpose.models.build import ModelArgs, build_config  # noqa: E402
 
 TWO_RANKS = {
     "replicas": {"parallelism.data_parallel_replicate_degree": 2, "training.local_batch_size": 2},
@@ -99,9 +100,13 @@ def config_of(store, out, flex=False, experts=False, **settings):
     config.comm.trace_buf_size = 0
     config.debug.seed = 0
     if experts:
-        config.model_spec = _qwen3_moe(
-            "tiny", 2048, 64, 32, layers=2, heads=4, kv_heads=2, experts=4, active=2, head_dim=16
-        )
+        shape = {
+            **{"hidden_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+            **{"num_key_value_heads": 2, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2},
+            **{"norm_topk_prob": True, "tie_word_embeddings": False},
+        }
+        args = ModelArgs(architecture="qwen3_moe", config=shape)
+        config.model_spec = _qwen3_moe("tiny", build_config(args, 2048, 64, 0))
         for layer in config.model_spec.model.layers:
             layer.attention.inner_attention = ScaledDotProductAttention.Config()
     if flex:

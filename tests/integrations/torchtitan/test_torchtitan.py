@@ -24,12 +24,12 @@ from torchtitan.models.llama3.config_registry import llama3_debugmodel
 from torchtitan.tools.logging import logger
 from transformers import AutoModelForCausalLM
 
-from superpose import Schedule, count_rows, embed_bags, multi_hot_cross_entropy
+from superpose import Schedule, count_positions, embed_bags, multi_hot_cross_entropy
 from superpose.core.loss import bag_weights
 from superpose.integrations.torchtitan import config_registry
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader
-from superpose.integrations.torchtitan.loss import MultiHotLoss, mark_rows
+from superpose.integrations.torchtitan.loss import MultiHotLoss, mark_positions
 from superpose.integrations.torchtitan.trainer import Superposition, superposed
 from superpose.models.build import build_config, build_model
 from superpose.train.config import load_recipe
@@ -67,7 +67,7 @@ def whole(store, tmp_path_factory):
 def test_losses_and_weights_are_those_of_superposes_own_trainer(recipe, store, tmp_path):
     train(recipe, store, tmp_path / "run")
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "training"]
-    args, model = recipe.train, recipe.model.config
+    args = recipe.train
     torch.manual_seed(args.seed)
     start = build_model(build_config(recipe.model, store.vocab_size, args.latents, store.end_of_text))
     start.save_pretrained(tmp_path / "start")
@@ -75,23 +75,13 @@ def test_losses_and_weights_are_those_of_superposes_own_trainer(recipe, store, t
         store,
         tmp_path / "titan",
         **{
-            "model_spec": config_registry._llama(
-                "tiny",
-                store.vocab_size,
-                model["hidden_size"],
-                model["intermediate_size"],
-                layers=1,
-                heads=2,
-                kv_heads=2,
-                eps=1e-6,
-                attention=ScaledDotProductAttention.Config(),
-            ),
+            "model_spec": config_registry._llama("tiny", start.config, ScaledDotProductAttention.Config()),
             "training.steps": args.steps,
             "training.seq_len": args.latents,
             "training.local_batch_size": args.batch_size,
             "superposition.bag_size": recipe.superposition.bag_size,
             "superposition.ratio": recipe.superposition.ratio,
-            "optimizer": config_registry._adamw(args.lr),
+            "optimizer": config_registry._adamw(args),
             "lr_scheduler.warmup_steps": args.warmup_steps,
             # TorchTitan's first step of the decay has the full rate still.
             "lr_scheduler.decay_ratio": (args.decay_steps(args.steps) + 1) / args.steps,
@@ -274,12 +264,12 @@ bags = st.integers(1, 6).flatmap(
 
 @pytest.mark.error(n=4)
 @given(targets=bags, weighting=st.sampled_from(["uniform", "power", "first"]), cut=st.integers(0, 9))
-def test_a_step_is_divided_by_its_rows_as_torchtitan_counts_them(targets, weighting, cut):
+def test_a_step_is_divided_by_its_positions_as_torchtitan_counts_them(targets, weighting, cut):
     targets = torch.tensor(targets).unsqueeze(0)
     weights = bag_weights(targets.shape[-1], weighting)
-    labels = mark_rows(targets, weights)
+    labels = mark_positions(targets, weights)
     counted = (labels != -100).sum()
-    assert counted == targets.shape[-1] * count_rows(targets, weights)
+    assert counted == targets.shape[-1] * count_positions(targets, weights)
     logits = torch.randn(*targets.shape[:2], 13, dtype=torch.float64)
     reference = logits.clone().requires_grad_()
     expected = multi_hot_cross_entropy(reference, targets, weights)
@@ -404,6 +394,9 @@ def test_the_papers_models_are_those_of_the_recipes(name):
     assert config.training.steps == train_args.steps
     assert config.training.seq_len == train_args.latents
     assert config.training.global_batch_size == train_args.batch_size
+    assert config.compile.enable == train_args.compile
+    assert (config.activation_checkpoint is not None) == train_args.checkpoint_activations
+    assert config.checkpoint.interval == train_args.checkpoint_every
     assert config.lr_scheduler.warmup_steps == train_args.warmup_steps
     assert config.lr_scheduler.decay_ratio == train_args.decay_ratio
     rope = config.model_spec.model.layers[0].attention.rope

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torchtitan.models.common.embedding import Embedding
 
 from superpose.core.embed import embed_bags
 from superpose.core.fold import IGNORE_INDEX
+from superpose.core.linear_loss import VocabShard
 
 
 class BagEmbedding(Embedding):
@@ -35,7 +35,7 @@ class BagEmbedding(Embedding):
         weight = self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight
         if self.tp_group is None:
             return embed_bags(input, weight).clone()  # FSDP hooks the output, and does not want a view
-        start = dist.get_rank(self.tp_group) * -(-self.num_embeddings // dist.get_world_size(self.tp_group))
+        start = VocabShard.even(self.num_embeddings, self.tp_group).start
         owned = (input >= start) & (input < start + weight.shape[0])
         means = embed_bags(torch.where(owned, input - start, IGNORE_INDEX), weight)
         # The mean over this rank's tokens of the bag, times their share of the whole bag's.

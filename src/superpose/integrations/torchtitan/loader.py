@@ -22,7 +22,7 @@ from superpose.core.schedule import Schedule
 from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
 from superpose.data.windows import WindowPlan
-from superpose.integrations.torchtitan.loss import mark_rows
+from superpose.integrations.torchtitan.loss import mark_positions
 
 Batch = tuple[dict[str, Tensor], Tensor]
 """`{"input": tokens [B, L] or bags [B, L, S], "positions": [B, L]}` and labels [B, L] or [B, L, S]."""
@@ -108,7 +108,7 @@ class StoreLoader(BaseDataLoader):
         stage = self.plan.schedule.stage_at(step)
         inputs, targets = split_window(window, stage.bag_size, stage.mode)
         if targets.dim() == 3:
-            targets = mark_rows(targets, target_weights(targets, self.config.weighting))
+            targets = mark_positions(targets, target_weights(targets, self.config.weighting))
         return batch_of(inputs, targets, self.config.attention, self.store.end_of_text)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,14 +1,14 @@
-"""The multi-hot cross-entropy as a loss of TorchTitan: a sum over rows, over whole or sharded vocabularies.
+"""The multi-hot cross-entropy as a loss of TorchTitan: a sum over positions, over whole or sharded vocabularies.
 
 TorchTitan divides a step's loss by the labels that are not -100, counted over all ranks and parts of the step. A
-superposition step is to be divided by its rows (`superpose.core.loss` on normalisation). The loader therefore marks
-what is missing in a bag that has a target by `NO_TARGET`, which TorchTitan counts, and only bags without any by -100:
-then a row counts S times, and S is known.
+superposition step is to be divided by its positions (`superpose.core.loss` on normalisation). The loader therefore
+marks what is missing in a bag that has a target by `NO_TARGET`, which TorchTitan counts, and only bags without any by
+-100: then a position counts S times, and S is known.
 
 Inside `ChunkedLossWrapper` only the logits of a chunk exist. The loss itself holds one tensor of their size, the
 exponentials, from which the backward pass makes the gradient.
 
-Shapes: N rows (B x L), S targets of a row, V vocabulary, or this rank's part of it.
+Shapes: B rows, L latents, N = B x L positions, S targets of a position (a bag), V vocabulary, or a rank's part of it.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from torchtitan.config import CompileConfig
 from torchtitan.distributed.spmd_types import current_spmd_mesh, spmd_mesh_size
 
 from superpose.core.fold import IGNORE_INDEX
-from superpose.core.loss import Weighting, bag_weights, target_shares
+from superpose.core.linear_loss import VocabShard
+from superpose.core.loss import Weighting, bag_weights, sum_dtype, target_shares
 
 NO_TARGET = -1
 """Label of a place that asks for nothing, in a bag that asks for something."""
 
 
-def mark_rows(targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Labels [..., S] of which TorchTitan counts S for each row that has a target, and 0 for any other.
+def mark_positions(targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Labels [..., S] of which TorchTitan counts S for each position that has a target, and 0 for any other.
 
     Args:
         targets: [..., S], with `IGNORE_INDEX` where there is none.
@@ -46,9 +47,9 @@ def mark_rows(targets: Tensor, weights: Tensor | None = None) -> Tensor:
 
 
 class MultiHotLoss(CrossEntropyLoss):
-    """Sum over rows of the multi-hot cross-entropy, divided by the step's rows (arXiv 2605.06546, section 3.2).
+    """Sum over positions of the multi-hot cross-entropy, divided by the step's (arXiv 2605.06546, section 3.2).
 
-    Labels [B, L, S] are bags, as `mark_rows` gives them; labels [B, L] are TorchTitan's, and so is their loss.
+    Labels [B, L, S] are bags, as `mark_positions` gives them; labels [B, L] are TorchTitan's, and so is their loss.
     """
 
     @dataclass(kw_only=True, slots=True)
@@ -60,13 +61,13 @@ class MultiHotLoss(CrossEntropyLoss):
         super().__init__(config)
         self.weighting = config.weighting
         self._weights: dict[tuple[int, torch.device], Tensor] = {}
-        self.fn = sum_of_rows
+        self.fn = sum_of_losses
         self._maybe_compile(compile_config)
 
     def __call__(
         self, pred: Tensor, labels: Tensor, global_valid_tokens: Tensor | None = None, **inputs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of logits pred [B, L, V] and no metrics; `global_valid_tokens` counts a row of bags S times."""
+        """Loss of logits pred [B, L, V] and no metrics; `global_valid_tokens` counts a bag's position S times."""
         if labels.dim() == 2:
             return super().__call__(pred, labels, global_valid_tokens)
         total = self.fn(pred, labels, global_vocab_size=self.global_vocab_size, weights=self._weights_for(labels))
@@ -82,25 +83,24 @@ class MultiHotLoss(CrossEntropyLoss):
         return self._weights[place]
 
 
-def sum_of_rows(
+def sum_of_losses(
     pred: Tensor, labels: Tensor, *, global_vocab_size: int | None = None, weights: Tensor | None = None
 ) -> Tensor:
-    """Sum of the rows' losses of logits [B, L, V], a scalar in float32 (float64 for float64).
+    """Sum of the positions' losses of logits [B, L, V], a scalar in float32 (float64 for float64).
 
     The vocabulary may be sharded over the tensor-parallel ranks, as TorchTitan's head leaves it; then every rank
     returns the whole sum, and its backward pass gives the gradient of its own shard.
 
     Args:
-        labels: [B, L] or, as `mark_rows` gives them, [B, L, S].
+        labels: [B, L] or, as `mark_positions` gives them, [B, L, S].
         global_vocab_size: of all ranks together, where `pred` does not tell.
         weights: [S], see `bag_weights`; uniform if not given.
     """
     if labels.dim() == 2:
         return cross_entropy_loss(pred, labels, global_vocab_size=global_vocab_size)
     group: dist.ProcessGroup | None = None
-    vocab_size = global_vocab_size
     if isinstance(pred, DTensor):
-        vocab_size = pred.shape[-1]
+        global_vocab_size = pred.shape[-1]
         if any(placement.is_shard(pred.dim() - 1) for placement in pred.placements):
             group = pred.device_mesh.get_group("tp")
         pred = pred.to_local()
@@ -108,21 +108,14 @@ def sum_of_rows(
         group = current_spmd_mesh().get_group("tp")
     start = 0
     if group is not None:
-        if vocab_size is None:
+        if global_vocab_size is None:
             raise ValueError("the vocabulary is sharded; give loss.loss_fn.global_vocab_size, the size of the whole")
-        start = dist.get_rank(group) * -(-vocab_size // dist.get_world_size(group))
-    logits = pred.flatten(0, 1)
-    return multi_hot_sum(logits if logits.dtype == torch.float64 else logits.float(), labels.flatten(0, 1), weights,
-                         start, group)  # fmt: skip
-
-
-def multi_hot_sum(
-    logits: Tensor, labels: Tensor, weights: Tensor | None, vocab_start: int, group: dist.ProcessGroup | None
-) -> Tensor:
-    """Sum over rows of the loss of logits [N, V] against labels [N, S]; see `sum_of_rows`."""
-    targets = labels.masked_fill(labels < 0, IGNORE_INDEX)
+        start = VocabShard.even(global_vocab_size, group).start
+    logits = pred.flatten(0, 1).to(sum_dtype(pred.dtype))
+    targets = labels.flatten(0, 1)
+    targets = targets.masked_fill(targets < 0, IGNORE_INDEX)
     shares = target_shares(targets, weights, IGNORE_INDEX, logits.dtype)
-    places = targets - vocab_start
+    places = targets - start
     owned = (places >= 0) & (places < logits.shape[-1])
     filled = shares.sum(dim=-1, keepdim=True) > 0
     total: Tensor = _MultiHot.apply(logits, places.masked_fill(~owned, 0), shares * owned, filled, group)
