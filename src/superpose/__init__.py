@@ -12,39 +12,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "IGNORE_INDEX",
-    "MODES",
-    "Cost",
-    "Mode",
-    "Schedule",
-    "Stage",
-    "SuperposedLM",
-    "SuperposedOutput",
-    "SuperposedParts",
-    "VocabShard",
-    "__version__",
-    "bag_weights",
-    "cost",
-    "count_positions",
-    "document_positions",
-    "embed_bags",
-    "flops_per_latent",
-    "fold",
-    "fold_mask",
-    "linear_multi_hot_cross_entropy",
-    "multi_hot_cross_entropy",
-    "shift_labels",
-    "split_window",
-    "window_length",
-]
-
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'superpose' has no attribute {name!r}")
-    return getattr(import_module("superpose.core"), name)
+    if name == "__all__" or not name.startswith("__"):
+        core = import_module("superpose.core")
+        if name == "__all__":
+            return [*core.__all__, "__version__"]
+        if name in core.__all__:
+            return getattr(core, name)
+    raise AttributeError(f"module 'superpose' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return list(__getattr__("__all__"))

@@ -9,6 +9,7 @@ own parts with TorchTitan's initialisation. Every setting may be given another v
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -17,16 +18,11 @@ from typing import Any
 from torch import nn
 from torchtitan.components.checkpointer import CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper
-from torchtitan.components.optimizer import (
-    LRSchedulersContainer,
-    OptimizersContainer,
-    ParamGroupConfig,
-    register_moe_load_balancing_hook,
-)
+from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, ParamGroupConfig
 from torchtitan.components.validate import Validator
 from torchtitan.config import CompileConfig, TrainingConfig
 from torchtitan.distributed.activation_checkpoint import FullAC
-from torchtitan.distributed.pipeline_parallel import pipeline_llm
+from torchtitan.models import llama3, qwen3
 from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Linear, RMSNorm, ScaledDotProductAttention
 from torchtitan.models.common.config_utils import (
     get_attention_config,
@@ -37,12 +33,8 @@ from torchtitan.models.common.config_utils import (
     make_router_config,
 )
 from torchtitan.models.common.param_init import depth_scaled_std
-from torchtitan.models.llama3 import Llama3Model, parallelize_llama
-from torchtitan.models.llama3.model import Llama3TransformerBlock
-from torchtitan.models.llama3.state_dict_adapter import Llama3StateDictAdapter
-from torchtitan.models.qwen3 import Qwen3Model, parallelize_qwen3
-from torchtitan.models.qwen3.model import Qwen3TransformerBlock
-from torchtitan.models.qwen3.state_dict_adapter import Qwen3StateDictAdapter
+from torchtitan.models.llama3.model import Llama3Model, Llama3TransformerBlock
+from torchtitan.models.qwen3.model import Qwen3Model, Qwen3TransformerBlock
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.protocols.module import Module
 
@@ -176,15 +168,7 @@ def _llama(flavor: str, shape: Any, attention: Module.Config | None = None) -> M
         **_outside_of_blocks(shape, 1.0, partial(nn.init.trunc_normal_, std=std, a=-3 * std, b=3 * std)),
         layers=[layer(number) for number in range(shape.num_hidden_layers)],
     )
-    return ModelSpec(
-        name="llama3",
-        flavor=flavor,
-        model=model,
-        parallelize_fn=parallelize_llama,
-        pipelining_fn=pipeline_llm,
-        post_optimizer_build_fn=None,
-        state_dict_adapter=Llama3StateDictAdapter,
-    )
+    return replace(llama3.model_registry("debugmodel"), flavor=flavor, model=model)
 
 
 def _qwen3_moe(flavor: str, shape: Any, attention: Module.Config | None = None) -> ModelSpec:
@@ -221,15 +205,7 @@ def _qwen3_moe(flavor: str, shape: Any, attention: Module.Config | None = None) 
         **_outside_of_blocks(shape, 0.02, normal),
         layers=[layer() for _ in range(shape.num_hidden_layers)],
     )
-    return ModelSpec(
-        name="qwen3",
-        flavor=flavor,
-        model=model,
-        parallelize_fn=parallelize_qwen3,
-        pipelining_fn=pipeline_llm,
-        post_optimizer_build_fn=register_moe_load_balancing_hook,
-        state_dict_adapter=Qwen3StateDictAdapter,
-    )
+    return replace(qwen3.model_registry("debugmodel_moe"), flavor=flavor, model=model)
 
 
 def _outside_of_blocks(shape: Any, embedding_std: float, head_init: Callable[..., Any]) -> dict[str, Any]:
