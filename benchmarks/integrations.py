@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from superpose import Schedule, window_length
-from superpose.core.parts import SuperposedParts
+from superpose import Schedule, SuperposedParts, window_length
 from superpose.integrations.transformers import SuperposeTrainer, next_token_collator
 
 LATENTS, ROWS, STEPS, ROUNDS, BAG_SIZE = 128, 8, 12, 7, 8

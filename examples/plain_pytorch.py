@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from superpose import Schedule, window_length
-from superpose.core.parts import SuperposedParts
+from superpose import Schedule, SuperposedParts, window_length
 
 VOCAB_SIZE = 256
 

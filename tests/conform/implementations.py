@@ -8,13 +8,13 @@ from superpose import (
     IGNORE_INDEX,
     Schedule,
     SuperposedLM,
+    SuperposedParts,
     cost,
     embed_bags,
     multi_hot_cross_entropy,
     split_window,
 )
 from superpose.conform import Implementation
-from superpose.core.parts import SuperposedParts
 from superpose.data.windows import WindowPlan
 
 # superpose itself
