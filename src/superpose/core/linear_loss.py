@@ -89,13 +89,10 @@ def linear_multi_hot_cross_entropy(
     Args:
         hidden: [..., D], the model's last hidden states.
         lm_head_weight: [V, D]. Tied to the embedding or not.
-        targets: [..., S], or [...] for one target a position; ids of 0 to V - 1 or `ignore_index`.
-        weights: [S], see `bag_weights`; uniform if not given.
+        targets, weights, ignore_index, z_loss: as in `multi_hot_cross_entropy`.
         bias: [V] of the head, if it has one.
-        ignore_index: marks targets that take no part.
         reduction: "mean" or "sum", see the normalisation of `superpose.core.loss`. "none" forms its gradients in
             the backward pass, from logits computed again, since positions then meet different gradients.
-        z_loss: adds z_loss * logsumexp^2 to each position that counts.
         softcap: logits are softcap * tanh(logits / softcap), as Gemma 2 has them (arXiv 2408.00118, section 2).
         vocab_size: entries of the head from here on are padding: no probability, and a gradient of zero.
         shard: this rank's part of a vocabulary that ranks share. They give the same hidden states and targets (ids

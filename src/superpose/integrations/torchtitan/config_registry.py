@@ -50,19 +50,10 @@ _LLAMA_3_VOCABULARY = 128256
 
 _DEBUG = Recipe(
     model=ModelArgs(
-        config={
-            "hidden_size": 64,
-            "intermediate_size": 192,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rms_norm_eps": 1e-5,
-        }
+        config={**ModelArgs().config, "num_hidden_layers": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
     ),
     superposition=SuperpositionArgs(bag_size=4, ratio=0.3),
-    train=TrainArgs(
-        steps=20, latents=64, warmup_steps=2, log_every=1, eval_every=10, checkpoint_every=10, precision="float32"
-    ),
+    train=TrainArgs(steps=20, latents=64, warmup_steps=2, log_every=1, eval_every=10, checkpoint_every=10),
 )
 
 
