@@ -77,9 +77,9 @@ MUTANTS = [
     Mutant(
         2,
         "nobody looks at the first loss",
-        "train/loop.py",
-        "if abs(loss - expected) <= 0.2 * expected:",
-        "if True:",
+        "train/watch/loss.py",
+        "if abs(loss - expected) > 0.2 * expected:",
+        "if False:",
         "tests/train/test_loop.py",
     ),
     Mutant(
@@ -261,9 +261,9 @@ MUTANTS = [
     Mutant(
         12,
         "shorter rows cost as much attention as longer ones",
-        "train/loop.py",
-        "lambda stage: self.flops_of[self.plan.shape(stage)[1]]",
-        "lambda stage: max(self.flops_of.values())",
+        "train/meter.py",
+        "lambda stage: self._flops_of[windows.shape(stage)[1]]",
+        "lambda stage: max(self._flops_of.values())",
         "tests/train/test_loop.py",
     ),
     Mutant(
@@ -277,17 +277,17 @@ MUTANTS = [
     Mutant(
         7,
         "bag loss and token loss under one name",
-        "train/loop.py",
-        '("loss" if stage.bag_size == 1 else "bag_loss")',
-        '"loss"',
+        "train/meter.py",
+        "loss=loss if stage.bag_size == 1 else None",
+        "loss=loss",
         "tests/train/test_loop.py",
     ),
     Mutant(
         7,
         "a model that ends in superposition is shipped",
         "train/loop.py",
-        "if self.schedule.ends_in_superposition:\n            return",
-        "if False:\n            return",
+        "if run.recipe.schedule.ends_in_superposition:\n        return",
+        "if False:\n        return",
         "tests/train/test_loop.py",
     ),
     Mutant(
@@ -334,8 +334,8 @@ MUTANTS = [
         4,
         "each rank divides by the whole step",
         "train/step.py",
-        "recipe.latents_per_step / ranks.world_size",
-        "recipe.latents_per_step",
+        "args.latents_per_step / ranks.world_size",
+        "args.latents_per_step",
         "tests/train/test_distributed.py",
     ),
     Mutant(
@@ -349,9 +349,9 @@ MUTANTS = [
     Mutant(
         9,
         "all ranks read the same rows",
-        "train/loop.py",
-        "self.plan.read(self.store.train.tokens, step, self.ranks.rank, self.ranks.world_size)",
-        "self.plan.read(self.store.train.tokens, step, 0, self.ranks.world_size)",
+        "train/running.py",
+        "self.windows.read(self.store.train.tokens, step, self.ranks.rank, self.ranks.world_size)",
+        "self.windows.read(self.store.train.tokens, step, 0, self.ranks.world_size)",
         "tests/train/test_distributed.py",
     ),
     Mutant(
@@ -406,8 +406,8 @@ MUTANTS = [
         12,
         "a second epoch is not mentioned",
         "train/loop.py",
-        "if plan.epochs > 1 else",
-        "if plan.epochs > 1e9 else",
+        "if windows.epochs > 1 else",
+        "if windows.epochs > 1e9 else",
         "tests/train/test_loop.py",
     ),
     Mutant(

@@ -70,7 +70,6 @@ class RunOnDisk:
 
     @property
     def state(self) -> State:
-        """running is said only of a run whose lock is held, which a call of `superpose.train.loop.train` does not."""
         if (self.path / "result.json").is_file():
             return "finished"
         return "running" if _locked(self.path.resolve()) else "unfinished"
