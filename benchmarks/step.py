@@ -42,7 +42,7 @@ def main() -> None:
     for bag_size in BAG_SIZES:
         superposed = [f"superposition.bag_size={bag_size}", "superposition.ratio=1.0", "train.steps=1000"]
         recipe = load_recipe(None, [*overrides, *superposed, "train.precision='float32'"])
-        settings[bag_size] = recipe, build_state(recipe, store, alone), recipe.plan(store.train)
+        settings[bag_size] = recipe, build_state(recipe, store, alone), recipe.windows(store.train)
     steps: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     waits: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
     reads: dict[int, list[float]] = {bag_size: [] for bag_size in BAG_SIZES}
@@ -54,7 +54,7 @@ def main() -> None:
                 started = time.perf_counter()
                 window = next(windows)
                 waited = time.perf_counter()
-                optimizer_step(state, recipe, recipe.schedule.stage_at(number), window, lr=1e-3)
+                optimizer_step(state, recipe.train, recipe.schedule.stage_at(number), window, lr=1e-3)
                 stopped = time.perf_counter()
                 if number > numbers.start:
                     waits[bag_size].append(waited - started)

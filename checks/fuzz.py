@@ -432,7 +432,7 @@ def feed_recipe(samples: Samples, folder: Path, rng: random.Random) -> None:
     _ = recipe.schedule.stages, recipe.ordinary(), recipe.computing, recipe.changes(recipe), recipe.stable_steps
     recipe_toml(recipe)
     json.dumps(recipe.model_dump(mode="json"), allow_nan=False)  # as it is written into the run's folder
-    recipe.plan(TokenStore.open(samples.store).train)
+    recipe.windows(TokenStore.open(samples.store).train)
     check_recipe(recipe)
     build_config(recipe.model, 300, recipe.train.latents, 0)
     request = request_of(recipe)
@@ -619,7 +619,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.report.write import write_report
     from superpose.share.generate import generate, load_model
     from superpose.train.config import load_recipe
-    from superpose.train.metrics import metrics_log
+    from superpose.train.records import metrics_log
     from superpose.train.run_directory import claim
 
     runs = folder / "runs"

@@ -39,17 +39,17 @@ def test_equal_data_is_as_many_steps_as_read_the_same_tokens(recipe, store):
     design = Design(recipe, (1,), equal_data=True)
     *_, longest = (run for run in plan_runs(design, {}) if run.arm == ORDINARY)
     assert longest.steps == 44
-    assert longest.recipe.plan(store.train).raw_tokens() == recipe.plan(store.train).raw_tokens()
+    assert longest.recipe.windows(store.train).raw_tokens() == recipe.windows(store.train).raw_tokens()
 
 
 def test_the_control_sees_as_much_context_as_an_ordinary_row(recipe, store):
     (control,) = (run for run in plan_runs(Design(recipe, (1,), context_control=True), {}) if run.arm == CONTEXT)
-    plan = control.recipe.plan(store.train)
+    plan = control.recipe.windows(store.train)
     stage, _ = control.recipe.schedule.stages
     rows, latents = plan.shape(stage)
     assert (rows, latents) == (4 * 4, 16 // 4)
     assert latents * stage.bag_size == control.recipe.train.latents
-    assert plan.raw_tokens() == recipe.plan(store.train).raw_tokens()
+    assert plan.raw_tokens() == recipe.windows(store.train).raw_tokens()
 
 
 class TestTuning:

@@ -11,8 +11,8 @@ from superpose import IGNORE_INDEX, Schedule, SuperposedLM, SuperposedParts, spl
 from superpose.core.parts import fold_side
 from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
-from superpose.train.metrics import read_metrics
 from superpose.train.optim import build_optimizers, learning_rate
+from superpose.train.records import read_metrics
 from tests.conftest import make_model
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +200,7 @@ def test_a_transformers_model_in_parts_is_superposed_lm(mode, weighting):
 def test_a_plain_loop_has_the_losses_of_the_trainer(recipe, store, tmp_path):
     train(recipe, store, tmp_path / "run")
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "training"]
-    args, schedule, plan = recipe.train, recipe.schedule, recipe.plan(store.train)
+    args, schedule, plan = recipe.train, recipe.schedule, recipe.windows(store.train)
     torch.manual_seed(args.seed)
     model = build_model(build_config(recipe.model, store.vocab_size, args.latents, store.end_of_text))
     (optimizer,) = build_optimizers(args, model)

@@ -19,9 +19,9 @@ from tests.train.test_loop import ALONE, KilledError, changed, killed_after, wei
 def trained(recipe, store, steps=1):
     """A state that has moments, and the plan's windows behind it."""
     state = build_state(recipe, store, ALONE)
-    plan = recipe.plan(store.train)
+    plan = recipe.windows(store.train)
     for step in range(steps):
-        optimizer_step(state, recipe, recipe.schedule.stage_at(step), plan.read(store.train.tokens, step), 1e-2)
+        optimizer_step(state, recipe.train, recipe.schedule.stage_at(step), plan.read(store.train.tokens, step), 1e-2)
     return state
 
 

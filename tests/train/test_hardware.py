@@ -1,11 +1,9 @@
-import sys
-from types import SimpleNamespace
-
 import pytest
 import torch
 
 from superpose.train import hardware
-from superpose.train.hardware import Energy, chosen_precision, matmul_peak, peak_memory
+from superpose.train.config import chosen_precision
+from superpose.train.hardware import matmul_peak, peak_memory
 
 CPU = torch.device("cpu")
 
@@ -29,29 +27,3 @@ def test_memory_is_in_bytes():
     block = torch.ones(100_000_000)
     assert before + 1e8 < peak_memory(CPU) < 1e12
     del block
-
-
-def test_energy_without_a_library_is_called_an_estimate(monkeypatch):
-    monkeypatch.setitem(sys.modules, "codecarbon", None)
-    spent = Energy(CPU).spent()
-    assert spent["kwh"] > 0
-    assert spent["how"].startswith("estimated")
-    assert Energy(torch.device("meta")).spent()["kwh"] is None
-
-
-@pytest.mark.parametrize(("found", "how"), [("[CPU(intel_rapl)]", "measured"), ("[CPU(Cpu Load)]", "estimated")])
-def test_energy_is_what_codecarbon_says(monkeypatch, found, how):
-    class Tracker:
-        def __init__(self, **settings):
-            self._hardware = found
-
-        def start(self):
-            pass
-
-        def stop(self):
-            self.final_emissions_data = SimpleNamespace(energy_consumed=0.25)
-
-    monkeypatch.setitem(sys.modules, "codecarbon", SimpleNamespace(OfflineEmissionsTracker=Tracker))
-    spent = Energy(CPU).spent()
-    assert spent["kwh"] == 0.25
-    assert spent["how"].startswith(how)

@@ -25,8 +25,8 @@ def test_every_parameter_has_one_optimizer_and_moves(recipe, store, name):
     recipe = changed(recipe, "train", optimizer=name)
     state = build_state(recipe, store, ALONE)
     before = {key: parameter.detach().clone() for key, parameter in state.model.named_parameters()}
-    window = recipe.plan(store.train).read(store.train.tokens, 0)
-    optimizer_step(state, recipe, recipe.schedule.stage_at(0), window, 1e-2)
+    window = recipe.windows(store.train).read(store.train.tokens, 0)
+    optimizer_step(state, recipe.train, recipe.schedule.stage_at(0), window, 1e-2)
     for key, parameter in state.model.named_parameters():
         owners = [
             optimizer

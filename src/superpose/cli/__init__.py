@@ -69,35 +69,30 @@ def train(
     On several devices: torchrun --nproc-per-node N -m superpose train ...
     """
     import os
-    from contextlib import nullcontext
 
     from rich.console import Console
 
-    from superpose.files import one_at_a_time
     from superpose.results.progress import Display, summarize
     from superpose.train.loop import announce
     from superpose.train.loop import train as train_run
     from superpose.train.stopping import StoppedError
 
     # Of the ranks torchrun starts, the first speaks for all.
-    first = os.environ.get("RANK", "0") == "0"
-    console = Console(markup=False, highlight=False, quiet=not first)
+    console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
     settings = load_settings(recipe, {"data.corpus": corpus}, None, overrides)
-    busy = f"{out} is being trained by another process; wait for it to end, or give a new directory"
     with Display(console) as display:
         store = prepared_store(settings, display)
         console.print(announce(settings, store))
         try:
-            with one_at_a_time(out.resolve(), busy) if first else nullcontext():
-                result = train_run(
-                    settings,
-                    store,
-                    out,
-                    resume,
-                    lambda record: display.record(out.name, settings.train.steps, record),
-                    baseline,
-                    profile,
-                )
+            result = train_run(
+                settings,
+                store,
+                out,
+                resume,
+                lambda record: display.record(out.name, settings.train.steps, record),
+                baseline,
+                profile,
+            )
         except StoppedError as stopped:
             console.print(f"{stopped}; the same command with --resume goes on")
             raise typer.Exit(stopped.exit_code) from None

@@ -78,8 +78,7 @@ def tune(
     from superpose.plan.steps import few_steps
     from superpose.results.progress import Display, print_table
     from superpose.runs.pool import POOL, link
-    from superpose.train.config import with_settings
-    from superpose.train.hardware import chosen_precision
+    from superpose.train.config import chosen_precision, with_settings
     from superpose.train.recipe_file import recipe_toml
     from superpose.tune import search as search_plan
     from superpose.tune.halving import RECIPE, Ranking

@@ -20,8 +20,7 @@ from pydantic import FiniteFloat
 
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, with_settings
-from superpose.train.hardware import chosen_precision
+from superpose.train.config import Recipe, chosen_precision, with_settings
 
 ORDINARY, TST, CONTEXT = "ordinary", "tst", "tst-context"
 """Arms. The last sees as much context in superposition as an ordinary row: its rows are cut, not stretched."""

@@ -13,9 +13,9 @@ import torch
 
 from superpose.core.schedule import Schedule
 from superpose.data.store import TokenStore
-from superpose.train.config import Recipe
+from superpose.train.config import Recipe, chosen_precision
 from superpose.train.distributed import joined_ranks
-from superpose.train.hardware import chosen_precision, keep_memory, peak_memory
+from superpose.train.hardware import keep_memory, peak_memory
 from superpose.train.optim import learning_rate
 from superpose.train.state import build_state
 from superpose.train.step import optimizer_step
@@ -61,7 +61,7 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
         if ranks.device.type == "cpu":
             keep_memory()
         state = build_state(recipe, store, ranks)
-        plan = recipe.plan(store.train)
+        plan = recipe.windows(store.train)
         steps: dict[int, float] = {}
         reading: dict[int, float] = {}
         for stage in recipe.schedule.stages:
@@ -74,7 +74,7 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
                 started = time.perf_counter()
                 lr = learning_rate(recipe.train, step, recipe.train.steps)
                 # Reading a value makes the device finish.
-                float(optimizer_step(state, recipe, stage, window, lr).loss)
+                float(optimizer_step(state, recipe.train, stage, window, lr).loss)
                 seconds.append(time.perf_counter() - started)
             steps[stage.bag_size] = statistics.median(seconds[1:] or seconds)
             reading[stage.bag_size] = statistics.median(read[1:] or read)

@@ -25,8 +25,7 @@ from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, E
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table
 from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, override, with_settings
-from superpose.train.hardware import chosen_precision
+from superpose.train.config import Recipe, chosen_precision, override, with_settings
 
 Verdict = Literal["agrees", "disagrees", "undecided"]
 _FORMAT = "superpose reproduction 1"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from superpose.data.tokenizer import FILES
 from superpose.errors import UserError, first_line
 from superpose.files import read_json, whole_directory, write_json, write_text
 from superpose.models.build import build_config, build_model, load_model, refuse_code_of_others
+from superpose.models.save import save_model
 from superpose.runs.disk import ALONE, RunOnDisk, open_run
 from superpose.share.card import model_card
 from superpose.share.facts import ABOUT, FORMAT, Facts, gather
@@ -64,10 +64,8 @@ def export(
     facts = gather(run, model, step, average)
     tokenizer = _tokenizer(run)
     with whole_directory(directory) as aside:
-        model.save_pretrained(aside, max_shard_size=max_shard_size)
-        for name in FILES:
-            if (tokenizer / name).is_file():
-                shutil.copy(tokenizer / name, aside)
+        files = [(name, (tokenizer / name).read_bytes()) for name in FILES if (tokenizer / name).is_file()]
+        save_model(aside, model, files, max_shard_size=max_shard_size)
         known = TypeAdapter(Facts).dump_python(facts, mode="json", exclude_none=True)
         write_json(aside / ABOUT, {"format": FORMAT, **known})
         write_text(aside / "README.md", model_card(directory.name, facts, license_id, languages))
@@ -101,9 +99,6 @@ def _expect_kind(run: RunOnDisk, step: int, bags: bool) -> None:
 
 def _model(run: RunOnDisk, checkpoint: int | None, average: bool) -> Any:
     """The model with the weights to export: as the finished run wrote it, or a checkpoint's."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     if checkpoint is None:
         directory = run.path / ("model-average" if average else "model")
         if average and not directory.is_dir():

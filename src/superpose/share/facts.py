@@ -17,8 +17,9 @@ from superpose.data.sources import PYTHON_SOURCES
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json
-from superpose.runs.disk import Energy, Measured, RunOnDisk
+from superpose.runs.disk import RunOnDisk
 from superpose.share.evaluation import evaluated
+from superpose.train.records import Energy, Validation
 
 ABOUT = "superpose.json"
 """File of an exported model that says what it predicts, and where it comes from."""
@@ -108,7 +109,7 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     schedule, train = recipe.schedule, recipe.train
     stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)
     result = run.result if step == train.steps else None
-    measured: Measured | None = next((record for record in run.validations if record.step == step), None)
+    measured: Validation | None = next((record for record in run.validations if record.step == step), None)
     spent = result or measured
     if averaged:
         # It is validated at the end alone.

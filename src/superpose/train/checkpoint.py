@@ -100,7 +100,7 @@ class Checkpoints:
         self.folder = run / "checkpoints"
         self._ranks = ranks
         self._keep = keep
-        self._milestones = frozenset(milestones)
+        self.milestones = frozenset(milestones)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="superpose-checkpoint")
         self._pending: tuple[int, Future[None]] | None = None
 
@@ -242,7 +242,7 @@ class Checkpoints:
             shutil.rmtree(final)
         aside.rename(final)
         sync(self.folder)
-        ordinary = [path for path in _complete_ones(self.folder) if _step(path) not in self._milestones]
+        ordinary = [path for path in _complete_ones(self.folder) if _step(path) not in self.milestones]
         for old in ordinary[: -self._keep]:
             shutil.rmtree(old)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from superpose.core.ablations import WEIGHTED, Variant
@@ -26,8 +27,9 @@ from superpose.data.windows import Expand, WindowPlan
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, did_you_mean
 from superpose.train.distributed import ParallelArgs
+from superpose.train.hardware import Precision, faster_precision
 from superpose.train.optim import OptimArgs
-from superpose.train.trackers import Tracker
+from superpose.train.watch.trackers import Tracker
 
 _BagSize = Annotated[int, Field(ge=1, le=2**20)]
 _Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -67,7 +69,7 @@ class TrainArgs(OptimArgs):
     """Parts a step's rows are split into to save memory; the result stays the same."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1
     """Of the initial weights and of the order of the data."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto"] | Precision = "auto"
     """Of matrix products; weights and optimizer stay in float32. auto: bfloat16 where it is measured to be faster."""
     checkpoint_activations: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them."""
@@ -88,6 +90,11 @@ class TrainArgs(OptimArgs):
     """Nats the loss may stand above its lowest in a phase before the run stops; 0 for any."""
     track: Literal["auto"] | tuple[Tracker, ...] = "auto"
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio; auto: TensorBoard if it is installed."""
+
+    @property
+    def latents_per_step(self) -> int:
+        """Positions a step computes, all ranks together."""
+        return self.batch_size * self.latents
 
 
 _OF_THE_MACHINE = {
@@ -116,7 +123,7 @@ class Recipe(BaseModel):
 
     @property
     def latents_per_step(self) -> int:
-        return self.train.batch_size * self.train.latents
+        return self.train.latents_per_step
 
     def ordinary(self) -> Recipe:
         """The same run without superposition."""
@@ -159,7 +166,7 @@ class Recipe(BaseModel):
             return 0
         return self.train.steps - self.train.decay_steps(self.train.steps)
 
-    def plan(self, split: Split) -> WindowPlan:
+    def windows(self, split: Split) -> WindowPlan:
         """Which tokens of the training side each step reads."""
         train, superposition = self.train, self.superposition
         return WindowPlan(
@@ -247,6 +254,13 @@ def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
     whole = recipe.model_dump(mode="json")
     given = ", ".join(f"{section}.{name} = {value}" for name, value in settings.items())
     return _validate({**whole, section: {**whole[section], **settings}}, f"with {given}")
+
+
+def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with `train.precision` "auto" replaced by what is faster on this device."""
+    if recipe.train.precision != "auto":
+        return recipe
+    return with_settings(recipe, "train", precision=faster_precision(device))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the machine does well, and how much of it a run uses: precision, utilisation, memory, energy."""
+"""What the machine does well, and how much of it a run uses: precision, utilisation, memory."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import ctypes
 import resource
 import sys
 import time
-from typing import Any
+from typing import Literal
 
 import torch
 
-from superpose.train.config import Recipe, with_settings
+Precision = Literal["float32", "bfloat16"]
 
 # bfloat16 costs accuracy and casts; it is to be worth it.
 _WORTH_IT = 1.2
-# Watts of a processor core at work, where nothing measures them: server processors are rated at 3 to 12 a core.
-_WATTS_PER_CORE = 8.0
 
 
-def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with `train.precision` "auto" replaced by what multiplies matrices faster on this device."""
-    if recipe.train.precision != "auto":
-        return recipe
+def faster_precision(device: torch.device) -> Precision:
+    """What multiplies matrices faster on this device."""
     # Small products in turns: a machine at work disturbs both alike, and the same command must choose the same again.
     bfloat16, float32 = _speeds(device, (torch.bfloat16, torch.float32), 8192 if device.type == "cuda" else 256, 20)
-    return with_settings(recipe, "train", precision="bfloat16" if bfloat16 > _WORTH_IT * float32 else "float32")
+    return "bfloat16" if bfloat16 > _WORTH_IT * float32 else "float32"
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
@@ -65,50 +61,6 @@ def keep_memory() -> None:
         trim_threshold, mmap_max = -1, -4
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, 2**31 - 1)
-
-
-class Energy:
-    """Energy of this machine from now on, measured by codecarbon where that is installed.
-
-    codecarbon reads the counters of processors and GPUs where the machine lets it. Without it, or where it finds no
-    counter, the figure is an estimate from rated power and says so.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._started = time.perf_counter()
-        self._tracker: Any = None
-        try:
-            from codecarbon import OfflineEmissionsTracker
-        except ImportError:
-            return
-        # The country matters for emissions alone, which are not reported.
-        self._tracker = OfflineEmissionsTracker(
-            country_iso_code="USA", save_to_file=False, log_level="critical", allow_multiple_runs=True
-        )
-        self._tracker.start()
-
-    def close(self) -> None:
-        """Ends the measurement, if `spent` has not."""
-        if self._tracker is not None:
-            self._tracker.stop()
-            self._tracker = None
-
-    def spent(self) -> dict[str, Any]:
-        """`kwh`, None where there is nothing to go by, in `hours`, and `how` it was found."""
-        hours = (time.perf_counter() - self._started) / 3600
-        if self._tracker is not None:
-            tracker = self._tracker
-            self.close()
-            counters = str(tracker._hardware).lower()
-            measured = self._device.type == "cuda" or any(name in counters for name in ("rapl", "powermetrics"))
-            how = "measured" if measured else "estimated from load and rated power"
-            return {"kwh": tracker.final_emissions_data.energy_consumed, "hours": hours, "how": how}
-        if self._device.type != "cpu":
-            return {"kwh": None, "hours": hours, "how": "unknown; install superpose[energy]"}
-        cores = torch.get_num_threads()
-        how = f"estimated: {cores} cores at {_WATTS_PER_CORE:.0f} W; superpose[energy] may measure it"
-        return {"kwh": cores * _WATTS_PER_CORE * hours / 1000, "hours": hours, "how": how}
 
 
 def _synchronize(device: torch.device) -> None:

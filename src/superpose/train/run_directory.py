@@ -7,18 +7,29 @@ RUN/store.json      the tokens it reads           RUN/result.json    what came o
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers.utils import logging as transformers_logging
 
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
-from superpose.files import read_json, whole_directory, write_json
+from superpose.files import one_at_a_time, read_json, whole_directory, write_json
 from superpose.models.build import build_model
-from superpose.train.config import Recipe, load_recipe, with_settings
-from superpose.train.hardware import chosen_precision
+from superpose.models.save import save_model
+from superpose.train.config import Recipe, chosen_precision, load_recipe, with_settings
+from superpose.train.records import Result, as_json, checked
+
+
+def one_process(run: Path) -> AbstractContextManager[None]:
+    """Keeps other processes from training a run.
+
+    Raises:
+        UserError: one is at it.
+    """
+    busy = f"{run} is being trained by another process; wait for it to end, or give a new directory"
+    return one_at_a_time(run.resolve(), busy)
 
 
 def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: Any) -> Recipe:
@@ -73,17 +84,28 @@ def shared_steps(trunk: Path, recipe: Recipe, store: TokenStore) -> int:
 
 
 def finished(run: Path) -> dict[str, Any] | None:
-    """What is in the result.json of a run that is finished."""
-    return read_json(run / "result.json") if (run / "result.json").exists() else None
+    """What is in the result.json of a run that is finished.
+
+    Raises:
+        UserError: it was altered.
+    """
+    path = run / "result.json"
+    if not path.exists():
+        return None
+    result = read_json(path)
+    checked(Result, result, path)
+    return result
 
 
 def export_model(config: Any, weights: dict[str, Tensor], store: TokenStore, path: Path) -> None:
-    """Writes weights and tokenizer as a Hugging Face directory, in pieces of at most 5 GB."""
+    """Writes weights and tokenizer as a Hugging Face directory, whole or not at all."""
     with whole_directory(path) as aside:
-        # First, so that none of its files takes the place of one of the model's.
-        for name, content in store.tokenizer_files():
-            (aside / name).write_bytes(content)
-        transformers_logging.disable_progress_bar()
         # A model without weights of its own: that which was trained may be sharded, and named after it.
-        skeleton: Any = build_model(config, "meta")
-        skeleton.save_pretrained(aside, state_dict=weights, max_shard_size="5GB")
+        save_model(aside, build_model(config, "meta"), store.tokenizer_files(), weights)
+
+
+def finish(run: Path, result: Result) -> dict[str, Any]:
+    """Writes result.json, and returns what is in it."""
+    known = as_json(result)
+    write_json(run / "result.json", known)
+    return known

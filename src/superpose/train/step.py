@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from superpose.core.parts import SuperposedOutput
 from superpose.core.schedule import Stage
-from superpose.train.config import Recipe
+from superpose.train.config import TrainArgs
 from superpose.train.optim import clip_gradients
 from superpose.train.state import TrainState
 
@@ -35,10 +35,10 @@ class StepResult:
     expert_load: Tensor | None = None
 
 
-def optimizer_step(state: TrainState, recipe: Recipe, stage: Stage, window: Tensor, lr: float) -> StepResult:
+def optimizer_step(state: TrainState, args: TrainArgs, stage: Stage, window: Tensor, lr: float) -> StepResult:
     """One optimizer step on this rank's rows [rows / ranks, length]."""
-    total, outputs = accumulate_gradients(state, recipe, stage, window)
-    grad_norm = clip_gradients(list(state.model.parameters()), recipe.train.grad_clip)
+    total, outputs = accumulate_gradients(state, args, stage, window)
+    grad_norm = clip_gradients(list(state.model.parameters()), args.grad_clip)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -55,13 +55,13 @@ def optimizer_step(state: TrainState, recipe: Recipe, stage: Stage, window: Tens
 
 
 def accumulate_gradients(
-    state: TrainState, recipe: Recipe, stage: Stage, window: Tensor
+    state: TrainState, args: TrainArgs, stage: Stage, window: Tensor
 ) -> tuple[Tensor, list[SuperposedOutput]]:
     """Forward and backward passes of all parts of a step; gradients are shared among ranks with the last."""
-    args, ranks = recipe.train, state.ranks
+    ranks = state.ranks
     # In training every latent has a target, so every latent counts, in whatever parts the step is computed. Ranks
     # average their gradients, so each divides by its own share of the step's latents.
-    positions = recipe.latents_per_step / ranks.world_size
+    positions = args.latents_per_step / ranks.world_size
     total = torch.zeros((), device=ranks.device)
     outputs: list[SuperposedOutput] = []
     parts = window.chunk(args.accumulate)

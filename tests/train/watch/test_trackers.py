@@ -1,29 +1,37 @@
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from superpose.errors import UserError
-from superpose.train import trackers
-from superpose.train.trackers import curves, open_trackers
+from superpose.train.records import Training, Warned
+from superpose.train.watch import trackers
+from superpose.train.watch.trackers import Trackers, curves
 
-RECORD = {"kind": "training", "step": 7, "phase": "recovery", "loss": 2.5, "lr": 1e-3, "bag_size": 1}
+RECORD = Training(7, "recovery", 1, loss=2.5, lr=1e-3)
 CURVES = {"training/loss": 2.5, "training/lr": 1e-3, "training/bag_size": 1}
+
+
+def opened_trackers(wanted, run, settings=None):
+    opened = Trackers(wanted)
+    opened.open(run, settings or {})
+    return opened
 
 
 def test_numbers_become_curves():
     assert curves(RECORD) == CURVES
-    assert curves({"kind": "warning", "step": 1, "message": "careful"}) == {}
+    assert curves(Warned(1, "careful")) == {}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_holds_every_number(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    opened = open_trackers("auto", tmp_path, {})
-    opened(RECORD)
-    opened({**RECORD, "step": 8, "loss": 2.25})
-    opened.close()
+    opened = opened_trackers("auto", tmp_path)
+    opened.after_record(RECORD)
+    opened.after_record(replace(RECORD, step=8, loss=2.25))
+    opened.closed()
     read = EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     assert set(read.Tags()["scalars"]) == set(CURVES)
@@ -40,9 +48,9 @@ def test_others_are_told_the_same(tmp_path, monkeypatch, name):
     module.init = lambda **settings: calls.append(settings) or module
     monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(trackers, "find_spec", lambda wanted: wanted)
-    opened = open_trackers((name,), tmp_path / "run", {"train": {"lr": 1}})
-    opened(RECORD)
-    opened.close()
+    opened = opened_trackers((name,), tmp_path / "run", {"train": {"lr": 1}})
+    opened.after_record(RECORD)
+    opened.closed()
     settings, *rest = calls
     assert settings["name"] == "run"
     assert settings["config"] == {"train": {"lr": 1}}
@@ -53,6 +61,6 @@ def test_others_are_told_the_same(tmp_path, monkeypatch, name):
 def test_one_that_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
-        open_trackers(("wandb",), tmp_path, {})
-    open_trackers("auto", tmp_path, {}).close()
+        opened_trackers(("wandb",), tmp_path)
+    opened_trackers("auto", tmp_path).closed()
     assert not list(tmp_path.iterdir())
