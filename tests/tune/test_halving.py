@@ -232,7 +232,7 @@ class TestResult:
         tuned = self.tuned(surface, (0, 1, 2))
         assert tuned.winner.trial == good
         assert tuned.winner.losses == pytest.approx((2.2, 2.21, 2.22))
-        assert tuned.difference.decided
+        assert tuned.difference.excludes_zero
         assert "95 % interval" in tuned.verdict()
         assert lucky in tuned.near  # its interval is wide
 

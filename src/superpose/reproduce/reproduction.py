@@ -22,6 +22,7 @@ from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, Experiment
+from superpose.results.intervals import Interval, spoken
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table
 from superpose.runs.pool import Outcome, Run
@@ -127,8 +128,7 @@ class Reproduction:
             (
                 finding.what,
                 finding.expected if finding.published is None else f"{finding.published:+.4f}",
-                f"{finding.ours:+.4f}"
-                + ("" if None in (finding.low, finding.high) else f" ({finding.low:+.4f} to {finding.high:+.4f})"),
+                spoken(Interval(finding.ours, finding.low, finding.high)),
                 finding.verdict,
                 finding.where,
             )
@@ -260,7 +260,7 @@ def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> Finding | Non
     )
     return Finding(
         f"{claim.arm} minus {claim.against}, nats",
-        difference.mean,
+        difference.value,
         difference.low,
         difference.high,
         difference.seeds,

@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 from superpose.errors import UserError
 from superpose.files import write_json, write_text
 from superpose.plan.evidence import ONE_SEED
+from superpose.results.intervals import ends
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import Outcome, Run
@@ -156,7 +157,7 @@ class Tuned:
     @property
     def winner(self) -> Standing:
         """The lower of the two; ordinary training if they are equal, as it reads less data."""
-        return self.best_tst if self.difference.mean < 0 else self.best_ordinary
+        return self.best_tst if self.difference.value < 0 else self.best_ordinary
 
     @property
     def recipe(self) -> Recipe:
@@ -190,21 +191,20 @@ class Tuned:
     def verdict(self) -> str:
         """Whether TST won, and with what, in words."""
         tst, ordinary, difference = self.best_tst.trial, self.best_ordinary.trial, self.difference
-        side = "lower" if difference.mean < 0 else "higher"
+        side, word = ("lower", "TST won") if difference.value < 0 else ("higher", "TST lost")
         amount = (
-            f"the best of TST ({tst}) ended {abs(difference.mean):.4f} nats per token {side} than the best of ordinary "
-            f"training ({ordinary}), at {self.search.steps:,} steps each"
+            f"the best of TST ({tst}) ended {abs(difference.value):.4f} nats per token {side} than the best of "
+            f"ordinary training ({ordinary}), at {self.search.steps:,} steps each"
         )
-        word = "TST won" if difference.mean < 0 else "TST lost"
-        if difference.low is None or difference.high is None:
+        if difference.low is None:
             seed = self.search.rungs[-1].seeds[0]
             small = "" if _apart(difference) else f", by less than seeds differ (about {ONE_SEED:g} nats)"
             sure = "One seed is an anecdote, and"
             sentence = f"{word} at seed {seed}{small}: {amount}."
         else:
-            interval = f"(95 % interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds)"
+            interval = f"(95 % interval {ends(difference)}, {difference.seeds} seeds)"
             sure = "The interval does not know that"
-            sentence = f"{word if difference.decided else 'Undecided'}: {amount} {interval}."
+            sentence = f"{word if difference.excludes_zero else 'Undecided'}: {amount} {interval}."
         what = "ordinary" if self.winner is self.best_ordinary else "TST's"
         flatters = f"{sure} the best of several is lucky as well: compare with new seeds."
         return " ".join((sentence, f"The recipe is {what}.", flatters, *self.cautions()))
@@ -345,7 +345,7 @@ class Tuned:
             "winner": asdict(self.winner),
             "best_tst": asdict(self.best_tst),
             "best_ordinary": asdict(self.best_ordinary),
-            "difference": asdict(self.difference),
+            "difference": self.difference.record(),
             "near": [asdict(trial) for trial in self.near],
             "correlations": list(self.correlations),
             "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
@@ -372,7 +372,7 @@ def _difference(one: Standing, other: Standing) -> Difference:
 
 def _apart(difference: Difference) -> bool:
     """Whether two are told apart, by the interval or, with one seed, by what seeds are known to differ by."""
-    return difference.decided if difference.low is not None else abs(difference.mean) >= ONE_SEED
+    return difference.excludes_zero if difference.low is not None else abs(difference.value) >= ONE_SEED
 
 
 def _cell(standing: Standing | None) -> str:
