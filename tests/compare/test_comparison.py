@@ -43,7 +43,7 @@ def test_what_is_written(compared):
     directory, comparison = compared
     saved = json.loads((directory / "comparison.json").read_text())
     assert Recipe.model_validate(saved["recipe"]) == comparison.recipe
-    assert saved["answers"]["equal_flops"]["20"]["mean"] == comparison.equal_flops().mean
+    assert saved["answers"]["equal_flops"]["20"]["mean"] == comparison.equal_flops().value
     assert saved["verdict"] == comparison.verdict()
     assert (directory / "loss.png").read_bytes().startswith(b"\x89PNG")
     summary = (directory / "summary.md").read_text()
@@ -112,7 +112,7 @@ class TestThreeQuestions:
     def test_equal_data(self, recipe):
         comparison = made_up(recipe, {**FALLING, (TST, 20): [2.85, 2.85]})
         between = 3.0 - 0.1 * 1.1375035237499351  # log2(44 / 20)
-        assert comparison.equal_data().mean == pytest.approx(2.85 - between)
+        assert comparison.equal_data().value == pytest.approx(2.85 - between)
         assert "computes 2.20 times as much" in comparison.verdict()
 
     def test_beyond_the_budgets_there_is_no_answer(self, recipe):
@@ -145,8 +145,8 @@ def test_a_rate_at_the_edge_is_said(recipe):
 def test_the_control_is_told_from_the_arms(recipe):
     losses = {(ORDINARY, 20): [3.0, 3.1], (TST, 20): [2.9, 3.0], (CONTEXT, 20): [2.95, 3.06]}
     comparison = made_up(recipe, losses)
-    assert comparison.equal_flops(arm=CONTEXT).mean == pytest.approx(-0.045)
-    assert comparison.equal_flops().mean == pytest.approx(-0.1)
+    assert comparison.equal_flops(arm=CONTEXT).value == pytest.approx(-0.045)
+    assert comparison.equal_flops().value == pytest.approx(-0.1)
 
 
 def test_schedules_in_the_papers_letters():

@@ -248,7 +248,7 @@ def test_a_comparison_of_ones_own_gives_its_gains():
     points = points_of(comparison, "python")
     assert [point.latents / 512 for point in points] == [4000, 8000, 16000, 32000]
     last = comparison.equal_flops(32000)
-    assert points[-1].gain == -last.mean
+    assert points[-1].gain == -last.value
     # Five seeds: an interval by Student's t at 90 %, 2.132 errors instead of 1.645.
     assert points[-1].error == pytest.approx(last.deviation / math.sqrt(5) * 2.132 / 1.645, rel=1e-3)
     assert 80_000 < points[0].params < 100_000

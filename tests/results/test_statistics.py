@@ -14,13 +14,13 @@ def test_the_interval_is_that_of_a_paired_t_test():
     difference = paired_difference(ordinary, tst)
     expected = stats.ttest_rel(tst, ordinary).confidence_interval(0.95)
     assert (difference.low, difference.high) == pytest.approx((expected.low, expected.high))
-    assert difference.mean == pytest.approx(np.mean(tst) - np.mean(ordinary))
+    assert difference.value == pytest.approx(np.mean(tst) - np.mean(ordinary))
 
 
 def test_one_seed_has_no_interval():
     difference = paired_difference([3.0], [2.9])
     assert (difference.low, difference.high, difference.seeds, difference.bootstrap) == (None, None, 1, None)
-    assert not difference.decided
+    assert not difference.excludes_zero
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():

@@ -110,7 +110,7 @@ def gains(comparison: Comparison) -> Chart:
             Series(
                 "difference and its 95 % interval",
                 {"step": [float(steps) for steps, _ in known]},
-                [gain.mean for _, gain in known],
+                [gain.value for _, gain in known],
                 "tst",
                 [gain.low for _, gain in known],
                 [gain.high for _, gain in known],

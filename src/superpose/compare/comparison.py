@@ -20,8 +20,9 @@ from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_o
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
+from superpose.results.intervals import ends, spoken
 from superpose.results.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
-from superpose.results.tables import Row, Table, bounds, describe, markdown, spoken, spoken_speedup
+from superpose.results.tables import Row, Table, describe, markdown
 from superpose.runs.pool import POOL, Outcome
 from superpose.train.config import Recipe, with_settings
 from superpose.train.records import Result, checked
@@ -178,8 +179,8 @@ class Comparison:
             return what, form.format(ordinary), form.format(tst), difference
 
         return [
-            row("validation loss, nats per token", "val_loss", "{:.4f}", f"{loss.mean:+.4f}"),
-            row("validation, bits per byte", "val_bits_per_byte", "{:.4f}", f"{bits.mean:+.4f}"),
+            row("validation loss, nats per token", "val_loss", "{:.4f}", f"{loss.value:+.4f}"),
+            row("validation, bits per byte", "val_bits_per_byte", "{:.4f}", f"{bits.value:+.4f}"),
             row("raw tokens read", "raw_tokens", "{:,.0f}"),
             row("epochs of the corpus", "epochs", "{:.2f}"),
             row("latents computed", "latents", "{:,.0f}"),
@@ -220,7 +221,7 @@ class Comparison:
                     str(len(seeds)),
                     *means,
                     "-" if flops is None else spoken(flops),
-                    "-" if loss is None else spoken_speedup(loss),
+                    "-" if loss is None else loss.spoken(),
                     "-" if data is None else spoken(data),
                 )
             )
@@ -258,22 +259,21 @@ class Comparison:
     def _on_flops(self) -> str:
         loss = self.equal_flops()
         assert loss is not None
-        amount = f"{abs(loss.mean):.4f} nats per token {'lower' if loss.mean < 0 else 'higher'} than ordinary training"
-        if loss.low is None or loss.high is None:
-            better = "TST won" if loss.mean < 0 else "TST lost"
+        side, word = ("lower", "won") if loss.value < 0 else ("higher", "lost")
+        amount = f"{abs(loss.value):.4f} nats per token {side} than ordinary training"
+        if loss.low is None:
             return (
-                f"{better} at seed {self.seeds[0]}: its validation loss ended {amount}, at equal FLOPs. "
+                f"TST {word} at seed {self.seeds[0]}: its validation loss ended {amount}, at equal FLOPs. "
                 f"One seed is an anecdote: seeds differ, because the step at which a small model learns to copy "
                 f"does. Run --seeds 1,2,3,4,5 for an interval."
             )
         pairs = zip(self.values(ORDINARY, "val_loss"), self.values(TST, "val_loss"), strict=True)
         lower = sum(tst < ordinary for ordinary, tst in pairs)
-        interval = f"95 % interval {loss.low:+.4f} to {loss.high:+.4f}; it was lower at {lower} of {loss.seeds} seeds"
-        if loss.decided:
-            word = "won" if loss.mean < 0 else "lost"
+        interval = f"95 % interval {ends(loss)}; it was lower at {lower} of {loss.seeds} seeds"
+        if loss.excludes_zero:
             return f"TST {word}: its validation loss ended {amount}, at equal FLOPs ({interval})."
         assert loss.deviation is not None
-        enough = seeds_needed(loss.deviation, abs(loss.mean))
+        enough = seeds_needed(loss.deviation, abs(loss.value))
         count = f"about {enough} seeds" if enough is not None and enough <= 100 else "more than 100 seeds"
         return (
             f"Undecided: TST's validation loss ended {amount} on average, at equal FLOPs, but the interval "
@@ -288,7 +288,7 @@ class Comparison:
             return f"At equal loss there is no answer: {loss.advice}."
         return (
             f"At equal loss, ordinary training takes {loss.ratio:.2f} times TST's steps"
-            + (f" (95 % interval {bounds(loss)})" if len(self.seeds) > 1 else "")
+            + (f" (95 % interval {loss.ends()})" if len(self.seeds) > 1 else "")
             + "."
         )
 
@@ -296,11 +296,11 @@ class Comparison:
         data = self.equal_data()
         if data is None:
             return ""
-        side = "lower" if data.mean < 0 else "higher"
-        interval = "" if data.low is None else f" (95 % interval {data.low:+.4f} to {data.high:+.4f})"
+        side = "lower" if data.value < 0 else "higher"
+        interval = "" if data.low is None else f" (95 % interval {ends(data)})"
         return (
             f"At equal data, where ordinary training computes {self._data_ratio:.2f} times as much, TST is "
-            f"{abs(data.mean):.4f} nats {side}{interval}."
+            f"{abs(data.value):.4f} nats {side}{interval}."
         )
 
     @property
@@ -325,7 +325,11 @@ class Comparison:
     def write(self, directory: Path) -> None:
         """Writes comparison.json and summary.md."""
         answers = {
-            name: {str(steps): asdict(value) for steps in self.budgets(TST) if (value := answer(steps)) is not None}
+            name: {
+                str(steps): value.record() if isinstance(value, Difference) else asdict(value)
+                for steps in self.budgets(TST)
+                if (value := answer(steps)) is not None
+            }
             for name, answer in (
                 ("equal_flops", self.equal_flops),
                 ("equal_loss", self.equal_loss),

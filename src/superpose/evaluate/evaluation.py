@@ -13,12 +13,13 @@ import numpy as np
 
 from superpose.errors import UserError
 from superpose.evaluate.choice import TaskScore, answer
-from superpose.evaluate.intervals import Interval, PairedShares, paired_shares, ratio, wilson
+from superpose.evaluate.intervals import PairedShares, paired_shares, ratio, wilson
 from superpose.evaluate.lm_eval import answer_by_lm_eval
 from superpose.evaluate.models import EvaluatedModel
 from superpose.evaluate.scores import TextScore, buckets, score_text
 from superpose.evaluate.tasks import TASKS, own_items
 from superpose.evaluate.texts import HeldOut
+from superpose.results.intervals import Interval
 
 MOST_LATENTS = 2048
 """Length of a row, where models were made for more and nothing else is asked for."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from superpose.results.intervals import Interval
 from superpose.results.statistics import tails
 
 _RESAMPLES = 2_000
@@ -18,24 +19,6 @@ _DRAWS = 2**22
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its 95 % interval.
-
-    Attributes:
-        value: as measured.
-        low, high: ends of the interval; None where a single document leaves no spread to judge by.
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def ratio(numerators: Floats, denominators: Floats) -> Interval:
@@ -65,11 +48,8 @@ def ratio(numerators: Floats, denominators: Floats) -> Interval:
 
 def wilson(right: int, count: int) -> Interval:
     """A share and its score interval (Wilson, 1927), which stays within 0 and 1 and holds for few items."""
-    share = right / count
-    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
-    half = _Z / (1 + _Z**2 / count) * math.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    # Rounding must not put the share itself outside where it is 0 or 1.
-    return Interval(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+    ends = stats.binomtest(right, count).proportion_ci(method="wilson")
+    return Interval(right / count, float(ends.low), float(ends.high))
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from torch.nn import functional as F
 
 from superpose.core.fold import IGNORE_INDEX
 from superpose.errors import UserError
-from superpose.evaluate.intervals import Floats, Interval, ratio
+from superpose.evaluate.intervals import Floats, ratio
 from superpose.evaluate.models import EvaluatedModel
 from superpose.evaluate.texts import HeldOut
 from superpose.files import file_sha256
+from superpose.results.intervals import Interval
 from superpose.train.validation import next_token_rows
 
 # Numbers of logits computed at a time.

@@ -15,8 +15,8 @@ from superpose.evaluate.evaluation import (
     position_differences,
     task_difference,
 )
-from superpose.evaluate.intervals import Interval
 from superpose.evaluate.scores import TextScore, buckets
+from superpose.results.intervals import spoken
 from superpose.results.tables import Row, Table
 
 # Documents shown from each end.
@@ -45,31 +45,17 @@ def verdict(evaluation: Evaluation) -> str:
                 after = " A single document does not tell how sure that is."
             elif difference.excludes_zero:
                 words = f"{'better' if difference.value < 0 else 'worse'} than {first}"
-            sentences.append(f"On {score.text.name}, {name} is {words}: {signed(difference)} bits per byte.{after}")
+            sentences.append(f"On {score.text.name}, {name} is {words}: {spoken(difference)} bits per byte.{after}")
     return "\n".join(sentences)
-
-
-def plain(interval: Interval, digits: int = 4) -> str:
-    """A figure and its interval."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.{digits}f}"
-    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f} to {interval.high:.{digits}f})"
-
-
-def signed(interval: Interval, digits: int = 4) -> str:
-    """A difference and its interval."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:+.{digits}f}"
-    return f"{interval.value:+.{digits}f} ({interval.low:+.{digits}f} to {interval.high:+.{digits}f})"
 
 
 def _text(evaluation: Evaluation, scores: Sequence[TextScore]) -> Table:
     text, first = scores[0].text, evaluation.names[0]
     rows: list[Row] = []
     for name, score in zip(evaluation.names, scores, strict=True):
-        row = name, plain(score.loss), plain(score.bits_per_byte)
+        row = name, spoken(score.loss, ".4f"), spoken(score.bits_per_byte, ".4f")
         if len(scores) > 1:
-            row = *row, "" if score is scores[0] else signed(bits_difference(scores[0], score))  # type: ignore[assignment]
+            row = *row, "" if score is scores[0] else spoken(bits_difference(scores[0], score))  # type: ignore[assignment]
         rows.append(row)
     header: Row = ("model", "nats per token", "bits per byte")
     if len(scores) > 1:
@@ -82,11 +68,11 @@ def _text(evaluation: Evaluation, scores: Sequence[TextScore]) -> Table:
 def _positions(evaluation: Evaluation, scores: Sequence[TextScore]) -> Table:
     first = evaluation.names[0]
     header: list[str] = ["tokens of context", *evaluation.names]
-    columns = [[plain(loss, 3) for loss in score.by_position] for score in scores]
+    columns = [[spoken(loss, ".3f") for loss in score.by_position] for score in scores]
     for name, score in zip(evaluation.names[1:], scores[1:], strict=True):
         if (differences := position_differences(scores[0], score)) is not None:
             header.append(f"{name} minus {first}")
-            columns.append([signed(difference, 3) for difference in differences])
+            columns.append([spoken(difference, "+.3f") for difference in differences])
     spans = [f"{low}-{high}" if high > low else f"{low}" for low, high in buckets(evaluation.latents)]
     # Under another tokenizer a short text may end before a long row does.
     count = min(map(len, columns))
@@ -131,13 +117,13 @@ def _tasks(evaluation: Evaluation) -> Table:
     rows: list[Row] = []
     for scores in evaluation.tasks:
         row = [scores[0].task, f"{len(scores[0].right):,}", f"{scores[0].chance:.2f}"]
-        row += [plain(accuracy(score), 3) for score in scores]
+        row += [spoken(accuracy(score), ".3f") for score in scores]
         for score in scores[1:]:
             paired = task_difference(scores[0], score)
-            row += [signed(paired.difference, 3), f"{paired.p:.2g}"]
+            row += [spoken(paired.difference, "+.3f"), f"{paired.p:.2g}"]
         rows.append(tuple(row))
         if any(_by_byte_differs(score) for score in scores):
-            shares = [plain(accuracy(score, by_byte=True), 3) for score in scores]
+            shares = [spoken(accuracy(score, by_byte=True), ".3f") for score in scores]
             rows.append(("  per byte", "", "", *shares, *[""] * (2 * len(others))))
     return "Tasks: share of right answers", tuple(header), rows
 

@@ -5,39 +5,37 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from scipy import stats
+
+from superpose.results.intervals import Interval
 
 _RESAMPLES = 5_000
 _LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences (TST minus ordinary, seed by seed) and how far it can be trusted.
+class Difference(Interval):
+    """Mean of paired differences (TST minus ordinary, seed by seed) and its 95 % interval by Student's t.
 
     Attributes:
-        mean: of the differences; negative is a lower loss for TST.
-        low, high: 95 % interval of the mean by Student's t; None for a single seed, which has no spread.
+        value: the mean; negative is a lower loss for TST.
         seeds: pairs.
         deviation: standard deviation of the differences; None for a single seed.
         bootstrap: 95 % interval of the mean over resampled seeds, widened for their number.
     """
 
-    mean: float
-    low: float | None
-    high: float | None
-    seeds: int
+    seeds: int = 1
     deviation: float | None = None
     bootstrap: tuple[float, float] | None = None
 
-    @property
-    def decided(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    def record(self) -> dict[str, Any]:
+        """As it stands in comparison.json and tuning.json."""
+        saved = asdict(self)
+        return {"mean": saved.pop("value"), **saved}
 
 
 def paired_difference(ordinary: Sequence[float], tst: Sequence[float]) -> Difference:
@@ -51,7 +49,7 @@ def paired_difference(ordinary: Sequence[float], tst: Sequence[float]) -> Differ
     differences = [after - before for before, after in zip(ordinary, tst, strict=True)]
     mean, count = statistics.fmean(differences), len(differences)
     if count == 1:
-        return Difference(mean, None, None, 1)
+        return Difference(mean)
     deviation = statistics.stdev(differences)
     half = _half_width(deviation, count)
     low, high = np.quantile(np.array(differences)[_resampled(count)].mean(axis=1), tails(count))
@@ -88,6 +86,19 @@ class Speedup:
     high: float | None
     advice: str | None
     curve: tuple[tuple[int, float], ...]
+
+    def ends(self) -> str:
+        """The interval in words."""
+        low = "less than the first budget" if self.low is None else f"{self.low:.2f}"
+        high = "beyond the last budget" if self.high is None else f"{self.high:.2f}"
+        return f"{low} to {high}"
+
+    def spoken(self) -> str:
+        """The speedup and its interval, as in a table."""
+        if self.ratio is None:
+            return f"{'before the first' if self.beyond == 'first' else 'beyond the last'} budget"
+        interval = "" if self.low is None and self.high is None else f" ({self.ends()})"
+        return f"{self.ratio:.2f} x{interval}"
 
 
 def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps: int) -> Speedup:

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from superpose.core.schedule import Schedule
-
-if TYPE_CHECKING:  # imports SciPy, a second that a run without statistics need not wait
-    from superpose.results.statistics import Difference, Speedup
 
 Row = tuple[str, ...]
 Table = tuple[str, Row, list[Row]]
 """Title, header and rows, to be printed, or written as Markdown or HTML."""
-
-
-def spoken(difference: Difference) -> str:
-    """A difference and its interval, as in a table."""
-    interval = "" if difference.low is None else f" ({difference.low:+.4f} to {difference.high:+.4f})"
-    return f"{difference.mean:+.4f}{interval}"
-
-
-def spoken_speedup(speedup: Speedup) -> str:
-    """A speedup and its interval, as in a table."""
-    if speedup.ratio is None:
-        return f"{'before the first' if speedup.beyond == 'first' else 'beyond the last'} budget"
-    interval = "" if speedup.low is None and speedup.high is None else f" ({bounds(speedup)})"
-    return f"{speedup.ratio:.2f} x{interval}"
-
-
-def bounds(speedup: Speedup) -> str:
-    """The ends of a speedup's interval."""
-    low = "less than the first budget" if speedup.low is None else f"{speedup.low:.2f}"
-    high = "beyond the last budget" if speedup.high is None else f"{speedup.high:.2f}"
-    return f"{low} to {high}"
 
 
 def describe(schedule: Schedule) -> str:

@@ -19,13 +19,14 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from scipy.stats import spearmanr
 
 from superpose.errors import UserError
 from superpose.files import write_json, write_text
 from superpose.plan.evidence import ONE_SEED
+from superpose.results.intervals import ends
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import Outcome, Run
@@ -71,8 +72,21 @@ class Ranking:
     tst: tuple[Standing, ...]
     ordinary: tuple[Standing, ...]
 
+    @property
+    def kept(self) -> int:
+        """Trials of TST that go on."""
+        return sum(standing.kept for standing in self.tst)
 
-def tune(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
+    def spoken(self) -> str:
+        """The rung in a sentence."""
+        best, ordinary = self.tst[0], _cell(self.ordinary[0])
+        return (
+            f"{self.rung.steps:,} steps: {self.kept} of {len(self.tst)} trials kept; best {best.trial}, "
+            f"validation loss {_cell(best)}; ordinary training {ordinary}"
+        )
+
+
+def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
     """Trains rung by rung and keeps the best.
 
     Nothing of it depends on the order of trials or outcomes. Of equal losses, the one that reads less data is better.
@@ -129,7 +143,7 @@ def _ranked(
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished search; `tune` makes it.
+    """A finished search; `halve` makes it.
 
     Attributes:
         rankings: of the rungs, by steps, ascending.
@@ -156,7 +170,7 @@ class Tuned:
     @property
     def winner(self) -> Standing:
         """The lower of the two; ordinary training if they are equal, as it reads less data."""
-        return self.best_tst if self.difference.mean < 0 else self.best_ordinary
+        return self.best_tst if self.difference.value < 0 else self.best_ordinary
 
     @property
     def recipe(self) -> Recipe:
@@ -190,21 +204,20 @@ class Tuned:
     def verdict(self) -> str:
         """Whether TST won, and with what, in words."""
         tst, ordinary, difference = self.best_tst.trial, self.best_ordinary.trial, self.difference
-        side = "lower" if difference.mean < 0 else "higher"
+        side, word = ("lower", "TST won") if difference.value < 0 else ("higher", "TST lost")
         amount = (
-            f"the best of TST ({tst}) ended {abs(difference.mean):.4f} nats per token {side} than the best of ordinary "
-            f"training ({ordinary}), at {self.search.steps:,} steps each"
+            f"the best of TST ({tst}) ended {abs(difference.value):.4f} nats per token {side} than the best of "
+            f"ordinary training ({ordinary}), at {self.search.steps:,} steps each"
         )
-        word = "TST won" if difference.mean < 0 else "TST lost"
-        if difference.low is None or difference.high is None:
+        if difference.low is None:
             seed = self.search.rungs[-1].seeds[0]
             small = "" if _apart(difference) else f", by less than seeds differ (about {ONE_SEED:g} nats)"
             sure = "One seed is an anecdote, and"
             sentence = f"{word} at seed {seed}{small}: {amount}."
         else:
-            interval = f"(95 % interval {difference.low:+.4f} to {difference.high:+.4f}, {difference.seeds} seeds)"
+            interval = f"(95 % interval {ends(difference)}, {difference.seeds} seeds)"
             sure = "The interval does not know that"
-            sentence = f"{word if difference.decided else 'Undecided'}: {amount} {interval}."
+            sentence = f"{word if difference.excludes_zero else 'Undecided'}: {amount} {interval}."
         what = "ordinary" if self.winner is self.best_ordinary else "TST's"
         flatters = f"{sure} the best of several is lucky as well: compare with new seeds."
         return " ".join((sentence, f"The recipe is {what}.", flatters, *self.cautions()))
@@ -284,7 +297,7 @@ class Tuned:
                 (
                     f"{ranking.rung.steps:,}",
                     str(len(ranking.tst)),
-                    str(sum(standing.kept for standing in ranking.tst)),
+                    str(ranking.kept),
                     ",".join(map(str, ranking.rung.seeds)),
                     _cell(ranking.tst[0]),
                     _cell(ranking.ordinary[0]),
@@ -329,38 +342,33 @@ class Tuned:
             *self.verdict().replace(". ", ".\n").splitlines(),
         ]
 
-    def facts(self, command: str, then: str) -> dict[str, Any]:
-        """What tuning.json holds.
+    def write(self, directory: Path, command: str, runs: Path) -> None:
+        """Writes recipe.toml, tuning.json and summary.md, each whole or not at all.
 
         Args:
-            command: that made it.
-            then: `next_command`.
+            command: that made them.
+            runs: for `next_command`.
         """
         search = self.search
-        return {
-            "format": _FORMAT,
-            "command": command,
-            "verdict": self.verdict(),
-            "next": then,
-            "winner": asdict(self.winner),
-            "best_tst": asdict(self.best_tst),
-            "best_ordinary": asdict(self.best_ordinary),
-            "difference": asdict(self.difference),
-            "near": [asdict(trial) for trial in self.near],
-            "correlations": list(self.correlations),
-            "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
-            "rungs": [asdict(ranking) for ranking in self.rankings],
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
-
-    def write(self, directory: Path, command: str, then: str) -> None:
-        """Writes tuning.json, summary.md and recipe.toml, each whole or not at all.
-
-        Args:
-            command, then: see `facts`.
-        """
         write_recipe(self.recipe, directory / RECIPE, self.comments(command), SEARCHED)
-        write_json(directory / "tuning.json", self.facts(command, then))
+        write_json(
+            directory / "tuning.json",
+            {
+                "format": _FORMAT,
+                "command": command,
+                "verdict": self.verdict(),
+                "next": self.next_command(directory / RECIPE, runs),
+                "winner": asdict(self.winner),
+                "best_tst": asdict(self.best_tst),
+                "best_ordinary": asdict(self.best_ordinary),
+                "difference": self.difference.record(),
+                "near": [asdict(trial) for trial in self.near],
+                "correlations": self.correlations,
+                "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
+                "rungs": [asdict(ranking) for ranking in self.rankings],
+                "recipe": self.recipe.model_dump(mode="json"),
+            },
+        )
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
 
 
@@ -372,7 +380,7 @@ def _difference(one: Standing, other: Standing) -> Difference:
 
 def _apart(difference: Difference) -> bool:
     """Whether two are told apart, by the interval or, with one seed, by what seeds are known to differ by."""
-    return difference.decided if difference.low is not None else abs(difference.mean) >= ONE_SEED
+    return difference.excludes_zero if difference.low is not None else abs(difference.value) >= ONE_SEED
 
 
 def _cell(standing: Standing | None) -> str:
