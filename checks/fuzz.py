@@ -619,7 +619,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.report.write import write_report
     from superpose.share import generate
     from superpose.train.config import load_recipe
-    from superpose.train.metrics import metrics_log
+    from superpose.train.records import metrics_log
     from superpose.train.run_directory import claim
 
     runs = folder / "runs"

@@ -9,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, FiniteFloat, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
 
-from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.results.intervals import Interval
+from superpose.train.records import checked
 
 
 class _Figures(BaseModel):
@@ -143,9 +143,6 @@ class Evaluation(BaseModel):
         """What is in an evaluation.json.
 
         Raises:
-            UserError: it cannot be read, or is none.
+            UserError: it is missing or was altered.
         """
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError:
-            raise UserError(f"{path} is no evaluation; make it again with: superpose evaluate") from None
+        return checked(cls, read_json(path), path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from superpose.results.tables import Row, Table, describe
@@ -60,8 +61,8 @@ def shown(run: RunOnDisk) -> dict[str, Any]:
     return {
         **listed(run),
         "checkpoints": {str(step): size_of(run.path / "checkpoints" / f"step-{step:08d}") for step in run.checkpoints},
-        "result": run.result.model_dump(mode="json") if run.result else None,
-        "validations": [record.model_dump(mode="json") for record in run.validations],
+        "result": asdict(run.result) if run.result else None,
+        "validations": [asdict(record) for record in run.validations],
         "recipe": run.recipe.model_dump(mode="json"),
     }
 

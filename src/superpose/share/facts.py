@@ -21,7 +21,8 @@ from superpose.files import read_json
 from superpose.models.load import NEXT_TOKEN
 from superpose.results.intervals import spoken
 from superpose.results.tables import Row
-from superpose.runs.disk import Energy, Measured, RunOnDisk
+from superpose.runs.disk import RunOnDisk
+from superpose.train.records import Energy, Validation
 
 FORMAT = "superpose export 1"
 
@@ -108,7 +109,7 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     schedule, train = recipe.schedule, recipe.train
     stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)
     result = run.result if step == train.steps else None
-    measured: Measured | None = next((record for record in run.validations if record.step == step), None)
+    measured: Validation | None = next((record for record in run.validations if record.step == step), None)
     spent = result or measured
     if averaged:
         # It is validated at the end alone.
