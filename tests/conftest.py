@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -153,15 +154,12 @@ def trained(runs, store, pool):
 @pytest.fixture(scope="session")
 def compared(recipe, store, tmp_path_factory):
     """A small comparison with all there is in one, and its directory: two seeds, budgets, rates and the control."""
-    from superpose.compare.comparison import Comparison
-    from superpose.compare.experiment import Design, plan_runs, plan_tuning, tune
-    from superpose.runs.pool import link
+    from superpose.compare import Design, compare
 
     runs = tmp_path_factory.mktemp("runs")
     design = Design(recipe, (1, 2), (), (30,), rates=(1e-2, 2e-2), context_control=True)
-    tunings = tune(design, trained(plan_tuning(design), store, runs / "pool"))
-    outcomes = trained(plan_runs(design, tunings), store, runs / "pool")
-    comparison = Comparison.of(recipe, outcomes, tunings, store)
-    link(outcomes, runs / "named")
-    comparison.write(runs / "named")
-    return runs / "named", comparison
+    with (
+        mock.patch("superpose.compare.workflow.prepare", return_value=store),
+        mock.patch("superpose.compare.workflow.train_all", lambda planned, *of: trained(planned, *of[:2])),
+    ):
+        return runs / "named", compare(design, runs=runs, name="named")

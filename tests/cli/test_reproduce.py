@@ -27,8 +27,8 @@ TINY = {
 def invoke(monkeypatch, tmp_path):
     """Calls the command with its runs trained in this process."""
     monkeypatch.setattr(
-        "superpose.cli.reproduce.train_all",
-        lambda runs, store, pool, jobs, console, display: trained(runs, store, pool),
+        "superpose.reproduce.workflow.train_all",
+        lambda runs, store, pool, jobs, display: trained(runs, store, pool),
     )
     settings = [f"--set={name}={json.dumps(value)}" for name, value in TINY.items()]
 

@@ -27,7 +27,7 @@ class Trainer:
     def __init__(self, records=None):
         self.left, self.trained = records, []
 
-    def __call__(self, runs, store, pool, jobs, console, display):
+    def __call__(self, runs, store, pool, jobs, display):
         outcomes = []
         for run in runs:
             directory = pool / run.key(store)
@@ -51,7 +51,7 @@ def invoke(monkeypatch, recipe, tmp_path):
     write_recipe(with_settings(recipe, "train", batch_size=16, latents=64), tmp_path / "small.toml")
 
     def call(trainer, *arguments, runs="runs"):
-        monkeypatch.setattr("superpose.cli.tune.train_all", trainer)
+        monkeypatch.setattr("superpose.tune.workflow.train_all", trainer)
         words = [
             "superpose",
             "tune",
@@ -113,7 +113,7 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(invoke, recipe, sto
         planned.extend(runs)
         return sys.exit(0) if runs else []
 
-    monkeypatch.setattr("superpose.cli.compare.train_all", plan_alone)
+    monkeypatch.setattr("superpose.compare.workflow.train_all", plan_alone)
     assert CliRunner().invoke(cli.app, shlex.split(saved["next"])[1:]).exit_code == 0
     assert {run.seed for run in planned} == {1, 2, 3, 4, 5}
 

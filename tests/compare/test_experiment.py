@@ -1,7 +1,16 @@
 import pytest
 
 from superpose.compare import experiment
-from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, plan_runs, plan_tuning, tune, with_precision
+from superpose.compare.experiment import (
+    CONTEXT,
+    ORDINARY,
+    TST,
+    Design,
+    best_rates,
+    plan_runs,
+    plan_tuning,
+    with_precision,
+)
 from superpose.core import Schedule
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome
@@ -71,23 +80,23 @@ class TestTuning:
     def test_each_arm_takes_its_best(self, recipe):
         design = Design(recipe, (1, 2), budgets=(40,), rates=(1e-3, 2e-3, 4e-3))
         best = {ORDINARY: 2e-3, TST: 4e-3}
-        tunings = tune(design, self.outcomes(design, lambda arm, rate: 3 + abs(rate - best[arm])))
+        tunings = best_rates(design, self.outcomes(design, lambda arm, rate: 3 + abs(rate - best[arm])))
         assert {arm: tuning.best for arm, tuning in tunings.items()} == best
         assert [tuning.at_edge for tuning in tunings.values()] == [False, True]
         assert all(run.recipe.train.lr == best[run.arm] for run in plan_runs(design, tunings))
 
     def test_a_rate_that_failed_is_not_chosen(self, recipe):
         design = Design(recipe, (1,), rates=(1e-3, 2e-3))
-        tunings = tune(design, self.outcomes(design, lambda arm, rate: None if rate == 1e-3 else 3.0))
+        tunings = best_rates(design, self.outcomes(design, lambda arm, rate: None if rate == 1e-3 else 3.0))
         assert tunings[TST].losses == {1e-3: None, 2e-3: 3.0}
         assert tunings[TST].best == 2e-3
         with pytest.raises(UserError, match="all learning rates failed"):
-            tune(design, self.outcomes(design, lambda arm, rate: None))
+            best_rates(design, self.outcomes(design, lambda arm, rate: None))
 
     def test_without_rates_nothing_is_tuned(self, recipe):
         design = Design(recipe, (1,))
         assert plan_tuning(design) == []
-        assert tune(design, []) == {}
+        assert best_rates(design, []) == {}
         assert plan_runs(design, {})[0].recipe.train.lr == recipe.train.lr
 
 

@@ -13,8 +13,8 @@ from superpose.reproduce.reproduction import (
     Reproduction,
     data_bound,
     experiment_named,
+    experiment_runs,
     judge,
-    plan,
     reproduction,
     save,
 )
@@ -40,7 +40,7 @@ def test_every_experiment_can_be_planned(roomy, store):
     for name, experiment in EXPERIMENTS.items():
         if experiment.needs_weights:
             continue
-        runs, _ = plan(experiment, roomy, store, (1, 2))
+        runs, _ = experiment_runs(experiment, roomy, store, (1, 2))
         assert len(runs) == 2 * len(experiment.arms)
         for claim in experiment.claims:
             assert {claim.arm, claim.against} <= set(experiment.arms), name
@@ -56,7 +56,7 @@ def test_the_corpus_own_weights_take_part(roomy, store, monkeypatch):
 
     law = PowerLaw(0.5, 1.0, -1.0, -1.1, -0.9, {distance: 0.5 + 1 / distance for distance in range(1, 33)})
     monkeypatch.setattr(module, "fit_power_law", lambda tokens: law)
-    runs, found = plan(EXPERIMENTS["figure10"], roomy, store, (1,))
+    runs, found = experiment_runs(EXPERIMENTS["figure10"], roomy, store, (1,))
     weights = next(run.recipe.superposition.weighting for run in runs if run.arm == "information-s16")
     assert found is law
     assert len(weights) == 16
@@ -86,7 +86,7 @@ def test_an_interval_decides(low, high, expected, verdict):
 
 
 def test_findings_stand_beside_the_paper(roomy, store):
-    runs, _ = plan(EXPERIMENTS["table2"], roomy, store, (1, 2, 3))
+    runs, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1, 2, 3))
     base = {"ordinary": 3.0, "tst": 2.9, "reinit": 2.95}
     done = reproduction("table2", "tiny", roomy, store, outcomes(runs, lambda arm, seed: base[arm] + seed / 1000), None)
     assert [finding.verdict for finding in done.findings] == ["agrees", "agrees", "disagrees"]
@@ -95,7 +95,7 @@ def test_findings_stand_beside_the_paper(roomy, store):
 
 
 def test_a_sweep_is_likened_to_the_papers(roomy, store):
-    runs, _ = plan(EXPERIMENTS["figure4"], roomy, store, (1,))
+    runs, _ = experiment_runs(EXPERIMENTS["figure4"], roomy, store, (1,))
 
     def like_the_paper(arm, seed):
         if arm == ORDINARY:
@@ -112,9 +112,9 @@ def test_a_sweep_is_likened_to_the_papers(roomy, store):
 
 
 def test_what_is_written_is_read_back(roomy, store, tmp_path):
-    runs, _ = plan(EXPERIMENTS["appendixC"], roomy, store, (1, 2))
+    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1, 2))
     done = reproduction("appendixC", "tiny", roomy, store, outcomes(runs, lambda arm, seed: 3 + seed / 10), None)
-    save([done], "superpose reproduce appendixC", tmp_path / "reproduction.json")
+    save([done], "superpose reproduce appendixC", tmp_path)
     (again,) = Reproduction.load(tmp_path / "reproduction.json")
     assert again == done
     saved = json.loads((tmp_path / "reproduction.json").read_text())
@@ -126,7 +126,7 @@ def test_what_is_written_is_read_back(roomy, store, tmp_path):
 
 
 def test_a_failed_arm_leaves_the_other_claims(roomy, store):
-    runs, _ = plan(EXPERIMENTS["appendixC"], roomy, store, (1,))
+    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1,))
     some = [
         Outcome(o.run, None, None, "died") if o.run.arm == "hinge" else o for o in outcomes(runs, lambda arm, seed: 3.0)
     ]
@@ -138,8 +138,8 @@ def test_a_failed_arm_leaves_the_other_claims(roomy, store):
 def test_the_ablations_train_and_differ(roomy, store, tmp_path):
     """Every way of training the paper tried, for a few steps: finite, and not what another arm does."""
     chosen = {"hinge", "bce", "mce_alt", "mce"}
-    runs, _ = plan(EXPERIMENTS["appendixC"], roomy, store, (1,))
-    reinit, _ = plan(EXPERIMENTS["table2"], roomy, store, (1,))
+    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1,))
+    reinit, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1,))
     mine = [run for run in runs if run.arm in chosen] + [run for run in reinit if run.arm == "reinit"]
     done = trained(mine, store, tmp_path)
     losses = [outcome.result["val_loss"] for outcome in done]
@@ -149,7 +149,7 @@ def test_the_ablations_train_and_differ(roomy, store, tmp_path):
 
 def test_arms_take_their_tuned_learning_rates(roomy, store):
     tunings = {arm: Tuning(arm, {}, rate, False) for arm, rate in ((ORDINARY, 1e-3), ("tst", 5e-3))}
-    runs, _ = plan(EXPERIMENTS["table2"], roomy, store, (1,), tunings)
+    runs, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1,), tunings)
     assert {run.arm: run.recipe.train.lr for run in runs} == {"ordinary": 1e-3, "tst": 5e-3, "reinit": 5e-3}
 
 

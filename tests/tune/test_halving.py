@@ -13,7 +13,7 @@ from superpose.errors import UserError
 from superpose.runs.pool import Outcome
 from superpose.train.config import Recipe, load_recipe, with_settings
 from superpose.train.recipe_file import write_recipe
-from superpose.tune.halving import tune
+from superpose.tune.halving import halve
 from superpose.tune.search import (
     BAG_SIZES,
     RATIOS,
@@ -30,7 +30,7 @@ from superpose.tune.search import (
 
 RECIPE = with_settings(Recipe(), "train", steps=800, warmup_steps=10)
 RATES = (1e-3, 2e-3, 4e-3)
-GRID = candidates(list(itertools.product((2, 4, 8), (0.1, 0.3))), RATES)
+GRID = candidates(RECIPE, (2, 4, 8), (0.1, 0.3), RATES)
 FEW = settings(max_examples=25)
 
 
@@ -84,8 +84,10 @@ def test_rungs_lead_up_to_full_runs(steps, least, eta, trials):
 @FEW
 @given(st.floats(4, 40), st.integers(2, 4), st.integers(100, 800), st.sampled_from([(0,), (3, 1)]))
 def test_the_budget_is_used_and_not_overrun(budget, eta, min_steps, seeds):
+    grid = candidates(RECIPE, (2, 4, 8), (0.1, 0.3), RATES[:2])
+
     def plan(**of):
-        return plan_search(RECIPE, GRID, RATES[:2], eta=eta, min_steps=min_steps, seeds=seeds, **of)
+        return plan_search(RECIPE, grid, eta=eta, min_steps=min_steps, seeds=seeds, **of)
 
     made = []
     least = plan(count=1)
@@ -95,9 +97,9 @@ def test_the_budget_is_used_and_not_overrun(budget, eta, min_steps, seeds):
         return
     search = plan(budget=budget)
     assert search.cost <= budget
-    if len(search.trials) < len(GRID):
+    if len(search.trials) < len(grid):
         assert plan(count=len(search.trials) + 1).cost > budget
-    tune(search, trained_on(bowl(GRID[0]), made))
+    halve(search, trained_on(bowl(GRID[0]), made))
     assert len(made) == len({run.name for run in made}) == search.count
     # Ordinary runs of a learning rate and a seed share what is before the shorter one's decay.
     chains = Counter((run.arm, run.seed) for run in made if "ordinary" in run.arm)
@@ -110,11 +112,11 @@ def test_the_budget_is_used_and_not_overrun(budget, eta, min_steps, seeds):
 
 def test_costs_by_hand():
     """8 trials at 200 steps, 4 at 400, 2 at 800; ordinary runs branch after 180 and 360 steps."""
-    search = plan_search(RECIPE, GRID, (1e-3,), count=8)
+    search = plan_search(RECIPE, candidates(RECIPE, (2, 4, 8, 16), (0.1, 0.3), (1e-3,)), count=8)
     assert search.rungs == (Rung(200, 8, (0,)), Rung(400, 4, (0,)), Rung(800, 2, (0,)))
     assert search.computed_steps == 8 * 200 + 4 * 400 + 2 * 800 + 200 + (400 - 180) + (800 - 360)
     assert search.cost == search.computed_steps / 800
-    assert search.plan()[-1] == f"together 17 runs of 5,660 steps, which is {5660 / 800:.2f} times one full run"
+    assert search.spoken()[-1] == f"together 17 runs of 5,660 steps, which is {5660 / 800:.2f} times one full run"
 
 
 @FEW
@@ -133,7 +135,7 @@ def test_survivors_are_the_best_whatever_the_order(data):
     steps = rung_steps(800, 200, 2)
     rungs = rungs_of(len(trials), steps, 2, (0,))
     try:
-        tuned = tune(Search(RECIPE, tuple(trials), RATES, rungs), trained_on(surface))
+        tuned = halve(Search(RECIPE, tuple(trials), RATES, rungs), trained_on(surface))
     except UserError as error:
         assert "failed" in str(error)  # noqa: PT017
         return
@@ -147,7 +149,7 @@ def test_survivors_are_the_best_whatever_the_order(data):
             standing.trial for standing in ranking.tst if standing.kept
         }
     shuffled = tuple(data.draw(st.permutations(trials)))
-    again = tune(
+    again = halve(
         Search(RECIPE, shuffled, RATES, rungs), lambda runs: list(reversed(trained_on(surface)(list(reversed(runs)))))
     )
     assert again.rankings == tuned.rankings
@@ -155,8 +157,8 @@ def test_survivors_are_the_best_whatever_the_order(data):
 
 
 def test_of_equal_losses_the_one_that_reads_less_is_better():
-    search = plan_search(RECIPE, GRID, RATES)
-    tuned = tune(search, trained_on(lambda trial, steps, seed: 2.0))
+    search = plan_search(RECIPE, GRID)
+    tuned = halve(search, trained_on(lambda trial, steps, seed: 2.0))
     assert tuned.best_tst.trial == Trial(2, 0.1, 1e-3)
     assert tuned.winner.trial.ordinary
     assert tuned.correlations == (None, None)
@@ -165,7 +167,7 @@ def test_of_equal_losses_the_one_that_reads_less_is_better():
 @pytest.mark.parametrize("best", [GRID[0], GRID[7], GRID[-1]], ids=str)
 @pytest.mark.parametrize("eta", [2, 3])
 def test_the_best_is_found_where_short_runs_agree(best, eta):
-    tuned = tune(plan_search(RECIPE, GRID, RATES, eta=eta), trained_on(bowl(best)))
+    tuned = halve(plan_search(RECIPE, GRID, eta=eta), trained_on(bowl(best)))
     assert tuned.best_tst.trial == tuned.winner.trial == best
     assert all(agreement > 0.9 for agreement in tuned.correlations)
     assert tuned.recipe == best.applied(RECIPE)
@@ -181,7 +183,7 @@ def test_short_runs_that_mislead_are_told_of():
         side = 1 if steps == 800 else -1
         return 3 - side * trial.bag_size * (0.01 + trial.ratio / 100)
 
-    tuned = tune(plan_search(RECIPE, GRID, RATES, min_steps=400), trained_on(surface))
+    tuned = halve(plan_search(RECIPE, GRID, min_steps=400), trained_on(surface))
     assert tuned.correlations == (pytest.approx(-1, abs=0.2),)
     assert "The order at 400 steps said little" in tuned.verdict()
     assert tuned.rankings[0].tst[0].loss > tuned.rankings[0].ordinary[0].loss
@@ -190,7 +192,7 @@ def test_short_runs_that_mislead_are_told_of():
 
 class TestResult:
     def tuned(self, surface, seeds=(0,), recipe=RECIPE):
-        return tune(plan_search(recipe, GRID, RATES, seeds=seeds), trained_on(surface))
+        return halve(plan_search(recipe, GRID, seeds=seeds), trained_on(surface))
 
     def test_ordinary_training_may_be_best(self, tmp_path):
         recipe = with_settings(RECIPE, "superposition", weighting="power")
@@ -198,7 +200,7 @@ class TestResult:
         assert tuned.recipe == with_settings(recipe, "train", lr=1e-3).ordinary()
         assert tuned.verdict().startswith("TST lost at seed 0: ")
         assert "The recipe is ordinary." in tuned.verdict()
-        tuned.write(tmp_path, "superpose tune", "next")
+        tuned.write(tmp_path, "superpose tune", Path("runs"))
         assert load_recipe(tmp_path / "recipe.toml") == tuned.recipe
         command = shlex.split(tuned.next_command(tmp_path / "recipe.toml", Path("runs")))
         assert command[3:8] == ["--bag-size", "2", "--ratio", "0.1", '--set=superposition.weighting="power"']
@@ -214,7 +216,7 @@ class TestResult:
         """At the best rates, both of which it tries: with the seed of the search, as those it compares with are new."""
         surface, made = bowl(Trial(4, 0.3, 2e-3)), []
         lowest = trained_on(lambda trial, *of: surface(trial, *of) if not trial.ordinary else 5 - trial.lr, made)
-        tuned = tune(plan_search(RECIPE, GRID, RATES), lowest)
+        tuned = halve(plan_search(RECIPE, GRID), lowest)
         tuning = plan_tuning(Design(tuned.recipe, (1, 2, 3, 4, 5), rates=(2e-3, 4e-3)))
         known = [run.recipe for run in made]
         assert [run.recipe in known for run in tuning if run.arm == "ordinary"] == [True, True]
@@ -260,7 +262,7 @@ class TestResult:
         assert "failed" in str(tuned.tables())
         made = []
         with pytest.raises(UserError, match="all runs of ordinary training failed at 800 steps"):
-            tune(plan_search(RECIPE, GRID, RATES), trained_on(lambda *of: None, made))
+            halve(plan_search(RECIPE, GRID), trained_on(lambda *of: None, made))
         assert all(trial_of(run).ordinary for run in made)  # nothing more was spent
         with pytest.raises(UserError, match="all runs of TST failed at 200 steps"):
             self.tuned(lambda trial, *of: 3.0 if trial.ordinary else None)
@@ -303,23 +305,33 @@ def test_settings_that_are_tried_by_default():
 )
 def test_a_wrong_plan_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        plan_search(RECIPE, GRID, RATES, **options)
+        plan_search(RECIPE, GRID, **options)
 
 
 @pytest.mark.parametrize(
-    ("pairs", "rates", "message"),
+    ("bag_size", "ratio", "rate", "message"),
     [
-        ([(1, 0.1)], RATES, "--bag-sizes 1"),
-        ([(2, 0.0)], RATES, "--ratios 0"),
-        ([(2, 1.0)], RATES, "--ratios 1"),
-        ([(2, 0.1)], (0.0,), "--lrs 0"),
+        (1, 0.1, 1e-3, "--bag-sizes 1"),
+        (2, 0.0, 1e-3, "--ratios 0"),
+        (2, 1.0, 1e-3, "--ratios 1"),
+        (2, 0.1, 0.0, "--lrs 0"),
     ],
 )
-def test_wrong_candidates_are_refused(pairs, rates, message):
+def test_wrong_candidates_are_refused(bag_size, ratio, rate, message):
     with pytest.raises(UserError, match=message):
-        candidates(pairs, rates)
+        candidates(RECIPE, (bag_size,), (ratio,), (rate,))
     with pytest.raises(UserError, match="nothing to try"):
-        plan_search(RECIPE, (), RATES)
+        plan_search(RECIPE, candidates(RECIPE, ratios=()))
+
+
+def test_candidates_that_nobody_names():
+    rates = [RECIPE.train.lr / 2, RECIPE.train.lr, RECIPE.train.lr * 2]
+    assert {trial.bag_size for trial in candidates(RECIPE, ratios=(0.2,))} == set(BAG_SIZES)
+    assert {trial.ratio for trial in candidates(RECIPE, bag_sizes=(2,))} == set(RATIOS)
+    everything = candidates(RECIPE)  # so few steps that no setting is likelier than another
+    assert len(everything) == len(BAG_SIZES) * len(RATIOS) * len(rates)
+    assert sorted({trial.lr for trial in everything}) == rates
+    assert plan_search(RECIPE).rates == tuple(rates)
 
 
 def test_the_written_recipe_says_where_it_comes_from(tmp_path):

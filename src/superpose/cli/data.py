@@ -86,7 +86,6 @@ def prepare(
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on where it was")
             raise
-        display.prepared()
     seconds = time.monotonic() - started
     typer.echo(f"{store.describe()}\n{out}, in {seconds:.0f} s")
 
@@ -121,7 +120,6 @@ def train_a_tokenizer(
         trained = train_on_sources(
             _sources(sources, field, encoding), vocab_size, tuple(special_token or ()), processes, display.prepare
         )
-        display.prepared()
     with whole_directory(out) as aside:
         save_tokenizer(trained, aside)
     typer.echo(f"{trained.vocab_size:,} entries, documents end with {END_OF_TEXT}\n{out}")

@@ -59,9 +59,7 @@ def prepared_store(settings: Recipe, display: Display) -> TokenStore:
     """The recipe's text, prepared."""
     from superpose.data.config import prepare
 
-    store = prepare(settings.data, display.prepare)
-    display.prepared()
-    return store
+    return prepare(settings.data, display.prepare)
 
 
 def numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:

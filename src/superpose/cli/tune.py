@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from superpose.cli.compare import named, train_all
-from superpose.cli.options import Jobs, Overrides, Runs, load_settings, numbers, prepared_store
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from superpose.runs.pool import Outcome, Run
+from superpose.cli.options import Jobs, Overrides, Runs, load_settings, numbers
 
 _TRIALS = 12
 """Drawn where neither --trials nor --budget says how many."""
@@ -65,40 +59,25 @@ def tune(
     By successive halving over complete short runs; ordinary training is searched beside it, and if it is best the
     recipe is ordinary. Started again, it goes on where it stopped.
     """
-    import itertools
-    import json
     import shlex
     import sys
-    from dataclasses import replace
 
-    import torch
     from rich.console import Console
 
-    from superpose.data.config import vocabulary_size
-    from superpose.plan.steps import few_steps
-    from superpose.results.progress import Display, print_table
-    from superpose.runs.pool import POOL, link
-    from superpose.train.config import with_settings
-    from superpose.train.hardware import chosen_precision
-    from superpose.train.recipe_file import recipe_toml
-    from superpose.tune import search as search_plan
-    from superpose.tune.halving import RECIPE, Ranking
-    from superpose.tune.halving import tune as search_for
+    from superpose import tune as workflow
+    from superpose.results.progress import Display, print_results
+    from superpose.tune.halving import RECIPE
+    from superpose.tune.search import candidates
 
-    console = Console(markup=False, highlight=False, stderr=as_json)
     settings = load_settings(recipe, {"data.corpus": corpus, "train.steps": steps}, None, overrides)
-    recipe_toml(settings)  # says what cannot be written before any work
-    if bag_sizes is None and ratios is None:
-        pairs = search_plan.likely_settings(settings, vocabulary_size(settings.data))
-    else:
-        sizes = search_plan.BAG_SIZES if bag_sizes is None else numbers("--bag-sizes", bag_sizes, int)
-        shares = search_plan.RATIOS if ratios is None else numbers("--ratios", ratios, float)
-        pairs = tuple(itertools.product(sizes, shares))
-    rates = tuple(settings.train.lr * x for x in (0.5, 1, 2)) if lrs is None else numbers("--lrs", lrs, float)
-    search = search_plan.plan_search(
+    search = workflow.plan_search(
         settings,
-        search_plan.candidates(pairs, rates),
-        rates,
+        candidates(
+            settings,
+            None if bag_sizes is None else numbers("--bag-sizes", bag_sizes, int),
+            None if ratios is None else numbers("--ratios", ratios, float),
+            None if lrs is None else numbers("--lrs", lrs, float),
+        ),
         eta=eta,
         min_steps=min_steps,
         seeds=numbers("--seeds", seeds, int),
@@ -106,42 +85,13 @@ def tune(
         budget=budget,
         draw_seed=draw_seed,
     )
-    directory = named(runs, name or f"tune-{recipe.stem if recipe else 'demo'}")
-    for line in search.plan():
-        console.print(line)
-    first = search.trials[0]
-    for line in few_steps(search.rungs[0].steps, first.bag_size, first.ratio)[:1]:
-        console.print(f"{line}; so the shortest rung is little to go by", style="yellow")
-
-    def announce(ranking: Ranking) -> None:
-        best, ordinary = ranking.tst[0], ranking.ordinary[0].loss
-        kept = sum(standing.kept for standing in ranking.tst)
-        beside = "failed" if ordinary is None else f"{ordinary:.4f}"
-        console.print(
-            f"{ranking.rung.steps:,} steps: {kept} of {len(ranking.tst)} trials kept; best {best.trial}, "
-            f"validation loss {best.loss:.4f}; ordinary training {beside}"
-        )
-
-    with Display(console) as display:
-        store = prepared_store(settings, display)
-        # Once for all runs: what is compared must not differ in it. The recipe that is written keeps its own.
-        precision = chosen_precision(settings, torch.device(settings.train.device)).train.precision
-
-        def execute(planned: Sequence[Run]) -> list[Outcome]:
-            fixed = [replace(run, recipe=with_settings(run.recipe, "train", precision=precision)) for run in planned]
-            outcomes = train_all(fixed, store, runs / POOL, jobs, console, display)
-            link(outcomes, directory)
-            return outcomes
-
-        tuned = search_for(search, execute, announce)
+    name = name or f"tune-{recipe.stem if recipe else 'demo'}"
+    display = Display(Console(markup=False, highlight=False, stderr=as_json))
     command = shlex.join(["superpose", *sys.argv[1:]])
-    then = tuned.next_command(directory / RECIPE, runs)
-    tuned.write(directory, command, then)
-    for title, header, rows in tuned.tables():
-        console.print(f"\n{title}", style="bold")
-        print_table(console, header, rows)
-    console.print(f"\n{tuned.verdict()}\n")
-    console.print(f"Compare: {then}", soft_wrap=True)
-    console.print(f"Train:   superpose train {shlex.quote(str(directory / RECIPE))} --out RUN", soft_wrap=True)
+    tuned = workflow.tune(search, runs=runs, name=name, jobs=jobs, display=display, command=command)
+    print_results(display.console, tuned.tables(), tuned.verdict())
+    written = runs / name / RECIPE
+    display.console.print(f"Compare: {tuned.next_command(written, runs)}", soft_wrap=True)
+    display.console.print(f"Train:   superpose train {shlex.quote(str(written))} --out RUN", soft_wrap=True)
     if as_json:
-        typer.echo(json.dumps(tuned.facts(command, then), indent=1))
+        typer.echo((runs / name / "tuning.json").read_text(encoding="utf-8"), nl=False)

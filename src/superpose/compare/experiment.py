@@ -135,7 +135,7 @@ class Tuning:
     at_edge: bool
 
 
-def tune(design: Design, outcomes: Sequence[Outcome]) -> dict[str, Tuning]:
+def best_rates(design: Design, outcomes: Sequence[Outcome]) -> dict[str, Tuning]:
     """The best learning rate of each arm; empty where there was nothing to choose.
 
     Raises:

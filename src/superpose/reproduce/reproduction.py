@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
@@ -20,16 +19,15 @@ from superpose.compare.experiment import ORDINARY, TST, Tuning
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
-from superpose.files import read_json, write_json
+from superpose.files import read_json, write_json, write_text
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, Experiment
 from superpose.results.intervals import Interval, spoken
 from superpose.results.statistics import Difference, paired_difference
-from superpose.results.tables import Row, Table
+from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import Outcome, Run
 from superpose.train.config import Recipe, override, with_settings
-from superpose.train.hardware import chosen_precision
 
-Verdict = Literal["agrees", "disagrees", "undecided"]
+Agreement = Literal["agrees", "disagrees", "undecided"]
 _FORMAT = "superpose reproduction 1"
 
 EQUAL = 0.01
@@ -37,7 +35,7 @@ EQUAL = 0.01
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """One claim of the paper, here.
 
     Attributes:
@@ -57,7 +55,7 @@ class Finding:
     published: FiniteFloat | None
     expected: str
     where: str
-    verdict: Verdict
+    verdict: Agreement
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class Reproduction:
     recipe: Recipe
     store: dict[str, Any]
     arms: tuple[Arm, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[ClaimResult, ...]
     law: PowerLaw | None = None
     rates: dict[str, float] = field(default_factory=dict)
 
@@ -155,13 +153,15 @@ class Reproduction:
         return f"{self.name}: " + ", ".join(f"{count} {word}" for count, word in zip(counts, _VERDICTS, strict=True))
 
 
-_VERDICTS: tuple[Verdict, ...] = ("agrees", "disagrees", "undecided")
+_VERDICTS: tuple[Agreement, ...] = ("agrees", "disagrees", "undecided")
 
 
-def save(reproductions: Sequence[Reproduction], command: str, path: Path) -> None:
-    """Writes reproduction.json."""
+def save(reproductions: Sequence[Reproduction], command: str, directory: Path) -> None:
+    """Writes reproduction.json and summary.md."""
     entries = [{**asdict(entry), "recipe": entry.recipe.model_dump(mode="json")} for entry in reproductions]
-    write_json(path, {"format": _FORMAT, "command": command, "experiments": entries})
+    write_json(directory / "reproduction.json", {"format": _FORMAT, "command": command, "experiments": entries})
+    tables = [table for entry in reproductions for table in entry.tables()]
+    write_text(directory / "summary.md", markdown(tables, "\n".join(entry.verdict() for entry in reproductions)))
 
 
 def experiment_named(name: str) -> Experiment:
@@ -181,7 +181,7 @@ def data_bound(recipe: Recipe, store: TokenStore) -> Recipe:
     return with_settings(recipe, "data", max_megabytes=round(megabytes, 3))
 
 
-def plan(
+def experiment_runs(
     experiment: Experiment,
     recipe: Recipe,
     store: TokenStore,
@@ -193,7 +193,6 @@ def plan(
     Args:
         tunings: learning rates of the ordinary arm and of all others, where they were tuned.
     """
-    recipe = chosen_precision(recipe, torch.device(recipe.train.device))
     law = fit_power_law(store.train.tokens) if experiment.needs_weights else None
     recipes = {}
     for name, changes in experiment.arms.items():
@@ -236,7 +235,7 @@ def reproduction(
     return Reproduction(name, experiment.title, scale, recipe, store.facts, tuple(arms), tuple(findings), law, rates)
 
 
-def judge(difference: Difference, expected: str) -> Verdict:
+def judge(difference: Difference, expected: str) -> Agreement:
     """Whether an interval says what was expected, its contrary, or neither."""
     low, high = difference.low, difference.high
     if low is None or high is None:
@@ -251,14 +250,14 @@ def judge(difference: Difference, expected: str) -> Verdict:
     return "disagrees" if max(sign * low, sign * high) < 0 else "undecided"
 
 
-def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> Finding | None:
+def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> ClaimResult | None:
     seeds = sorted(losses.get(claim.arm, {}).keys() & losses.get(claim.against, {}).keys())
     if not seeds:
         return None
     difference = paired_difference(
         [losses[claim.against][seed] for seed in seeds], [losses[claim.arm][seed] for seed in seeds]
     )
-    return Finding(
+    return ClaimResult(
         f"{claim.arm} minus {claim.against}, nats",
         difference.value,
         difference.low,
@@ -271,7 +270,7 @@ def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> Finding | Non
     )
 
 
-def _likeness(cells: Sequence[Finding]) -> list[Finding]:
+def _likeness(cells: Sequence[ClaimResult]) -> list[ClaimResult]:
     """Whether bag sizes and ratios rank here as they do in the paper: Spearman's correlation of the gains.
 
     None of four cells or fewer, or of gains that are all the same.
@@ -283,16 +282,16 @@ def _likeness(cells: Sequence[Finding]) -> list[Finding]:
     # Fisher's transformation with the variance Bonett and Wright give for ranks.
     half = 1.96 * ((1 + rank**2 / 2) / (len(pairs) - 3)) ** 0.5
     low, high = (math.tanh(math.atanh(max(-0.999999, min(0.999999, rank))) + side * half) for side in (-1, 1))
-    verdict: Verdict = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
+    verdict: Agreement = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
     what = f"rank correlation of the gains of {len(pairs)} cells"
-    return [Finding(what, rank, low, high, cells[0].seeds, None, "positive", f"table 4 ({SWEEP})", verdict)]
+    return [ClaimResult(what, rank, low, high, cells[0].seeds, None, "positive", f"table 4 ({SWEEP})", verdict)]
 
 
-def _exponent(law: PowerLaw) -> Finding:
+def _exponent(law: PowerLaw) -> ClaimResult:
     """The fall of mutual information with distance, beside DCLM's."""
     published = -1.25
     inside = law.exponent_low <= published <= law.exponent_high
-    return Finding(
+    return ClaimResult(
         "exponent k of the mutual information at a distance",
         law.exponent,
         law.exponent_low,

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,7 @@ _SETTINGS = (
 )
 
 
-def scale_recipe(scale: Scale, recipe: Path | None, changes: list[str]) -> Recipe:
+def scale_recipe(scale: Scale, recipe: Path | None = None, changes: Sequence[str] = ()) -> Recipe:
     """The TST recipe of a scale, before an experiment changes it.
 
     Args:
@@ -46,7 +47,7 @@ def scale_recipe(scale: Scale, recipe: Path | None, changes: list[str]) -> Recip
         UserError: the scale needs a recipe, or one of the settings is wrong.
     """
     if recipe is not None:
-        return load_recipe(recipe, changes)
+        return load_recipe(recipe, [*changes])
     if scale == "paper":
         raise UserError("--scale paper trains the recipe that is given; add --recipe, such as recipes/paper-270m.toml")
     steps = _STEPS[scale]

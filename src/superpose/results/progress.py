@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,20 +17,29 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Table as Grid
 
-from superpose.results.tables import of_words
+from superpose.results.tables import Row, Table, of_words
 
 # Without a terminal a line is printed for each validation, and this often for preparation.
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Display:
-    """Progress of preparation and of any number of runs; a context manager."""
+    """Progress of preparation and of any number of runs; a context manager, which may be entered again.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self._live = console.is_terminal
+    Args:
+        console: where it is shown, by default standard output; `rich.console.Console(quiet=True)` shows nothing.
+
+    Attributes:
+        failed: names of the runs that failed.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        # What is printed holds names from outside, which are text and not markup.
+        self.console = console = console or Console(markup=False, highlight=False)
+        self.failed: list[str] = []
+        self._live = console.is_terminal and not console.quiet
         self._progress = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -52,6 +62,12 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        while self._tasks:
+            self._progress.remove_task(self._tasks.popitem()[1])
+
+    def say(self, line: str, style: str | None = None) -> None:
+        """Prints a line, above the bars if there are any."""
+        self.console.print(line, style=style)
 
     def prepare(self, what: str, share: float) -> None:
         """Progress of preparation, see `superpose.data.store.Progress`."""
@@ -60,10 +76,6 @@ class Display:
         if not self._live and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self.console.print(f"{what} ({share:.0%})")
-
-    def prepared(self) -> None:
-        if "prepare" in self._tasks:
-            self._progress.remove_task(self._tasks.pop("prepare"))
 
     def record(self, name: str, total_steps: int, record: dict[str, Any]) -> None:
         """A record of a run's metrics."""
@@ -90,6 +102,7 @@ class Display:
         elif kind == "warning":
             self.console.print(f"{name}: {record['message']}", style="yellow")
         elif kind == "failure":
+            self.failed.append(name)
             self.console.print(f"{name} failed: {record['message']}", style="red")
         elif kind == "result" and name in self._tasks:
             self._progress.update(
@@ -101,6 +114,8 @@ class Display:
 
     def _task(self, name: str, total: int) -> TaskID:
         if name not in self._tasks:
+            if "prepare" in self._tasks:  # runs begin when it is done
+                self._progress.remove_task(self._tasks.pop("prepare"))
             self._tasks[name] = self._progress.add_task(name, total=total, status="")
         return self._tasks[name]
 
@@ -127,8 +142,16 @@ def summarize(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def print_table(console: Console, header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+def print_results(console: Console, tables: Sequence[Table], verdict: str) -> None:
+    """Tables, and what they come to."""
+    for title, header, rows in tables:
+        console.print(f"\n{title}", style="bold")
+        print_table(console, header, rows)
+    console.print(f"\n{verdict}\n")
+
+
+def print_table(console: Console, header: Row, rows: Sequence[Row]) -> None:
+    table = Grid(box=None, padding=(0, 2, 0, 0), header_style="bold")
     # The first column names things: folded and never cut, so that its names can be copied.
     table.add_column(header[0], overflow="fold")
     for place, name in enumerate(header[1:], start=1):

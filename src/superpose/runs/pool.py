@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from superpose.data.store import TokenStore
 from superpose.data.workers import available_cores
@@ -32,6 +32,9 @@ from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.run_directory import finished
 from superpose.train.stopping import StoppedError
+
+if TYPE_CHECKING:  # the processes of runs show nothing
+    from superpose.results.progress import Display
 
 POOL = "pool"
 """Folder of the runs beside the folders of the comparisons they are part of."""
@@ -81,6 +84,31 @@ class Outcome:
 
 Listener = Callable[[Run, dict[str, Any]], None]
 """Told of every record of every run."""
+
+
+def named_directory(runs: Path, name: str) -> Path:
+    """The folder of a comparison, a search or a reproduction: RUNS/NAME.
+
+    Raises:
+        UserError: the name is that of the folder all runs share.
+    """
+    if name == POOL:
+        raise UserError(f"--name {name} is where runs are kept; choose another name")
+    return runs / name
+
+
+def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: Display) -> list[Outcome]:
+    """Trains runs and shows them at work: `execute`, on all cores or as many at a time as `jobs` says."""
+    done = sum((pool / run.key(store) / "result.json").exists() for run in runs)
+    if done:
+        display.say(f"{done} of {len(runs)} runs are finished already; their results are in {pool}")
+    on_cpu = all(run.recipe.train.device == "cpu" for run in runs)
+    at_a_time = min(jobs or (available_cores() if on_cpu else 1), max(1, len(runs)))
+    try:
+        return execute(runs, store, pool, at_a_time, lambda run, record: display.record(run.name, run.steps, record))
+    except KeyboardInterrupt:
+        display.say("stopped; the same command goes on from the last checkpoints")
+        raise
 
 
 def execute(

@@ -19,7 +19,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from scipy.stats import spearmanr
 
@@ -72,8 +72,21 @@ class Ranking:
     tst: tuple[Standing, ...]
     ordinary: tuple[Standing, ...]
 
+    @property
+    def kept(self) -> int:
+        """Trials of TST that go on."""
+        return sum(standing.kept for standing in self.tst)
 
-def tune(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
+    def spoken(self) -> str:
+        """The rung in a sentence."""
+        best, ordinary = self.tst[0], _cell(self.ordinary[0])
+        return (
+            f"{self.rung.steps:,} steps: {self.kept} of {len(self.tst)} trials kept; best {best.trial}, "
+            f"validation loss {_cell(best)}; ordinary training {ordinary}"
+        )
+
+
+def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
     """Trains rung by rung and keeps the best.
 
     Nothing of it depends on the order of trials or outcomes. Of equal losses, the one that reads less data is better.
@@ -130,7 +143,7 @@ def _ranked(
 
 @dataclass(frozen=True)
 class Tuned:
-    """A finished search; `tune` makes it.
+    """A finished search; `halve` makes it.
 
     Attributes:
         rankings: of the rungs, by steps, ascending.
@@ -284,7 +297,7 @@ class Tuned:
                 (
                     f"{ranking.rung.steps:,}",
                     str(len(ranking.tst)),
-                    str(sum(standing.kept for standing in ranking.tst)),
+                    str(ranking.kept),
                     ",".join(map(str, ranking.rung.seeds)),
                     _cell(ranking.tst[0]),
                     _cell(ranking.ordinary[0]),
@@ -329,38 +342,33 @@ class Tuned:
             *self.verdict().replace(". ", ".\n").splitlines(),
         ]
 
-    def facts(self, command: str, then: str) -> dict[str, Any]:
-        """What tuning.json holds.
+    def write(self, directory: Path, command: str, runs: Path) -> None:
+        """Writes recipe.toml, tuning.json and summary.md, each whole or not at all.
 
         Args:
-            command: that made it.
-            then: `next_command`.
+            command: that made them.
+            runs: for `next_command`.
         """
         search = self.search
-        return {
-            "format": _FORMAT,
-            "command": command,
-            "verdict": self.verdict(),
-            "next": then,
-            "winner": asdict(self.winner),
-            "best_tst": asdict(self.best_tst),
-            "best_ordinary": asdict(self.best_ordinary),
-            "difference": self.difference.record(),
-            "near": [asdict(trial) for trial in self.near],
-            "correlations": list(self.correlations),
-            "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
-            "rungs": [asdict(ranking) for ranking in self.rankings],
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
-
-    def write(self, directory: Path, command: str, then: str) -> None:
-        """Writes tuning.json, summary.md and recipe.toml, each whole or not at all.
-
-        Args:
-            command, then: see `facts`.
-        """
         write_recipe(self.recipe, directory / RECIPE, self.comments(command), SEARCHED)
-        write_json(directory / "tuning.json", self.facts(command, then))
+        write_json(
+            directory / "tuning.json",
+            {
+                "format": _FORMAT,
+                "command": command,
+                "verdict": self.verdict(),
+                "next": self.next_command(directory / RECIPE, runs),
+                "winner": asdict(self.winner),
+                "best_tst": asdict(self.best_tst),
+                "best_ordinary": asdict(self.best_ordinary),
+                "difference": self.difference.record(),
+                "near": [asdict(trial) for trial in self.near],
+                "correlations": self.correlations,
+                "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
+                "rungs": [asdict(ranking) for ranking in self.rankings],
+                "recipe": self.recipe.model_dump(mode="json"),
+            },
+        )
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
 
 

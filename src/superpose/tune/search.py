@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from superpose.compare.experiment import ORDINARY
+from superpose.data.config import vocabulary_size
 from superpose.errors import UserError
 from superpose.plan.evidence import BagWeighting, parameters
 from superpose.plan.response import published_response
@@ -152,7 +153,7 @@ class Search:
         """Training steps of the whole search, in full runs."""
         return self.computed_steps / self.steps
 
-    def plan(self) -> list[str]:
+    def spoken(self) -> list[str]:
         """What will be trained and what it costs, in sentences."""
         lines = []
         for rung in self.rungs:
@@ -179,20 +180,35 @@ def rungs_of(trials: int, steps: Sequence[int], eta: int, seeds: Sequence[int]) 
     return tuple(rungs)
 
 
-def candidates(settings: Sequence[tuple[int, float]], rates: Sequence[float]) -> tuple[Trial, ...]:
+def candidates(
+    recipe: Recipe,
+    bag_sizes: Sequence[int] | None = None,
+    ratios: Sequence[float] | None = None,
+    rates: Sequence[float] | None = None,
+) -> tuple[Trial, ...]:
     """Each bag size and ratio at each learning rate, in an order that does not depend on theirs.
+
+    Args:
+        bag_sizes, ratios: by default those of `likely_settings`; if one of them is given, all usual ones of the other.
+        rates: peak learning rates; by default half, one and two times the recipe's.
 
     Raises:
         UserError: a number is out of range.
     """
-    for bag_size, ratio in settings:
+    if bag_sizes is None and ratios is None:
+        pairs = likely_settings(recipe, vocabulary_size(recipe.data))
+    else:
+        sizes, shares = BAG_SIZES if bag_sizes is None else bag_sizes, RATIOS if ratios is None else ratios
+        pairs = tuple(itertools.product(sizes, shares))
+    rates = [recipe.train.lr * times for times in (0.5, 1, 2)] if rates is None else rates
+    for bag_size, ratio in pairs:
         if bag_size < 2:
             raise UserError(f"--bag-sizes {bag_size}: expected 2 or more; ordinary training is tried in any case")
         if not 0 < ratio < 1:
             raise UserError(f"--ratios {ratio:g}: expected shares between 0 and 1, without either")
     if min(rates, default=1.0) <= 0:
         raise UserError(f"--lrs {min(rates):g}: expected learning rates above 0")
-    return tuple(sorted({Trial(s, r, rate) for s, r in settings for rate in rates}))
+    return tuple(sorted({Trial(s, r, rate) for s, r in pairs for rate in rates}))
 
 
 def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float], ...]:
@@ -242,8 +258,7 @@ def _parts(trial: Trial) -> tuple[tuple[str, float, float], ...]:
 
 def plan_search(
     recipe: Recipe,
-    trials: Sequence[Trial],
-    rates: Sequence[float],
+    trials: Sequence[Trial] | None = None,
     *,
     eta: int = 2,
     min_steps: int | None = None,
@@ -256,8 +271,7 @@ def plan_search(
 
     Args:
         recipe: what is not searched, and the full number of steps.
-        trials: candidates, see `candidates`.
-        rates: learning rates of ordinary training.
+        trials: what the trials are drawn of, by default all `candidates`; ordinary training has their learning rates.
         eta: 1/eta of the trials are kept at each rung, and given eta times the steps.
         min_steps: of the shortest rung; by default a quarter of the full steps.
         seeds: of full runs, whose mean decides; shorter rungs are trained with the first of them.
@@ -268,7 +282,8 @@ def plan_search(
     Raises:
         UserError: a number is out of range, or the budget has no room for a single trial.
     """
-    steps = recipe.train.steps
+    trials, steps = candidates(recipe) if trials is None else trials, recipe.train.steps
+    rates = tuple(sorted({trial.lr for trial in trials}))
     min_steps = -(-steps // 4) if min_steps is None else min_steps
     if eta < 2:
         raise UserError(f"--eta {eta}: expected 2 or more, as 1/eta of the trials are kept")
@@ -276,7 +291,7 @@ def plan_search(
         raise UserError(f"--min-steps {min_steps}: expected 1 to {steps}, the steps of a full run")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise UserError(f"--seeds {','.join(map(str, seeds))}: expected different whole numbers, 0 or more")
-    if not trials or not rates:
+    if not trials:
         raise UserError("there is nothing to try; give bag sizes, ratios and learning rates")
     if count is not None and budget is not None:
         raise UserError("--budget says how many trials there are; leave out --trials")
@@ -285,7 +300,7 @@ def plan_search(
     by_steps = rung_steps(steps, min_steps, eta)
 
     def search(count: int) -> Search:
-        return Search(recipe, draw(trials, count, draw_seed), tuple(rates), rungs_of(count, by_steps, eta, seeds))
+        return Search(recipe, draw(trials, count, draw_seed), rates, rungs_of(count, by_steps, eta, seeds))
 
     least = search(1)
     if budget is None:
