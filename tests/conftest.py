@@ -136,7 +136,7 @@ def run(recipe, store, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exported(run, tmp_path_factory) -> Path:
     """Its model as a Hugging Face directory: not to be changed either."""
-    from superpose.share.export import export
+    from superpose.share import export
 
     path = tmp_path_factory.mktemp("exported") / "model"
     export(run, path)

@@ -9,7 +9,7 @@ from superpose.evaluate.choice import answer
 from superpose.evaluate.lm_eval import PAPER, PREFIX, _fetches, answer_by_lm_eval, expect_lm_eval, write_tasks
 from superpose.evaluate.tasks import TASKS, own_items
 from tests.conftest import make_model
-from tests.evaluate.evaluated import subject
+from tests.evaluate.evaluated import evaluated
 
 here = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 
@@ -17,7 +17,7 @@ here = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not i
 @pytest.fixture
 def small(tmp_path):
     # lm-eval asks which class it is, so this one is of transformers.
-    return subject(make_model("llama", vocab_size=257).eval(), tmp_path)
+    return evaluated(make_model("llama", vocab_size=257).eval(), tmp_path)
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")

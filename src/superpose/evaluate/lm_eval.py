@@ -45,7 +45,7 @@ def expect_lm_eval(tasks: Sequence[str]) -> None:
 
 
 def answer_by_lm_eval(
-    subject: EvaluatedModel, task: str, include: Path | None = None, limit: int | None = None
+    evaluated: EvaluatedModel, task: str, include: Path | None = None, limit: int | None = None
 ) -> TaskScore:
     """Lets lm-eval ask a model a task's questions, without examples before them.
 
@@ -68,7 +68,7 @@ def answer_by_lm_eval(
         raise UserError(f"lm-eval has no task {task!r}; list its tasks with: lm-eval ls tasks")
     try:
         results = simple_evaluate(
-            model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=16),
+            model=HFLM(pretrained=evaluated.model, tokenizer=evaluated.tokenizer, batch_size=16),
             tasks=[task],
             num_fewshot=0,
             limit=limit,

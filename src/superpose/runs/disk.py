@@ -21,6 +21,7 @@ import torch
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json
+from superpose.models.load import is_model
 from superpose.train.checkpoint import Checkpoints
 from superpose.train.config import Recipe, load_recipe
 from superpose.train.distributed import Ranks
@@ -102,6 +103,29 @@ def open_run(path: Path) -> RunOnDisk:
         names = f"it holds the runs {', '.join(inside[:8])}{more}: give one of them"
         raise UserError(f"{path} is not a run; {names if inside else 'give the directory of a run'}")
     return RunOnDisk(path, load_recipe(path / "config.json"))
+
+
+def model_directory(place: Path) -> Path:
+    """The Hugging Face directory to generate from: the place itself, or the model of the run there.
+
+    Raises:
+        UserError: there is neither, the run is not finished, or its model was last trained in superposition.
+    """
+    if is_model(place):
+        return place
+    run = open_run(place)
+    if run.state != "finished":
+        raise UserError(
+            f"{place} is not finished; go on with: superpose train {place / 'config.json'} --out {place} --resume"
+        )
+    schedule = run.recipe.schedule
+    if schedule.ends_in_superposition:
+        raise UserError(
+            f"{place} ended inside superposition: its model was last trained to predict bags of "
+            f"{schedule.bag_size_at(schedule.total_steps - 1)} tokens, not the next token, so what it generated "
+            f"would be noise; train it with superposition.ratio below 1, so that recovery follows"
+        )
+    return place / "model"
 
 
 def find_runs(folder: Path) -> tuple[list[RunOnDisk], list[str]]:

@@ -16,15 +16,15 @@ from superpose.compare.comparison import Comparison
 from superpose.data.sources import PYTHON_SOURCES
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
+from superpose.evaluate.evaluation import Evaluation
 from superpose.files import read_json
+from superpose.models.load import NEXT_TOKEN
+from superpose.results.intervals import spoken
+from superpose.results.tables import Row
 from superpose.runs.disk import RunOnDisk
-from superpose.share.evaluation import evaluated
 from superpose.train.records import Energy, Validation
 
-ABOUT = "superpose.json"
-"""File of an exported model that says what it predicts, and where it comes from."""
 FORMAT = "superpose export 1"
-_NEXT_TOKEN = "next token"  # noqa: S105  # no password
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Facts:
         val_loss: nats per token, next-token, on held-out text.
         started_from: last part of the path of the model that training went on from.
         averaged: whether the weights are the moving average.
-        evaluation: see `superpose.share.evaluation.evaluated`.
+        evaluation: what was scored, in what unit, and the figure with its 95 % interval.
         comparison: verdict of the comparison the run is part of.
         versions: of what trained it.
     """
@@ -141,22 +141,15 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
         energy=result.energy if result else None,
         val_loss=loss,
         val_bits_per_byte=bits,
-        evaluation=evaluated(run.path) if result and not averaged else (),
+        evaluation=_evaluation(run.path) if result and not averaged else (),
         comparison=_comparison(run) if result and not averaged else None,
         versions=result.versions or None if result else None,
     )
 
 
-def predicts_bags(directory: Path) -> str | None:
-    """What the model of an exported directory predicts instead of the next token; None if it generates text."""
-    path = directory / ABOUT
-    predicts = read_json(path).get("predicts") if path.is_file() else None
-    return str(predicts) if predicts not in (None, _NEXT_TOKEN) else None
-
-
 def _predicted(bag_size: int, mode: str) -> str:
     if bag_size == 1:
-        return _NEXT_TOKEN
+        return NEXT_TOKEN
     return f"the token after a bag of {bag_size}" if mode == "input" else f"bags of {bag_size} tokens"
 
 
@@ -191,3 +184,25 @@ def _comparison(run: RunOnDisk) -> str | None:
         return comparison.verdict() if mine and comparison.seeds else None
     except UserError:
         return None
+
+
+def _evaluation(run: Path) -> tuple[Row, ...]:
+    """The figures of the evaluation.json in a run's directory that are of its own model; none, if it is not sound."""
+    try:
+        found = Evaluation.load(run / "evaluation.json")
+    except UserError:
+        return ()
+    names = [model.name for model in found.models]
+    # Several models are called by the ends of their paths.
+    mine = names if len(names) == 1 else [name for name in names if Path(name).name == run.resolve().name]
+    if len(mine) != 1:
+        return ()
+    rows: list[Row] = []
+    for text in found.texts:
+        for model in text.models:
+            if model.name == mine[0]:
+                rows.append((text.name, "nats per token", spoken(model.loss, ".4g")))
+                rows.append((text.name, "bits per byte", spoken(model.bits_per_byte, ".4g")))
+    for task in found.tasks:
+        rows += [(task.name, "share right", spoken(one.accuracy, ".4g")) for one in task.models if one.name == mine[0]]
+    return tuple(rows)

@@ -15,6 +15,7 @@ from superpose.data.config import prepare
 from superpose.plan.steps import few_steps
 from superpose.results.progress import Display
 from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, train_all
+from superpose.train.config import chosen_precision
 from superpose.train.loop import check_recipe
 from superpose.train.recipe_file import recipe_toml
 from superpose.tune.halving import Tuned, halve
