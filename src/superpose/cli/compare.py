@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from superpose.cli.options import Jobs, Overrides, Runs, load_settings, numbers, prepared_store
+from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, load_settings, numbers, prepared_store
 from superpose.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _Steps = typer.Option(metavar="N,N,...", help="Further numbers of steps at which
 
 
 def compare(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe; by default recipes/cpu-tiny.toml.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
     corpus: Annotated[
         str | None,
         typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them."),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from superpose.cli.compare import named, train_all
-from superpose.cli.options import Jobs, Overrides, Runs, load_settings, numbers, prepared_store
+from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, load_settings, numbers, prepared_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ _TRIALS = 12
 
 
 def tune(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe; by default recipes/cpu-tiny.toml.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
     corpus: Annotated[
         str | None,
         typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them."),

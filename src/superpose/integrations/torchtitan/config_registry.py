@@ -1,6 +1,6 @@
 """What `--config` names: the paper's four models (arXiv 2605.06546, Table 1), and a small one to try things with.
 
-Shapes and settings are those of recipes/paper-*.toml, whose comments say which the paper names. Built of TorchTitan's
+Shapes and settings are those of the recipes paper-*, whose comments say which the paper names. Built of TorchTitan's
 own parts with TorchTitan's initialisation. Every setting may be given another value on the command line:
 
     --config superpose_270m --dataloader.dataset_path stores/dclm --superposition.bag_size 8 --training.steps 10000
