@@ -22,7 +22,7 @@ from superpose.plan.table1 import table1
 from superpose.train.config import load_recipe
 
 HERE = Path(__file__).parent
-RECIPE = HERE.parent / "recipes" / "cpu-tiny.toml"
+RECIPE = "cpu-tiny"
 WIDE = "{ hidden_size = 512, intermediate_size = 1408, num_hidden_layers = 8, num_attention_heads = 8 }"
 FLAT = "{ hidden_size = 768, intermediate_size = 2048, num_hidden_layers = 4, num_attention_heads = 12 }"
 MODELS = {
@@ -55,7 +55,7 @@ def measure(config: str, rows: int, latents: int, more: tuple[str, ...]) -> dict
     estimated = memory_of(recipe)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        command = [sys.executable, "-m", "superpose", "train", str(RECIPE), "--out", str(out)]
+        command = [sys.executable, "-m", "superpose", "train", RECIPE, "--out", str(out)]
         subprocess.run([*command, *(part for text in settings for part in ("--set", text))], check=True, text=True,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         measured = read_json(out / "result.json")["peak_memory"]

@@ -139,7 +139,7 @@ def test_prepare_verify_and_train_on_a_store(corpus, tmp_path, refused):
     assert "as they were written" in inside("data", "verify", tmp_path / "store").stdout
 
     small = [option for option in TINY if "data." not in option]
-    arguments = ["train", "recipes/cpu-tiny.toml", "--out", tmp_path / "run", f"--set=data.corpus={tmp_path / 'store'}"]
+    arguments = ["train", "cpu-tiny", "--out", tmp_path / "run", f"--set=data.corpus={tmp_path / 'store'}"]
     run = inside(*arguments, "--set=train.steps=20", *small)
     assert run.exit_code == 0, run.stderr
     assert "data.vocab_size cannot apply" in refused(*arguments, "--set=data.vocab_size=512", cwd=".")
@@ -185,6 +185,8 @@ def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused)
         (["compare", "--corpus", "no/such/path"], "no/such/path"),
         (["compare", "no/such.toml"], "no/such.toml"),
         (["train", "no/such.toml", "--out", "x"], "no/such.toml"),
+        (["train", "cpu-huge", "--out", "x"], "none of superpose's own: cpu-small, cpu-tiny"),
+        (["recipes", "../cpu-tiny"], "choose of cpu-small"),
         (["prepare", "python", "--out", "x"], "--tokenizer"),
         (["prepare", "python", "--out", "x", "--tokenizer", "bytes", "--weights", "1,2"], "expected 1 numbers"),
         (["prepare", "no/such", "--out", "x", "--tokenizer", "bytes"], "no/such"),
@@ -200,9 +202,7 @@ def test_wrong_calls_are_one_sentence_and_exit_2(arguments, message, tmp_path, r
 
 def test_a_place_that_cannot_be_written_to(corpus, tmp_path, refused):
     (tmp_path / "file").write_text("in the way")
-    message = refused(
-        "train", "recipes/cpu-tiny.toml", "--out", tmp_path / "file" / "run", f"--set=data.corpus={corpus}", *TINY
-    )
+    message = refused("train", "cpu-tiny", "--out", tmp_path / "file" / "run", f"--set=data.corpus={corpus}", *TINY)
     assert "check the path" in message
 
 

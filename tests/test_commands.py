@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from superpose import cli
 from superpose.data.tokenizer import train_tokenizer
+from superpose.recipes import find_recipe
 from tests.documented import COMMANDS, OTHERS, ROOT, lines_of
 
 QUICK_START = lines_of(ROOT / "docs/quickstart.md", "superpose")
@@ -69,7 +70,7 @@ def smaller(command):
 def given(tmp_path_factory, run, compared):
     """What the pages take as given, as small as it goes."""
     given = tmp_path_factory.mktemp("documented")
-    for name in ("recipes", "examples", "benchmarks", "docs"):
+    for name in ("examples", "benchmarks", "docs"):
         (given / name).symlink_to(ROOT / name)
     texts = [f"{path.name}\n{path.read_text(encoding='utf-8')}" for path in sorted((ROOT / "src").rglob("*.py"))[::3]]
     for name in ("texts", "my-texts", "src", "dump", "dclm", "elsewhere", "path", "my_package"):
@@ -156,7 +157,7 @@ def test_the_quick_start_ends_in_what_it_shows(place):
 @pytest.mark.parametrize("command", [command for command in OTHERS if "-m superpose train" in command])
 def test_ranks_that_torchrun_starts_train(command, place):
     """Two of them on this machine, wherever and however many the page has."""
-    Path("my-recipe.toml").symlink_to("recipes/cpu-tiny.toml")
+    Path("my-recipe.toml").symlink_to(find_recipe("cpu-tiny"))
     launcher, training = command.split(" -m ")
     launcher = re.sub(r"--nnodes \d+|--rdzv-\S+ \S+", "", launcher).replace("torchrun", "-m torch.distributed.run")
     launcher = re.sub(r"--nproc-per-node \d+", "--nproc-per-node 2 --standalone", launcher)

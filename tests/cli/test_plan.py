@@ -14,7 +14,7 @@ def invoke(*arguments):
 
 
 ROOT = Path(__file__).parents[2]
-TINY = ROOT / "recipes" / "cpu-tiny.toml"
+TINY = "cpu-tiny"
 NUMBERS = ("--params", "3B", "--tokens", "60B")
 
 
@@ -35,7 +35,7 @@ def test_json_for_programs():
 
 
 def test_a_recipe_and_its_report(tmp_path):
-    result = invoke(ROOT / "recipes" / "paper-270m.toml", "--hardware", "8xB200", "--out", tmp_path / "plan")
+    result = invoke("paper-270m", "--hardware", "8xB200", "--out", tmp_path / "plan")
     assert result.exit_code == 0, result.output
     reported = CliRunner().invoke(cli.app, ["report", str(tmp_path / "plan")])
     assert reported.exit_code == 0, reported.output

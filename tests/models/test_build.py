@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from pydantic import ValidationError
 
@@ -38,7 +36,6 @@ def test_wrong_models_are_one_clear_sentence(args, message):
         build_config(ModelArgs(**args), 300, 64, 0)
 
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 SIZES = {
     # SmolLM2-135M, SmolLM2-360M and SmolLM3-3B without their tied embeddings, and twice 128,256 x hidden.
     "paper-270m": (128_256, 106_203_456 + 2 * 128_256 * 576),
@@ -52,14 +49,14 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_recipes_have_the_published_numbers_of_parameters(name):
-    recipe = load_recipe(RECIPES / f"{name}.toml")
+    recipe = load_recipe(name)
     vocab_size, expected = SIZES[name]
     model = build_model(build_config(recipe.model, vocab_size, recipe.train.latents, 0), "meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
 def test_of_ten_billion_parameters_one_billion_multiply_a_latent():
-    recipe = load_recipe(RECIPES / "paper-10b-a1b.toml")
+    recipe = load_recipe("paper-10b-a1b")
     model = build_model(build_config(recipe.model, 128_256, 2048, 0), "meta")
     assert matmul_parameters(model) == pytest.approx(1e9, rel=0.1)
 

@@ -111,7 +111,7 @@ def test_a_recipe_brings_its_own_setting(recipe):
 
 @pytest.mark.parametrize("name", ["paper-270m", "paper-600m", "paper-3b", "paper-10b-a1b", "gpt2-124m", "cpu-tiny"])
 def test_every_recipe_can_be_planned(name):
-    plan = make_plan(request_of(load_recipe(ROOT / "recipes" / f"{name}.toml"), parse_hardware("8xH100")))
+    plan = make_plan(request_of(load_recipe(name), parse_hardware("8xH100")))
     assert plan.memory.peak > 0
     assert plan.cost.hours > 0
     written = record(plan)

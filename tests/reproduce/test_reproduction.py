@@ -1,6 +1,5 @@
 import json
 import math
-from pathlib import Path
 
 import pytest
 
@@ -161,7 +160,7 @@ def test_a_data_bound_run_reads_its_text_several_times(recipe, store):
 
 def test_scales():
     small = scale_recipe("small", None, [])
-    assert small.computing == load_recipe(Path("recipes/cpu-small.toml")).computing
+    assert small.computing == load_recipe("cpu-small").computing
     assert scale_recipe("tiny", None, ["train.seed=4"]).train.seed == 4
     with pytest.raises(UserError, match="--recipe"):
         scale_recipe("paper", None, [])

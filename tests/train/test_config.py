@@ -1,14 +1,12 @@
 import contextlib
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from superpose.errors import UserError
+from superpose.recipes import NAMES
 from superpose.train.config import Recipe, load_recipe
-
-RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def written(tmp_path, text):
@@ -18,12 +16,12 @@ def written(tmp_path, text):
 
 
 def test_the_tiny_recipe_is_the_defaults():
-    assert load_recipe(RECIPES / "cpu-tiny.toml") == Recipe()
+    assert load_recipe("cpu-tiny") == Recipe()
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
-def test_every_recipe_is_valid(path):
-    load_recipe(path)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_valid(name):
+    load_recipe(name)
 
 
 def test_overrides_win_over_the_file(tmp_path):

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, evaluate, plan, report, reproduce, runs, share, tune
-from superpose.cli.options import Overrides, load_settings, prepared_store
+from superpose.cli import compare, conform, data, evaluate, plan, recipes, report, reproduce, runs, share, tune
+from superpose.cli.options import A_RECIPE, Overrides, load_settings, prepared_store
 
 app = typer.Typer(
     help="Token-superposition training: language-model pre-training for less.",
-    epilog="A recipe is a TOML file; recipes/cpu-tiny.toml shows all settings with their defaults.",
+    epilog="A recipe is a TOML file; 'superpose recipes cpu-tiny' prints one with all settings at their defaults.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,11 +43,12 @@ app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(conform.conform)
 app.command()(plan.plan)
+app.command()(recipes.recipes)
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, or the config.json of a run.")],
+    recipe: Annotated[Path, typer.Argument(help=f"{A_RECIPE}, or the config.json of a run.")],
     out: Annotated[Path, typer.Option(help="Directory of the run.")],
     corpus: Annotated[
         str | None, typer.Option(help="Text, tokens or a prepared store, in place of the recipe's.")

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from superpose.cli.options import Jobs, Overrides, Runs, load_settings, numbers
+from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, load_settings, numbers
 from superpose.errors import UserError
 
 _Steps = typer.Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
 
 
 def compare(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe; by default recipes/cpu-tiny.toml.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
     corpus: Annotated[
         str | None,
         typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from superpose.errors import UserError
+from superpose.recipes import NAMES
 
 if TYPE_CHECKING:
     from superpose.data.store import TokenStore
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _Number = TypeVar("_Number", int, float)
 
+A_RECIPE = f"A recipe's file, or one of {', '.join(NAMES)}"
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),

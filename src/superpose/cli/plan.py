@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from superpose.cli.options import Overrides, load_settings, prepared_store
+from superpose.cli.options import A_RECIPE, Overrides, load_settings, prepared_store
 from superpose.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 def plan(
-    recipe: Annotated[Path | None, typer.Argument(help="A recipe; or give --params and --tokens.")] = None,
+    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; or give --params and --tokens.")] = None,
     params: Annotated[str | None, typer.Option(help="Parameters, such as 3B: a Llama of about that size.")] = None,
     tokens: Annotated[
         str | None, typer.Option(help="Budget, such as 60B: what an ordinary run would read, and so latents.")

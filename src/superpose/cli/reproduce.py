@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from superpose.cli.options import Jobs, Overrides, Runs, numbers
+from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, numbers
 from superpose.errors import UserError
 
 
@@ -20,7 +20,7 @@ def reproduce(
         Literal["tiny", "small", "paper"],
         typer.Option(help="tiny: minutes an experiment on a laptop; small: up to hours; paper: --recipe on GPUs."),
     ] = "tiny",
-    recipe: Annotated[Path | None, typer.Option(help="A recipe in place of the scale's own.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help=f"{A_RECIPE}, in place of the scale's own.")] = None,
     corpus: Annotated[str | None, typer.Option(help="Text, tokens or a prepared store; by default Python.")] = None,
     seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Each arm is trained once with each.")] = "1,2,3",
     lrs: Annotated[

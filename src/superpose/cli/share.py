@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from superpose.cli.options import A_RECIPE
+
 
 def export(
     run: Annotated[Path, typer.Argument(help="Directory of a run.")],
@@ -42,7 +44,7 @@ def import_model(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face directory of a causal LM.")],
     out: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe to write.")],
     recipe: Annotated[
-        Path | None, typer.Option(help="Recipe with the other settings; by default all, without superposition.")
+        Path | None, typer.Option(help=f"{A_RECIPE}, with the other settings; by default all, without superposition.")
     ] = None,
 ) -> None:
     """Check a Hugging Face directory, and write a recipe that trains its model on."""

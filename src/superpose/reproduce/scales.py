@@ -3,8 +3,8 @@
 | scale | model | a run | where |
 |---|---|---|---|
 | tiny | 0.09 million parameters, vocabulary 1,024 | 2,000 steps of 8 x 64 latents, 25 s on a core | a laptop, minutes |
-| small | the same, recipes/cpu-small.toml | 8,000 steps, 100 s | a laptop, an hour |
-| paper | the recipe that is given, such as recipes/paper-270m.toml | 20,000 steps | GPUs |
+| small | the same, the recipe cpu-small | 8,000 steps, 100 s | a laptop, an hour |
+| paper | the recipe that is given, such as paper-270m | 20,000 steps | GPUs |
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def scale_recipe(scale: Scale, recipe: Path | None = None, changes: Sequence[str
     if recipe is not None:
         return load_recipe(recipe, [*changes])
     if scale == "paper":
-        raise UserError("--scale paper trains the recipe that is given; add --recipe, such as recipes/paper-270m.toml")
+        raise UserError("--scale paper trains the recipe that is given; add --recipe, such as paper-270m")
     steps = _STEPS[scale]
     budget = [f"train.steps={steps}", f"train.eval_every={steps // 8}"]
     return load_recipe(None, [*_SETTINGS, *budget, *changes])

@@ -26,6 +26,7 @@ from superpose.data.store import Split
 from superpose.data.windows import Expand, WindowPlan
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, did_you_mean
+from superpose.recipes import find_recipe
 from superpose.train.distributed import ParallelArgs
 from superpose.train.hardware import Precision, faster_precision
 from superpose.train.optim import OptimArgs
@@ -105,7 +106,7 @@ _OF_THE_MACHINE = {
 
 
 class Recipe(BaseModel):
-    """All settings of a run. The defaults are `recipes/cpu-tiny.toml`."""
+    """All settings of a run. The defaults are the recipe `cpu-tiny`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -215,17 +216,19 @@ class Recipe(BaseModel):
         return self
 
 
-def load_recipe(path: Path | None = None, overrides: list[str] | None = None) -> Recipe:
+def load_recipe(path: Path | str | None = None, overrides: list[str] | None = None) -> Recipe:
     """Reads a recipe and applies overrides such as `train.lr=1e-3`, in this order.
 
     Args:
-        path: a TOML recipe or the `config.json` of a run; the defaults if not given.
+        path: a TOML recipe, the `config.json` of a run or the name of a recipe of ours, such as cpu-tiny; the
+            defaults if not given.
         overrides: `section.name=value`, the value written as in TOML, quotes around text optional.
 
     Raises:
         UserError: the file, a name, a value or a combination is wrong; it says which.
     """
-    return override(Recipe() if path is None else _validate(_read(path), str(path)), overrides or [])
+    recipe = Recipe() if path is None else _validate(_read(find_recipe(path)), str(path))
+    return override(recipe, overrides or [])
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

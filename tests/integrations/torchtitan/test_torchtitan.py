@@ -381,7 +381,7 @@ def test_held_out_rows_are_read_once_by_one_rank(store):
 
 @pytest.mark.parametrize("name", ["270m", "600m", "3b", "10b-a1b"])
 def test_the_papers_models_are_those_of_the_recipes(name):
-    recipe = load_recipe(ROOT / f"recipes/paper-{name}.toml")
+    recipe = load_recipe(f"paper-{name}")
     config = getattr(config_registry, f"superpose_{name.replace('-', '_')}")()
     with torch.device("meta"):
         ours = config.model_spec.model.build()

@@ -1,6 +1,6 @@
 """What `--config` names: the paper's four models (arXiv 2605.06546, Table 1), and a small one to try things with.
 
-Shapes and settings are read from recipes/paper-*.toml, whose comments say which the paper names. Built of TorchTitan's
+Shapes and settings are read from the recipes paper-*, whose comments say which the paper names. Built of TorchTitan's
 own parts with TorchTitan's initialisation. Every setting may be given another value on the command line:
 
     --config superpose_270m --dataloader.dataset_path stores/dclm --superposition.bag_size 8 --training.steps 10000
@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -92,9 +90,7 @@ def superpose_10b_a1b() -> SuperposeTrainer.Config:
 
 
 def _paper(name: str, local_batch_size: int) -> SuperposeTrainer.Config:
-    packaged = Path(str(resources.files("superpose"))) / "recipes"
-    folder = packaged if packaged.is_dir() else Path(__file__).parents[4] / "recipes"
-    return _config(name.upper(), load_recipe(folder / f"paper-{name}.toml"), _LLAMA_3_VOCABULARY, local_batch_size)
+    return _config(name.upper(), load_recipe(f"paper-{name}"), _LLAMA_3_VOCABULARY, local_batch_size)
 
 
 def _config(
