@@ -1,6 +1,7 @@
 """Small models, a small store, and one directory for caches, shared by all tests."""
 
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -165,3 +166,23 @@ def compared(recipe, store, tmp_path_factory):
     link(outcomes, runs / "named")
     comparison.write(runs / "named")
     return runs / "named", comparison
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """Calls the command line with something wrong and returns the one sentence it prints."""
+
+    from superpose.__main__ import main
+
+    def call(*arguments, cwd=tmp_path):
+        monkeypatch.setattr(sys, "argv", ["superpose", *map(str, arguments)])
+        monkeypatch.chdir(cwd)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert printed.startswith("superpose: ")
+        assert printed.count("\n") == 1
+        return printed
+
+    return call
