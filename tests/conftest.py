@@ -1,6 +1,8 @@
 """Small models, a small store, and one directory for caches, shared by all tests."""
 
+import json
 import os
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -81,8 +83,17 @@ def corpus(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def data_args(corpus) -> DataArgs:
-    return DataArgs(corpus=str(corpus), vocab_size=300, val_fraction=0.1, val_megabytes=0.02)
+def documents(corpus) -> Path:
+    """Its paragraphs as JSON lines: of documents so short a few can be held out, and validated in no time."""
+    path = corpus.with_name("documents.jsonl")
+    paragraphs = corpus.read_text(encoding="utf-8").split("\n\n")
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in paragraphs), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_args(documents) -> DataArgs:
+    return DataArgs(corpus=str(documents), vocab_size=300, val_fraction=0.1, val_megabytes=0.003)
 
 
 @pytest.fixture(scope="session")
@@ -163,3 +174,23 @@ def compared(recipe, store, tmp_path_factory):
         mock.patch("superpose.compare.workflow.train_all", lambda planned, *of: trained(planned, *of[:2])),
     ):
         return runs / "named", compare(design, runs=runs, name="named")
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """Calls the command line with something wrong and returns the one sentence it prints."""
+
+    from superpose.__main__ import main
+
+    def call(*arguments, cwd=tmp_path):
+        monkeypatch.setattr(sys, "argv", ["superpose", *map(str, arguments)])
+        monkeypatch.chdir(cwd)
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr().err
+        assert caught.value.code == 2
+        assert printed.startswith("superpose: ")
+        assert printed.count("\n") == 1
+        return printed
+
+    return call

@@ -7,7 +7,6 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from superpose.__main__ import main
 from superpose.cli import app
 from superpose.files import one_at_a_time
 from tests.train.test_loop import changed
@@ -33,24 +32,6 @@ def superpose(*arguments, cwd=None):
 def inside(*arguments):
     """The same in this process, which has imported everything already."""
     return CliRunner().invoke(app, list(map(str, arguments)), prog_name="superpose", catch_exceptions=False)
-
-
-@pytest.fixture
-def refused(monkeypatch, capsys, tmp_path):
-    """Calls the command line with something wrong and returns the one sentence it prints."""
-
-    def call(*arguments, cwd=tmp_path):
-        monkeypatch.setattr(sys, "argv", ["superpose", *map(str, arguments)])
-        monkeypatch.chdir(cwd)
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr().err
-        assert caught.value.code == 2
-        assert printed.startswith("superpose: ")
-        assert printed.count("\n") == 1
-        return printed
-
-    return call
 
 
 def test_help_reads_well():

@@ -1,13 +1,15 @@
-"""A small part of the sweep in checks/fuzz.py, and what makes it worth believing: it finds what it looks for."""
+"""A small part of the sweep in checks/fuzz, and what makes it worth believing: it finds what it looks for."""
 
 import os
 from pathlib import Path
 
 import pytest
+from checks.fuzz.judging import CANARY, watch_files
+from checks.fuzz.samples import Samples
+from checks.fuzz.targets import TARGETS, judge_input
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checks import fuzz
 from superpose.errors import UserError
 from superpose.files import read_json
 
@@ -17,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
-    fuzz.watch_files()
-    return fuzz.Samples.make(tmp_path_factory.mktemp("samples") / "valid")
+    watch_files()
+    return Samples.make(tmp_path_factory.mktemp("samples") / "valid")
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,12 @@ def work(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz") / "work"
 
 
-@pytest.mark.parametrize("target", fuzz.TARGETS)
+@pytest.mark.parametrize("target", TARGETS)
 @settings(max_examples=40)
 @given(seed=st.integers(0, 2**32))
 def test_any_input_is_accepted_or_refused_in_a_sentence(samples, work, target, seed):
-    outcome, said = fuzz.judge(target, seed, samples, work)
-    assert outcome != "finding", f"python checks/fuzz.py --target '{target}' --only {seed}\n{said}"
+    outcome, said = judge_input(target, seed, samples, work)
+    assert outcome != "finding", f"python -m checks.fuzz --target '{target}' --only {seed}\n{said}"
 
 
 def feed(act):
@@ -61,7 +63,7 @@ def write_through_a_link(folder):
         (crash, "KeyError"),
         (read_outside, "was opened"),
         (write_through_a_link, "was changed"),
-        (lambda folder: Path(fuzz.CANARY).touch(), "was run"),
+        (lambda folder: Path(CANARY).touch(), "was run"),
         (lambda folder: (folder / f".made.{os.getpid()}.tmp").touch(), "left behind"),
         (lambda folder: refuse(" "), "0 characters"),
         (lambda folder: refuse("Traceback (most recent call last)"), "Python's words"),
@@ -69,15 +71,15 @@ def write_through_a_link(folder):
     ],
 )
 def test_what_must_not_happen_is_found(samples, work, monkeypatch, act, said):
-    monkeypatch.setitem(fuzz.TARGETS, "bad", (feed(act), 1))
-    outcome, found = fuzz.judge("bad", 0, samples, work)
+    monkeypatch.setitem(TARGETS, "bad", (feed(act), 1))
+    outcome, found = judge_input("bad", 0, samples, work)
     assert outcome == "finding"
     assert said in found
 
 
 def test_an_input_is_the_same_again(samples, work):
-    for target in fuzz.TARGETS:
-        first, second = (fuzz.judge(target, 7, samples, work) for _ in range(2))
+    for target in TARGETS:
+        first, second = (judge_input(target, 7, samples, work) for _ in range(2))
         assert first == second
 
 
@@ -85,8 +87,8 @@ def test_the_page_shows_the_counts():
     root = Path(__file__).parents[2]
     page = (root / "docs" / "robustness.md").read_text(encoding="utf-8")
     counts = read_json(root / "benchmarks" / "results" / "fuzz.json")
-    assert list(counts) == list(fuzz.TARGETS)
-    for target, (_, inputs) in fuzz.TARGETS.items():
+    assert list(counts) == list(TARGETS)
+    for target, (_, inputs) in TARGETS.items():
         found = counts[target]
         assert sum(found.values()) == inputs
         assert found["finding"] == 0

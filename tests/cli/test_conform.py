@@ -1,5 +1,4 @@
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -57,12 +56,12 @@ def test_a_file_that_is_wrong_with_names_of_its_own(script):
     assert found[1]["verdict"] == "right"
 
 
-def test_a_module_of_the_current_folder(script):
-    path = script(RIGHT)
-    done = subprocess.run(
-        [sys.executable, "-m", "superpose", "conform", "theirs"], cwd=path.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+def test_a_module_of_the_current_folder(script, monkeypatch):
+    monkeypatch.chdir(script(RIGHT).parent)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    result = invoke("theirs")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -75,15 +74,8 @@ def test_a_module_of_the_current_folder(script):
         (RIGHT, ("--role", "stepp=x"), "expected ROLE=NAME"),
     ],
 )
-def test_what_cannot_be_checked_is_one_sentence(script, text, arguments, message):
-    path = script(text)
-    result = invoke(path, *arguments)
-    assert message in str(result.exception)
-    done = subprocess.run(
-        [sys.executable, "-m", "superpose", "conform", path, *arguments], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_checked_is_one_sentence(script, refused, text, arguments, message):
+    assert message in refused("conform", script(text), *arguments)
 
 
 def test_a_missing_file(tmp_path):

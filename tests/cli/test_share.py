@@ -4,9 +4,6 @@ import pytest
 from typer.testing import CliRunner
 
 from superpose import cli
-from tests.test_cli import refused
-
-_ = refused  # a fixture
 
 
 def called(*arguments):

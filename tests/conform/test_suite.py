@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from superpose.conform import Implementation, conform
-from superpose.conform.finding import TITLES
-from superpose.conform.observe import VOCAB_SIZE, window_of
-from superpose.conform.probe import Probe, read_step
+from superpose.conform.probe import VOCAB_SIZE, Probe, read_step, window_of
+from superpose.conform.suite import ERRORS
 from superpose.errors import UserError
 from tests.conform import implementations as written
 
@@ -20,7 +19,7 @@ def wrong(implementation):
 
 def test_superpose_makes_none_of_the_twelve():
     found = conform(written.SUPERPOSE)
-    assert [(finding.error, finding.verdict) for finding in found] == [(number, "right") for number in TITLES]
+    assert [(finding.error, finding.verdict) for finding in found] == [(number, "right") for number in ERRORS]
     assert not wrong(written.SUPERPOSE_PARTS)
     assert not wrong(written.SUPERPOSE_CORE)
 
@@ -33,7 +32,7 @@ def test_each_planted_error_is_found_and_nothing_else(name):
 
 
 def test_all_twelve_are_planted():
-    assert {errors[0] for errors, _ in written.MUTANTS.values()} == set(TITLES)
+    assert {errors[0] for errors, _ in written.MUTANTS.values()} == set(ERRORS)
 
 
 def test_patch_style_passes_where_it_is_right():

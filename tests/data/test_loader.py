@@ -10,7 +10,7 @@ from superpose.data.loader import read_ahead
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "superpose-loader"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("superpose-loader")]
 
 
 @given(st.integers(0, 20), st.integers(1, 4))

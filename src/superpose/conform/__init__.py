@@ -8,8 +8,7 @@ Of a step of your own:
         print(finding.error, finding.verdict, finding.evidence)
 """
 
-from superpose.conform.finding import Finding
 from superpose.conform.implementation import Implementation
-from superpose.conform.suite import conform
+from superpose.conform.suite import Finding, conform
 
 __all__ = ["Finding", "Implementation", "conform"]

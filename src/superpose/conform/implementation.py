@@ -55,15 +55,33 @@ class Implementation:
         if self.step is None and (self.fold is None or self.loss is None):
             raise UserError("nothing to check: give fold and loss, or step")
 
+    def need(self, role: str) -> Any:
+        """What was given for a role.
+
+        Raises:
+            NotCheckedError: nothing was.
+        """
+        if (given := getattr(self, role)) is None:
+            raise NotCheckedError(f"needs {role}")
+        return given
+
+
+class WrongError(Exception):
+    """The error a check looks for is made; the message is the evidence."""
+
+
+class NotCheckedError(Exception):
+    """What the check needs was not given."""
+
 
 ROLES = tuple(field.name for field in fields(Implementation))
 
 
-def accepts(function: Callable[..., Any], name: str) -> bool:
+def accepts(function: Any, name: str) -> bool:
     """Whether a callable names this argument; one that swallows all names says nothing about this one."""
     try:
         return name in inspect.signature(function).parameters
-    except (TypeError, ValueError):  # a builtin
+    except (TypeError, ValueError):  # a builtin, or nothing
         return False
 
 

@@ -20,10 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from superpose.conform.implementation import Implementation, NotCheckedError, accepts
+from superpose.core.fold import IGNORE_INDEX
+
+VOCAB_SIZE = 64
+"""Enough for the windows of all checks."""
 NEVER = 0
 """A token no window holds."""
+NOISE = 1e-6
+"""Of shares and weights that are computed in float64."""
 
 
 class _ScaledEmbedding(nn.Embedding):
@@ -147,11 +153,11 @@ class Probe(nn.Module):
 
 @dataclass(frozen=True)
 class Reading:
-    """What an implementation did with a window.
+    """What a step did with a window.
 
     Attributes:
         value: the loss.
-        saw: share of each token in what a position saw [B, L, V]; None where no model was involved.
+        saw: share of each token in what a position saw [B, L, V].
         asked: share of each token in what a position was asked for [B, L, V]; zeros where nothing.
         counts: how much of the loss is a position's [B, L]; their sum is 1 for a mean.
         tilt: largest sum of a position's gradient over the vocabulary, 0 for whatever has one softmax.
@@ -159,76 +165,121 @@ class Reading:
     """
 
     value: float
-    saw: Tensor | None
+    saw: Tensor
     asked: Tensor
     counts: Tensor
     tilt: float
     logits: Tensor
 
 
-def read_step(step: Callable[..., Any], window: Tensor, bag_size: int, vocab_size: int, **arguments: Any) -> Reading:
-    """Runs a `step` on the probe.
+def read_step(
+    step: Callable[..., Any], window: Tensor, bag_size: int, vocab_size: int = VOCAB_SIZE, **arguments: Any
+) -> Reading:
+    """Runs a step on the probe.
 
     Raises:
         ValueError: it did not call the model's backbone exactly once, or returned no scalar.
     """
     model = Probe(vocab_size)
     loss = scalar(step(model, window, bag_size, **arguments), "step")
-    (seen,) = calls(model)
+    seen = call_of(model)
     if loss.requires_grad:
         loss.backward()
-    hidden = seen.hidden
-    gradient = torch.zeros_like(hidden) if hidden.grad is None else hidden.grad
-    return _reading(loss, seen.embeds.detach(), hidden.detach(), gradient)
+    logits = seen.hidden.detach()  # the head is an identity
+    gradient = torch.zeros_like(logits) if seen.hidden.grad is None else seen.hidden.grad
+    probabilities = logits.softmax(dim=-1)
+    counts = gradient[..., NEVER] / probabilities[..., NEVER]
+    asked = probabilities - gradient / counts.masked_fill(counts == 0, 1).unsqueeze(-1)
+    asked = asked.masked_fill((counts == 0).unsqueeze(-1), 0)
+    tilt = float(gradient.sum(dim=-1).abs().max())
+    return Reading(float(loss.detach()), seen.embeds.detach(), asked, counts, tilt, logits)
 
 
-def read_loss(loss_of: Callable[..., Any], targets: Tensor, vocab_size: int, **arguments: Any) -> Reading:
-    """Runs a `loss` on logits that are told apart, for targets [B, L, S].
+def observe(implementation: Implementation, window: Tensor, bag_size: int, **arguments: Any) -> Reading:
+    """What an implementation makes of a window.
 
     Raises:
-        ValueError: it returned no scalar.
+        NotCheckedError: the gradient is not that of a softmax, so it does not tell what was asked for.
     """
-    logits = torch.sin(torch.arange(targets.shape[0] * targets.shape[1] * vocab_size, dtype=torch.float64))
-    logits = logits.view(*targets.shape[:2], vocab_size).requires_grad_()
-    loss = scalar(loss_of(logits, targets, **arguments), "loss")
-    if loss.requires_grad:
-        loss.backward()
-    gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad
-    return _reading(loss, None, logits.detach(), gradient)
+    reading = read_step(step_of(implementation), window, bag_size, **arguments)
+    if reading.tilt > NOISE:
+        raise NotCheckedError("the loss is no cross-entropy, see error 2")
+    return reading
+
+
+def observe_padded(implementation: Implementation, window: Tensor, padding: Tensor, bag_size: int) -> Reading:
+    """`observe` with padding where `padding` [as the window] holds, told by a mask if the step takes one.
+
+    Raises:
+        NotCheckedError: as `observe`; or the step knows no padding: it takes no mask, and fails on `IGNORE_INDEX`.
+    """
+    if accepts(implementation.step, "attention_mask"):
+        return observe(implementation, window, bag_size, attention_mask=(~padding).long())
+    try:
+        return observe(implementation, window.masked_fill(padding, IGNORE_INDEX), bag_size)
+    except (IndexError, RuntimeError) as error:
+        if implementation.step is None:
+            raise
+        raise NotCheckedError(
+            f"padding: step takes no attention_mask, and IGNORE_INDEX in its window raises {type(error).__name__}"
+        ) from None
+
+
+def step_of(implementation: Implementation) -> Callable[..., Any]:
+    """The step; of fold and loss, one that puts a model between them."""
+
+    def step(model: Probe, window: Tensor, bag_size: int, **arguments: Any) -> Tensor:
+        inputs, targets = folded(implementation, window, bag_size)
+        valid = (inputs != IGNORE_INDEX).unsqueeze(-1)
+        vectors = (model.embedding(inputs.where(valid[..., 0], NEVER)) * valid).sum(dim=2) / valid.sum(2).clamp(min=1)
+        logits = model.head(model.backbone(vectors))[:, : targets.shape[1]]
+        return scalar(implementation.need("loss")(logits, targets, **arguments), "loss")
+
+    return implementation.step or step
+
+
+def folded(implementation: Implementation, window: Tensor, bag_size: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets [B, L, S] of the implementation's fold, also at bag size 1.
+
+    Raises:
+        ValueError: they have another shape.
+    """
+    bags = []
+    for name, part in zip(("inputs", "targets"), implementation.need("fold")(window, bag_size), strict=True):
+        single = bag_size == 1 and isinstance(part, Tensor) and part.dim() == 2
+        values = part.unsqueeze(-1) if single else part
+        if not isinstance(values, Tensor) or values.dim() != 3 or values.shape[::2] != (len(window), bag_size):
+            shape = list(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(f"fold returned {name} {shape}; expected [{len(window)}, latents, {bag_size}]")
+        bags.append(values)
+    inputs, targets = bags
+    if targets.shape[1] > inputs.shape[1]:
+        raise ValueError(f"fold returned {targets.shape[1]} bags of targets for {inputs.shape[1]} bags of inputs")
+    return inputs, targets
+
+
+def window_of(rows: int, latents: int, bag_size: int) -> Tensor:
+    """Distinct tokens from 1 on, so that a token names its place: [rows, S x (L + 1)]."""
+    length = bag_size * (latents + 1)
+    return 1 + torch.arange(rows * length).view(rows, length)
 
 
 def scalar(loss: Any, role: str) -> Tensor:
     """A loss as a number with a gradient."""
     value = getattr(loss, "loss", loss)  # transformers' outputs
     if not isinstance(value, Tensor) or value.numel() != 1:
-        raise ValueError(f"{role} returned {_kind(value)}; expected a loss, one number")
+        kind = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{role} returned {kind}; expected a loss, one number")
     return value.reshape(())
 
 
-def value_of(loss: Any, role: str) -> float:
+def value_of(loss: Any, role: str = "step") -> float:
     """A loss as a number."""
     return float(scalar(loss, role).detach())
 
 
-def calls(model: Probe) -> list[SimpleNamespace]:
-    """The only call of the backbone, in a list."""
+def call_of(model: Probe) -> SimpleNamespace:
+    """The only call of the model's backbone: its `embeds`, `hidden`, `mask` and `positions`."""
     if len(model.model.seen) != 1:
         raise ValueError(f"step called the model's backbone {len(model.model.seen)} times; expected once")
-    return model.model.seen
-
-
-def _reading(loss: Tensor, saw: Tensor | None, logits: Tensor, gradient: Tensor) -> Reading:
-    probabilities = logits.softmax(dim=-1)
-    counts = gradient[..., NEVER] / probabilities[..., NEVER]
-    asked = probabilities - gradient / counts.masked_fill(counts == 0, 1).unsqueeze(-1)
-    asked = asked.masked_fill((counts == 0).unsqueeze(-1), 0)
-    return Reading(float(loss.detach()), saw, asked, counts, float(gradient.sum(dim=-1).abs().max()), logits)
-
-
-def padded(asked: Tensor, latents: int) -> Tensor:
-    """Shares [B, at least `latents`, V], with positions that are asked for nothing where targets end early."""
-    return F.pad(asked, (0, 0, 0, max(0, latents - asked.shape[1])))
-
-
-def _kind(value: Any) -> str:
-    return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    return model.model.seen[0]

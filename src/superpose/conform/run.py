@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from superpose.conform.finding import NotCheckedError, WrongError
-from superpose.conform.implementation import Implementation
+from superpose.conform.implementation import Implementation, NotCheckedError, WrongError
 
 _ROWS, _LATENTS, _STEPS, _BAG_SIZE, _RATIO = 2, 4, 20, 3, 0.4
 _BOUNDARY = 8
+# What the run reads, and a little more.
+_TOKENS = _ROWS * _LATENTS * (_BOUNDARY * _BAG_SIZE + _STEPS - _BOUNDARY) + 2 * _ROWS * _BAG_SIZE * (_LATENTS + 1)
 _TIMED_STEPS = 20
 # Reading that takes a larger share of a step than this holds it up, unless something reads ahead.
 _SHARE_OF_STEP = 0.03
@@ -22,9 +23,7 @@ _SHARE_OF_STEP = 0.03
 
 def check_decision(implementation: Implementation) -> str:
     """Error 8: the bag size is a pure function of the step, and its boundary a share of the final steps."""
-    if implementation.bag_size_at is None:
-        raise NotCheckedError("needs bag_size_at")
-    at = implementation.bag_size_at
+    at = implementation.need("bag_size_at")
     for total_steps, bag_size, ratio in ((20, 3, 0.4), (40, 3, 0.4), (1000, 6, 0.3), (10, 4, 0.0), (7, 4, 0.5)):
         forward = [int(at(step, total_steps, bag_size, ratio)) for step in range(total_steps)]
         backward = [int(at(step, total_steps, bag_size, ratio)) for step in reversed(range(total_steps))]
@@ -59,10 +58,10 @@ def check_reading(implementation: Implementation) -> str:
                 before = step_of[token]
                 raise WrongError(
                     f"token {token} of the text is input at step {before} (bags of {sizes[before]}) and again at step "
-                    f"{step} (bags of {size}), with {_tokens() - len(step_of)} tokens not read yet"
+                    f"{step} (bags of {size}), with {_TOKENS - len(step_of)} tokens not read yet"
                 )
             step_of[token] = step
-        gaps = (window[:, 1:] - window[:, :-1]) % _tokens()
+        gaps = (window[:, 1:] - window[:, :-1]) % _TOKENS
         if (gaps != 1).any():
             row, place = (gaps != 1).nonzero()[0].tolist()
             raise WrongError(
@@ -82,13 +81,12 @@ def check_reading(implementation: Implementation) -> str:
 
 def check_speed(implementation: Implementation) -> str:
     """Error 10: a superposition step's window is read in a small share of the step."""
-    if implementation.batches is None:
-        raise NotCheckedError("needs batches")
+    batches = implementation.need("batches")
     rows, latents, seconds = implementation.step_seconds or (16, 128, math.nan)
     taken = {}
     for bag_size in (1, 8):
         text = torch.arange(rows * latents * bag_size * (_TIMED_STEPS + 2))
-        windows = iter(implementation.batches(text, rows, latents, _TIMED_STEPS, bag_size, float(bag_size > 1), 0))
+        windows = iter(batches(text, rows, latents, _TIMED_STEPS, bag_size, float(bag_size > 1), 0))
         next(windows)  # what is set up once is not the step's
         started = time.perf_counter()
         count = sum(1 for _ in itertools.islice(windows, _TIMED_STEPS - 1))
@@ -107,11 +105,10 @@ def check_speed(implementation: Implementation) -> str:
 
 def check_counts(implementation: Implementation) -> str:
     """Error 12: bags change what is read, not what is computed."""
-    if implementation.counts is None:
-        raise NotCheckedError("needs counts")
+    counts = implementation.need("counts")
     steps, bag_size, ratio, latents = 1000, 6, 0.3, 512
-    counted = implementation.counts(steps, bag_size, ratio, latents)
-    ordinary = implementation.counts(steps, 1, 0.0, latents)
+    counted = counts(steps, bag_size, ratio, latents)
+    ordinary = counts(steps, 1, 0.0, latents)
     expected = {
         "raw_tokens": steps * latents * (1 + ratio * (bag_size - 1)),
         "latents": steps * latents,
@@ -129,17 +126,10 @@ def check_counts(implementation: Implementation) -> str:
     return f"{', '.join(known)} are counted apart"
 
 
-def _tokens() -> int:
-    """Tokens of the text: what the run reads, and a little more."""
-    raw = _ROWS * _LATENTS * (_BOUNDARY * _BAG_SIZE + _STEPS - _BOUNDARY)
-    return raw + 2 * _ROWS * _BAG_SIZE * (_LATENTS + 1)
-
-
 def _windows(implementation: Implementation, start: int) -> Iterator[Tensor]:
-    if implementation.batches is None:
-        raise NotCheckedError("needs batches")
-    text = torch.arange(_tokens())
-    return iter(implementation.batches(text, _ROWS, _LATENTS, _STEPS, _BAG_SIZE, _RATIO, start))
+    return iter(
+        implementation.need("batches")(torch.arange(_TOKENS), _ROWS, _LATENTS, _STEPS, _BAG_SIZE, _RATIO, start)
+    )
 
 
 def _bag_size(window: Tensor) -> int:

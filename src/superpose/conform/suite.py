@@ -1,35 +1,61 @@
-"""All twelve checks in turn."""
+"""All twelve checks in turn, and what came of each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from superpose.conform import body, run, targets
-from superpose.conform.finding import Finding, NotCheckedError, WrongError
-from superpose.conform.implementation import Implementation
+from superpose.conform import model, run, targets
+from superpose.conform.implementation import Implementation, NotCheckedError, WrongError
 
-CHECKS: dict[int, Callable[[Implementation], str]] = {
-    1: targets.check_shift,
-    2: targets.check_first_loss,
-    3: body.check_work,
-    4: targets.check_normalisation,
-    5: targets.check_padding,
-    6: body.check_sides,
-    7: body.check_evaluation,
-    8: run.check_decision,
-    9: run.check_reading,
-    10: run.check_speed,
-    11: body.check_phases,
-    12: run.check_counts,
+Verdict = Literal["right", "wrong", "raised", "not checked"]
+Check = Callable[[Implementation], str]
+
+ERRORS: dict[int, tuple[str, Check]] = {
+    1: ("targets leak into the input, or a token is skipped", targets.check_shift),
+    2: ("first loss is not log V", targets.check_first_loss),
+    3: ("work or memory grows with the bag", model.check_work),
+    4: ("normalisation under ignored and repeated targets", targets.check_normalisation),
+    5: ("padding enters the mean or the loss", targets.check_padding),
+    6: ("side inputs, scales, biases or caps forgotten", model.check_sides),
+    7: ("evaluation in bags", model.check_evaluation),
+    8: ("several places decide the phase", run.check_decision),
+    9: ("text read again, at the switch or on resume", run.check_reading),
+    10: ("reading cannot keep up", run.check_speed),
+    11: ("parameters or shapes differ between the phases", model.check_phases),
+    12: ("raw tokens, latents and FLOPs mixed up", run.check_counts),
 }
+"""The twelve errors of docs/method.md by number: title, and the check, which raises `WrongError` with its evidence,
+raises `NotCheckedError`, or returns a sentence on what it found right."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A check's result.
+
+    Attributes:
+        error: number of the error it looks for, see `ERRORS`.
+        verdict: "right": the error is not made as far as was checked; "wrong": it is made; "raised": the
+            implementation raised an exception; "not checked": what the check needs was not given.
+        evidence: indices, values and gradients.
+    """
+
+    error: int
+    verdict: Verdict
+    evidence: str
+
+    @property
+    def title(self) -> str:
+        return ERRORS[self.error][0]
 
 
 def conform(implementation: Implementation) -> list[Finding]:
     """Which of the twelve errors an implementation makes, with evidence: a finding for each, in order."""
-    return [_finding(number, check, implementation) for number, check in CHECKS.items()]
+    return [_finding(number, check, implementation) for number, (_, check) in ERRORS.items()]
 
 
-def _finding(number: int, check: Callable[[Implementation], str], implementation: Implementation) -> Finding:
+def _finding(number: int, check: Check, implementation: Implementation) -> Finding:
     try:
         return Finding(number, "right", check(implementation))
     except WrongError as wrong:

@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from superpose.conform.finding import NotCheckedError, WrongError
-from superpose.conform.implementation import Implementation, accepts
-from superpose.conform.observe import (
+from superpose.conform.implementation import Implementation, NotCheckedError, WrongError, accepts
+from superpose.conform.probe import (
     NOISE,
     VOCAB_SIZE,
-    folded,
+    Probe,
+    Reading,
+    call_of,
     observe,
-    observe_any,
     observe_padded,
+    read_step,
     step_of,
+    value_of,
     window_of,
 )
-from superpose.conform.probe import Probe, Reading, calls, padded, value_of
 
 
 def check_shift(implementation: Implementation) -> str:
@@ -33,68 +34,49 @@ def check_shift(implementation: Implementation) -> str:
     for bag_size, latents in ((2, 3), (3, 2), (4, 4), (4, 1)):
         window = window_of(2, latents, bag_size)
         reading = observe(implementation, window, bag_size)
-        assert reading.saw is not None
         if reading.saw.shape[1] < latents:
             raise WrongError(
                 f"{reading.saw.shape[1]} positions for a window of {window.shape[1]} tokens in bags of {bag_size}; "
                 f"expected {latents}, and one bag that is only a target"
             )
-        for row in range(len(window)):
-            for latent in range(latents):
-                place = f"bags of {bag_size}, row {row}, position {latent}"
-                saw, asked = (
-                    sorted(_places(shares[row, latent], window[row]))
-                    for shares in (reading.saw, padded(reading.asked, latents))
-                )
-                here = list(range(latent * bag_size, (latent + 1) * bag_size))
-                due = [token + bag_size for token in here]
-                if saw != here:
-                    raise WrongError(f"{place} saw {_tokens(saw)}; expected {_tokens(here)}")
-                # A row may not hold all targets of its last bag.
-                if asked == due or (latent == latents - 1 and set(asked) <= set(due)):
-                    continue
-                leaked, skipped = sorted(set(asked) & set(range(due[0]))), sorted(set(due) - set(asked))
-                why = f"; {len(leaked)} of {bag_size} targets were in its own input" if leaked else ""
-                if not leaked and skipped and asked:
-                    why = f"; {_tokens(skipped)} skipped"
-                raise WrongError(
-                    f"{place} saw {_tokens(saw)} and was asked for {_tokens(asked)}, not {_tokens(due)}{why}"
-                )
+        for row, latent in ((row, latent) for row in range(len(window)) for latent in range(latents)):
+            place = f"bags of {bag_size}, row {row}, position {latent}"
+            saw, asked = (sorted(_places(shares[row, latent], window[row])) for shares in (reading.saw, reading.asked))
+            here = list(range(latent * bag_size, (latent + 1) * bag_size))
+            due = [token + bag_size for token in here]
+            if saw != here:
+                raise WrongError(f"{place} saw {_tokens(saw)}; expected {_tokens(here)}")
+            # A row may not hold all targets of its last bag.
+            if asked == due or (latent == latents - 1 and set(asked) <= set(due)):
+                continue
+            leaked, skipped = set(asked) & set(range(due[0])), sorted(set(due) - set(asked))
+            why = f"; {len(leaked)} of {bag_size} targets were in its own input" if leaked else ""
+            if not leaked and skipped and asked:
+                why = f"; {_tokens(skipped)} skipped"
+            raise WrongError(f"{place} saw {_tokens(saw)} and was asked for {_tokens(asked)}, not {_tokens(due)}{why}")
     return "each bag saw its own tokens and was asked for all of the next bag's, at s 2, 3 and 4"
 
 
 def check_first_loss(implementation: Implementation) -> str:
     """Error 2: with all logits 0 the loss is log V."""
-    remark = ""
+    step, expected, remark = step_of(implementation), math.log(VOCAB_SIZE), ""
     for bag_size in (2, 4):
-        window = window_of(2, 3, bag_size)
-        if implementation.step is not None:
-            value = value_of(implementation.step(Probe(VOCAB_SIZE, gain=0.0), window, bag_size), "step")
-        else:
-            assert implementation.loss is not None
-            _, targets = folded(implementation, window, bag_size)
-            logits = torch.zeros(*targets.shape[:2], VOCAB_SIZE, dtype=torch.float64)
-            value = value_of(implementation.loss(logits, targets), "loss")
-        expected = math.log(VOCAB_SIZE)
+        value = value_of(step(Probe(VOCAB_SIZE, gain=0.0), window_of(2, 3, bag_size), bag_size))
         found = f"the loss of equal logits is {value:.4f} at s {bag_size}, V {VOCAB_SIZE}"
         if math.isclose(value, expected, rel_tol=1e-6):
             remark = remark or f"{found}: log V"
-            continue
-        if math.isclose(value, expected - math.log(bag_size), rel_tol=1e-6):
+        elif math.isclose(value, expected - math.log(bag_size), rel_tol=1e-6):
             remark = f"{found}: log V - log s, as of the bag's total probability (MCEAlt without its constant)"
-            continue
-        for name, other in (
-            ("log(V) / s: the bag's places were averaged as if most held no target", expected / bag_size),
-            ("s log(V): the bag's losses were added up, not averaged", expected * bag_size),
-        ):
-            if math.isclose(value, other, rel_tol=0.02):
-                raise WrongError(f"{found}; expected log V = {expected:.4f}. It is {name}")
-        raise WrongError(f"{found}; expected log V = {expected:.4f}")
-    reading = observe_any(implementation, window_of(2, 3, 4), 4)
-    if not reading.tilt < NOISE:
-        raise WrongError(
-            f"a row's gradient sums to {reading.tilt:.3g} over the vocabulary; that of a softmax sums to 0"
-        )
+        else:
+            cause = ""
+            if math.isclose(value, expected / bag_size, rel_tol=0.02):
+                cause = ". It is log(V) / s: the bag's places were averaged as if most held no target"
+            elif math.isclose(value, expected * bag_size, rel_tol=0.02):
+                cause = ". It is s log(V): the bag's losses were added up, not averaged"
+            raise WrongError(f"{found}; expected log V = {expected:.4f}{cause}")
+    tilt = read_step(step, window_of(2, 3, 4), 4).tilt
+    if not tilt < NOISE:
+        raise WrongError(f"a row's gradient sums to {tilt:.3g} over the vocabulary; that of a softmax sums to 0")
     return remark
 
 
@@ -127,11 +109,13 @@ def check_normalisation(implementation: Implementation) -> str:
         mean_over = _normalisation(implementation, window, weights, scale, alternative)
     except NotCheckedError as missing:
         return f"repeated targets keep their weight; not checked: {missing}"
-    role = implementation.step or implementation.loss
-    assert role is not None
-    if not accepts(role, "normalizer"):
+    if not accepts(implementation.step or implementation.loss, "normalizer"):
         return f"a mean over {mean_over}; whether parts of a step add up was not checked: it takes no normalizer"
-    _check_parts(implementation, window, bag_size)
+    total, *parts = (
+        observe(implementation, rows, bag_size, normalizer=5.0).value for rows in (window, window[:1], window[1:])
+    )
+    if not math.isclose(total, sum(parts), rel_tol=1e-9):
+        raise WrongError(f"with one normalizer the parts of a step give {sum(parts):.6f}, the step {total:.6f}")
     return f"a mean over {mean_over}; parts of a step add up"
 
 
@@ -147,8 +131,7 @@ def _normalisation(
     found = _target_weights(reading, window, latents) / scale
     if not torch.isfinite(found).all() or not math.isfinite(reading.value):
         raise WrongError(f"with positions whose targets are all ignored the loss is {reading.value}")
-    if reading.counts[2].abs().max() > NOISE:
-        counted = float(reading.counts[2].abs().max())
+    if (counted := float(reading.counts[2].abs().max())) > NOISE:
         raise WrongError(f"a position whose targets are all ignored counts {counted:.4f}; expected 0")
     # A row may not hold all targets of its last bag; those it does hold have a weight.
     valid = (weights > NOISE) & ~ignored[:, bag_size:].unflatten(1, (latents, bag_size))
@@ -159,7 +142,6 @@ def _normalisation(
         "valid targets": mass / mass.sum(),
         "places in the bag, each a mean over its valid targets": of_places / valid.sum(dim=(0, 1)).clamp(min=1),
     }
-    # What is compared of a bag's total probability is what a row counts.
     if alternative:
         found, ways = found.sum(-1, keepdim=True), {name: way.sum(-1, keepdim=True) for name, way in ways.items()}
     mean_over = next((name for name, way in ways.items() if torch.allclose(found, way, atol=NOISE)), None)
@@ -169,47 +151,26 @@ def _normalisation(
             f"{_numbers(ways['rows with a target'][:, 0])}, one over valid targets "
             f"{_numbers(ways['valid targets'][:, 0])}"
         )
-    everything = torch.zeros_like(window, dtype=torch.bool)
-    everything[:, bag_size:] = True
-    value = observe_padded(implementation, window, everything, bag_size).value
-    if value != 0:
+    ignored[:] = False
+    ignored[:, bag_size:] = True
+    if (value := observe_padded(implementation, window, ignored, bag_size).value) != 0:
         raise WrongError(f"the loss of a batch without a valid target is {value}; expected 0")
-    last = torch.zeros_like(everything)
-    last[:, bag_size - 1 :: bag_size] = True
-    if not math.isfinite(observe_padded(implementation, window, last, bag_size).value):
+    ignored[:] = False
+    ignored[:, bag_size - 1 :: bag_size] = True
+    if not math.isfinite(observe_padded(implementation, window, ignored, bag_size).value):
         raise WrongError("where the last place of every bag is ignored the loss is not finite")
     return mean_over
-
-
-def _check_parts(implementation: Implementation, window: Tensor, bag_size: int) -> None:
-    """With one normalizer, a step's parts sum to the step."""
-    if implementation.step is not None:
-        whole, *parts = (
-            observe(implementation, rows, bag_size, normalizer=5.0).value for rows in (window, window[:1], window[1:])
-        )
-    else:
-        assert implementation.loss is not None
-        _, targets = folded(implementation, window, bag_size)
-        logits = torch.sin(torch.arange(targets[..., 0].numel() * VOCAB_SIZE, dtype=torch.float64))
-        logits = logits.view(*targets.shape[:2], VOCAB_SIZE)
-        whole, *parts = (
-            value_of(implementation.loss(logits[rows], targets[rows], normalizer=5.0), "loss")
-            for rows in (slice(None), slice(1), slice(1, None))
-        )
-    if not math.isclose(whole, sum(parts), rel_tol=1e-9):
-        raise WrongError(f"with one normalizer the parts of a step give {sum(parts):.6f}, the step {whole:.6f}")
 
 
 def check_padding(implementation: Implementation) -> str:
     """Error 5: an ignored token is neither in a mean nor in a target, and masks fold by `any`."""
     bag_size, latents = 3, 3
     window = window_of(2, latents, bag_size)
-    reading = observe(implementation, window, bag_size)
-    assert reading.saw is not None
+    saw = observe(implementation, window, bag_size).saw
     last = slice(bag_size * (latents - 1), bag_size * latents)
-    if reading.saw.shape[1] < latents or sorted(_places(reading.saw[1, latents - 1], window[1])) != [6, 7, 8]:
+    if saw.shape[1] < latents or sorted(_places(saw[1, latents - 1], window[1])) != [6, 7, 8]:
         raise NotCheckedError("a bag does not see its own tokens, see error 1")
-    shares = reading.saw[1, latents - 1][window[1, last]]
+    shares = saw[1, latents - 1][window[1, last]]
     if not torch.allclose(shares, torch.full_like(shares, 1 / bag_size), atol=NOISE):
         raise WrongError(
             f"tokens of a bag of {bag_size} enter with {_numbers(shares)}; expected 1/{bag_size} each, a mean"
@@ -217,49 +178,39 @@ def check_padding(implementation: Implementation) -> str:
     padding = torch.zeros_like(window, dtype=torch.bool)
     padding[1, last.start + 1 :] = True  # of the last input one token is left, of its target none
     reading = observe_padded(implementation, window, padding, bag_size)
-    assert reading.saw is not None
-    saw, expected = reading.saw[1, latents - 1], torch.zeros(VOCAB_SIZE, dtype=torch.float64)
-    expected[window[1, last.start]] = 1
-    if not torch.allclose(saw, expected, atol=NOISE):
-        kept = {int(token): round(float(saw[token]), 4) for token in saw.abs().gt(NOISE).nonzero()}
+    alone, shares = int(window[1, last.start]), reading.saw[1, latents - 1]
+    if not torch.allclose(shares, F.one_hot(torch.tensor(alone), VOCAB_SIZE).double(), atol=NOISE):
+        kept = {int(token): round(float(shares[token]), 4) for token in shares.abs().gt(NOISE).nonzero()}
         raise WrongError(
             f"of a bag with one token and two of padding the position saw shares {kept} by token; "
-            f"expected {{{int(window[1, last.start])}: 1.0}}"
+            f"expected {{{alone}: 1.0}}"
         )
-    asked = set(_places(padded(reading.asked, latents)[1].sum(dim=0), window[1]))
+    asked = set(_places(reading.asked[1].sum(dim=0), window[1]))
     if wrong := sorted(asked & {-1, *padding[1].nonzero().flatten().tolist()}):
         raise WrongError(f"padding was asked for: {_tokens(wrong)} of a row")
-    if implementation.step is None or not accepts(implementation.step, "attention_mask"):
+    if not accepts(implementation.step, "attention_mask"):
         return "padding has no share in means and targets; a mask was not checked: no attention_mask is taken"
-    _check_mask(implementation, window, bag_size)
-    return "padding has no share in means and targets, and the mask of bags holds where any token does"
-
-
-def _check_mask(implementation: Implementation, window: Tensor, bag_size: int) -> None:
-    """Padding before the text: the first bag and one token of the second."""
-    step = step_of(implementation)
     mask = torch.ones_like(window)
-    mask[1, : bag_size + 1] = 0
+    mask[1, : bag_size + 1] = 0  # before the text: the first bag, and one token of the second
     model = Probe(VOCAB_SIZE)
-    step(model, window, bag_size, attention_mask=mask)
-    (seen,) = calls(model)
-    latents = seen.embeds.shape[1]
-    expected = [1] * latents, [0] + [1] * (latents - 1)
+    step_of(implementation)(model, window, bag_size, attention_mask=mask)
+    seen = call_of(model)
     if seen.mask is None:
         raise WrongError("padding before the text was attended to: the body got no attention_mask")
-    if seen.mask.dim() == 2 and seen.mask.long().tolist() != [list(row) for row in expected]:
+    expected = [1] * seen.embeds.shape[1], [0] + [1] * (seen.embeds.shape[1] - 1)
+    if seen.mask.dim() == 2 and seen.mask.long().tolist() != list(expected):
         raise WrongError(
             f"the mask of a row that begins with {bag_size + 1} tokens of padding reached the body as "
             f"{seen.mask.long().tolist()[1]}; expected {expected[1]}: a bag with any token is attended to"
         )
+    return "padding has no share in means and targets, and the mask of bags holds where any token does"
 
 
 def _target_weights(reading: Reading, window: Tensor, latents: int) -> Tensor:
     """What each target of the next bag counts in the loss [B, L, S]."""
     bags = window.unflatten(1, (latents + 1, -1))[:, 1:]
-    counts = F.pad(reading.counts, (0, max(0, latents - reading.counts.shape[1])))[:, :latents]
-    asked = padded(reading.asked, latents)[:, :latents]
-    return counts.unsqueeze(-1) * asked.gather(-1, bags)
+    weights = reading.counts.unsqueeze(-1) * reading.asked
+    return F.pad(weights, (0, 0, 0, max(0, latents - weights.shape[1])))[:, :latents].gather(-1, bags)
 
 
 def _places(shares: Tensor, row: Tensor) -> list[int]:
