@@ -305,7 +305,7 @@ CASES = [
 ]
 
 
-def vocab_parallel_equals_whole(rank, group):
+def shards_equal_the_whole(rank, group):
     """On two ranks with shards of 4 and 3 rows: loss and gradients of the whole head, the same on both."""
     for case in CASES:
         hidden, head, bias = leaves(9)
@@ -327,7 +327,7 @@ def vocab_parallel_equals_whole(rank, group):
 
 
 def test_a_head_sharded_over_the_vocabulary():
-    on_ranks(2, vocab_parallel_equals_whole)
+    on_ranks(2, shards_equal_the_whole)
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,8 @@ def test_a_router_loss_is_weighed_by_its_share_of_the_step(tiny):
     for backbone, coefficient in ((routed, None), (tiny.backbone, 0.01)):
         with pytest.raises(ValueError, match="give both or neither"):
             SuperposedParts(tiny.embedding, backbone, tiny.head, router_coef=coefficient)(window, 3)
+    with pytest.raises(ValueError, match="backbone returned 2 values"):
+        SuperposedParts(tiny.embedding, tiny.mix, tiny.head)(window, 3)
 
 
 @pytest.mark.parametrize("mode", ["full", "input", "output"])

@@ -10,6 +10,8 @@ target side mirrors (arXiv 2605.06546, section 3.1).
 Both directions are one `embedding_bag`, a sum over bags in float32 that never holds a [B, L, S, D] tensor. Forward,
 a bag is the tokens of a latent and the table is the embedding. Backward, a bag is the latents in which a token of the
 vocabulary occurs, found by sorting the tokens, and the table is the gradient of the latents.
+
+Shapes: B rows of a batch, L latents, N = B x L positions, S tokens in a bag, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor]) -> Tenso
     """
     if inputs.dim() == 3 and type(embedding) is nn.Embedding and embedding.padding_idx is embedding.max_norm is None:
         return embed_bags(inputs, embedding.weight)
-    # Single tokens, or a module that does more than look up (scales, clips, freezes a row): let it.
+    # Single tokens, or a module that does more than look up (scales, clips, freezes an entry): let it.
     ignored = (inputs == IGNORE_INDEX).unsqueeze(-1)
     vectors = embedding(inputs.masked_fill(ignored.squeeze(-1), 0)).masked_fill(ignored, 0)
     if inputs.dim() == 2:

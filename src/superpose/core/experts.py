@@ -1,7 +1,8 @@
 """The load of a mixture of experts: router logits -> share of each expert, and the loss that evens the shares out.
 
-N latents of a step (or part of one), E experts, K of them chosen for each latent (Switch Transformer, arXiv 2101.03961,
-equations 4 to 6, over all layers together). A bag is one latent and counts once.
+Switch Transformer, arXiv 2101.03961, equations 4 to 6, over all layers together. A bag is one latent and counts once.
+
+Shapes: B rows of a batch, L latents, N = B x L positions, E experts, K of them chosen for each latent.
 """
 
 from __future__ import annotations

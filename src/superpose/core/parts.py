@@ -182,7 +182,13 @@ class SuperposedParts:
         if self.end_of_text is not None:
             named["position_ids"] = document_positions(inputs, self.end_of_text)
         returned = self.backbone(embed_tokens(inputs, self.embedding), **named)
-        return returned if isinstance(returned, tuple) else (returned, None, None)
+        if not isinstance(returned, tuple):
+            return returned, None, None
+        if len(returned) != 3:
+            raise ValueError(
+                f"backbone returned {len(returned)} values; give hidden states, or with router loss and load"
+            )
+        return returned
 
     def _sum_of_losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Sum over positions of the loss of hidden states [B, L, D] against targets [B, L, S]."""
