@@ -15,23 +15,14 @@ if TYPE_CHECKING:
     from superpose.data.config import prepare
     from superpose.train.config import Recipe, load_recipe
     from superpose.train.loop import train
-    from superpose.train.records import read_metrics, read_result
     from superpose.train.stopping import StoppedError
 
-_MODULES = {
-    "Recipe": "train.config",
-    "StoppedError": "train.stopping",
-    "load_recipe": "train.config",
-    "prepare": "data.config",
-    "read_metrics": "train.records",
-    "read_result": "train.records",
-    "train": "train.loop",
-}
+__all__ = ["Recipe", "StoppedError", "load_recipe", "prepare", "train"]
 
-__all__ = ["Recipe", "StoppedError", "load_recipe", "prepare", "read_metrics", "read_result", "train"]
+_PLACES = {"StoppedError": "train.stopping", "prepare": "data.config", "train": "train.loop"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module 'superpose.train' has no attribute {name!r}")
-    return getattr(import_module(f"superpose.{_MODULES[name]}"), name)
+    return getattr(import_module(f"superpose.{_PLACES.get(name, 'train.config')}"), name)
