@@ -261,9 +261,9 @@ MUTANTS = [
     Mutant(
         12,
         "shorter rows cost as much attention as longer ones",
-        "train/meter.py",
-        "lambda stage: self._flops_of[windows.shape(stage)[1]]",
-        "lambda stage: max(self._flops_of.values())",
+        "train/running.py",
+        "lambda stage: flops_of[shape(stage)[1]]",
+        "lambda stage: max(flops_of.values())",
         "tests/train/test_loop.py",
     ),
     Mutant(
@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant(
         7,
         "bag loss and token loss under one name",
-        "train/meter.py",
+        "train/running.py",
         "loss=loss if stage.bag_size == 1 else None",
         "loss=loss",
         "tests/train/test_loop.py",

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,38 +55,30 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-_held = threading.local()
-"""The locks of a thread, in `paths`."""
+class BusyError(UserError):
+    """Another process is at work there."""
 
 
 @contextmanager
 def one_at_a_time(path: Path, busy: str | None = None) -> Iterator[None]:
     """Lets only one process at a time make what is to be at `path`; the others wait, or are told `busy`.
 
-    A thread that holds the lock already goes straight in.
-
     Raises:
-        UserError: another process is at it; the message is `busy`.
+        BusyError: another process is at it; the message is `busy`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.parent.resolve() / f".{path.name}.lock"
-    held: set[Path] = _held.__dict__.setdefault("paths", set())
-    if lock in held:
-        yield
-        return
+    lock = path.with_name(f".{path.name}.lock")
     while True:
         # Not through a link, which would make or empty a file elsewhere.
         with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as file:  # noqa: PTH123
             if not _locked(file, patient=busy is None):
-                raise UserError(str(busy))
+                raise BusyError(str(busy))
             # Whoever held it before may have removed it, and then it locks nothing.
             if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
                 continue
-            held.add(lock)
             try:
                 yield
             finally:
-                held.remove(lock)
                 lock.unlink(missing_ok=True)
             return
 

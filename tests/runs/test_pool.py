@@ -3,6 +3,7 @@ import os
 import signal
 import time
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from superpose.data.config import prepare
 from superpose.errors import UserError
-from superpose.files import read_json
+from superpose.files import one_at_a_time, read_json
 from superpose.runs import pool as runs
 from superpose.runs.pool import Outcome, Run, execute, link
 from superpose.train.config import with_settings
@@ -204,3 +205,13 @@ def test_links_lead_to_the_runs(family, tmp_path):
         link(outcomes, tmp_path / "taken")
     link([Outcome(Run("tst", outcomes[1].run.recipe), tmp_path / "never", None)], tmp_path / "empty")
     assert not any((tmp_path / "empty").iterdir())
+
+
+def test_a_run_that_somebody_else_trains_is_waited_for(recipe, store, tmp_path):
+    with ThreadPoolExecutor(1) as another:
+        with one_at_a_time(tmp_path / "run"):
+            waiting = another.submit(runs._trained, recipe, store, tmp_path / "run", None, lambda record: None)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=1)
+            assert not (tmp_path / "run").exists()
+        assert waiting.result()["steps"] == recipe.train.steps

@@ -1,6 +1,7 @@
 import json
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from superpose.core.schedule import Schedule
 from superpose.data.config import prepare
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
+from superpose.runs.disk import open_run
 from superpose.train import loop
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks
@@ -169,6 +171,23 @@ def test_a_run_is_never_overwritten_or_mixed_up(finished, recipe, store, tmp_pat
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         train(recipe, store, tmp_path)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(recipe, store, tmp_path):
+    """Called from Python as well: a second call is refused, and `superpose runs` says that the run is running."""
+    refused, states = [], []
+
+    def again(record):
+        if not refused:
+            with ThreadPoolExecutor(1) as another, pytest.raises(UserError, match="being trained by another") as error:
+                another.submit(train, recipe, store, tmp_path / "run", resume=True).result()
+            refused.append(error)
+            states.append(open_run(tmp_path / "run").state)
+
+    train(changed(recipe, "train", steps=4, warmup_steps=1), store, tmp_path / "run", listener=again)
+    assert refused
+    assert [*states, open_run(tmp_path / "run").state] == ["running", "finished"]
+    assert not (tmp_path / ".run.lock").exists()
 
 
 def test_resuming_a_finished_run_returns_its_result(finished, recipe, store):

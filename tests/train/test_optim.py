@@ -1,12 +1,21 @@
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.train.optim import Average, OptimArgs, build_optimizers, clip_gradients, learning_rate
+from superpose.train.optim import Average, OptimArgs, Optimizer, build_optimizers, clip_gradients, learning_rate
 from tests.conftest import make_model
+
+
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_every_optimizer_updates_each_parameter_once(family, name):
+    model = make_model(family)
+    optimizers = build_optimizers(OptimArgs(optimizer=name), model)
+    updated = [id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(updated) == sorted(id(parameter) for parameter in model.parameters())
 
 
 def test_warmup_stable_decay():

@@ -19,13 +19,20 @@ from superpose.train.records import (
     read_result,
 )
 
-VALIDATION = Validation(4, 3.5, 1.25, 10**6, 10**5, 10**21, 12.5)
+VALIDATION = Validation(
+    step=4, val_loss=3.5, val_bits_per_byte=1.25, raw_tokens=10**6, latents=10**5, flops=10**21, seconds=12.5
+)
 
 
 def test_a_record_is_read_back_as_it_was_written(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    training = Training(2, "superposition", 4, bag_loss=5.5, lr=1e-3)
-    records = [Warned(1, "look"), training, VALIDATION, Training(6, "recovery", 1, loss=4.0)]
+    training = Training(step=2, phase="superposition", bag_size=4, bag_loss=5.5, lr=1e-3)
+    records = [
+        Warned(step=1, message="look"),
+        training,
+        VALIDATION,
+        Training(step=6, phase="recovery", bag_size=1, loss=4.0),
+    ]
     with metrics_log(path, 0) as write:
         for record in records:
             write(record.as_json())

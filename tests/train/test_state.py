@@ -1,10 +1,12 @@
 import json
 import math
+from typing import get_args
 
 import pytest
 import torch
 
 from superpose.train.loop import train
+from superpose.train.optim import Optimizer
 from superpose.train.state import build_state
 from superpose.train.step import optimizer_step
 from tests.conftest import MODELS
@@ -20,7 +22,7 @@ def test_weights_depend_on_the_seed_alone(recipe, store):
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", get_args(Optimizer))
 def test_every_parameter_has_one_optimizer_and_moves(recipe, store, name):
     recipe = changed(recipe, "train", optimizer=name)
     state = build_state(recipe, store, ALONE)

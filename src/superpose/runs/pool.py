@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from superpose.data.store import TokenStore
 from superpose.data.workers import available_cores
 from superpose.errors import UserError
-from superpose.files import one_at_a_time
+from superpose.files import BusyError, one_at_a_time
 from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.run_directory import finished
@@ -234,16 +234,7 @@ def _train(
     if not recipe.train.threads:
         recipe = with_settings(recipe, "train", threads=threads)
     try:
-        # Another comparison may be training it at this moment; its result serves both.
-        with one_at_a_time(directory):
-            result = train(
-                recipe,
-                TokenStore.open(store),
-                directory,
-                resume=(directory / "config.json").exists(),
-                listener=lambda record: records.put((key, record)),
-                trunk=trunk,
-            )
+        result = _trained(recipe, TokenStore.open(store), directory, trunk, lambda record: records.put((key, record)))
         records.put((key, {"kind": "result", "result": result}))
     except UserError as error:
         records.put((key, {"kind": "failure", "message": str(error)}))
@@ -253,6 +244,19 @@ def _train(
         pass  # asked to: what started it knows
     except Exception:
         records.put((key, {"kind": "failure", "message": traceback.format_exc()}))
+
+
+def _trained(
+    recipe: Recipe, store: TokenStore, directory: Path, trunk: Path | None, listener: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Trains a run, or waits for another comparison that is at it: its result serves both."""
+    while True:
+        try:
+            resume = (directory / "config.json").exists()
+            return train(recipe, store, directory, resume, listener, trunk=trunk)
+        except BusyError:
+            with one_at_a_time(directory):
+                continue
 
 
 def _stop_with_parent() -> None:

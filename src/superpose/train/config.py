@@ -200,14 +200,6 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"train.batch_size ({train.batch_size}) is not a multiple of train.accumulate ({train.accumulate})"
             )
-        for name, setting, only in (
-            ("decay_ratio", "lr_schedule", "wsd"),
-            ("min_lr_ratio", "lr_schedule", "cosine"),
-            ("momentum", "optimizer", "muon"),
-        ):
-            changed = getattr(train, name) != OptimArgs.model_fields[name].default
-            if changed and getattr(train, setting) != only:
-                raise ValueError(f"train.{name} is of {setting} = '{only}', so it would be ignored; leave it out")
         if train.warmup_steps + train.decay_steps(train.steps) > train.steps:
             raise ValueError(
                 f"train.warmup_steps ({train.warmup_steps}) and the decay over the last "

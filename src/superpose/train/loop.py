@@ -21,22 +21,21 @@ from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
 from superpose.data.windows import random_bits
 from superpose.errors import UserError, first_line
+from superpose.files import one_at_a_time
 from superpose.models.build import build_config, build_model
 from superpose.train.checkpoint import Checkpoints, Progress
-from superpose.train.clock import Clock
 from superpose.train.config import Recipe
 from superpose.train.distributed import joined_ranks
 from superpose.train.hardware import keep_memory
-from superpose.train.meter import Meter
 from superpose.train.optim import learning_rate
 from superpose.train.records import Validation, metrics_log, read_records
-from superpose.train.run_directory import claim, export_model, finish, finished, one_process, shared_steps
+from superpose.train.run_directory import claim, export_model, finish, finished, shared_steps
 from superpose.train.running import Listener, Running
 from superpose.train.state import TrainState, build_state
 from superpose.train.step import StepResult, accumulate_gradients, optimizer_step
 from superpose.train.stopping import StoppedError, stop_requests
 from superpose.train.validation import HeldOut, validate
-from superpose.train.watch import watchers_of
+from superpose.train.watch.watchers import watchers_of
 
 
 def train(
@@ -72,7 +71,8 @@ def train(
         torch.set_num_threads(recipe.train.threads)
     with joined_ranks(recipe.parallel, recipe.train.device) as ranks, ExitStack() as stack:
         # Claim: the directory is this run's, and this process' alone.
-        ranks.on_main(lambda: stack.enter_context(one_process(run)))
+        busy = f"{run} is being trained by another process; wait for it to end, or give a new directory"
+        ranks.on_main(lambda: stack.enter_context(one_at_a_time(run.resolve(), busy)))
         recipe = ranks.on_main(lambda: claim(run, recipe, store, resume, ranks.device))
         if (result := ranks.on_main(lambda: finished(run))) is not None:
             return result
@@ -89,22 +89,10 @@ def train(
         stack.callback(checkpoints.close)
         progress, origin, warnings = _restore(checkpoints, state, recipe, store, resume, trunk)
         log = metrics_log(run / "metrics.jsonl", progress.step, origin)
-        windows, clock = recipe.windows(store.train), Clock(progress.seconds)
-        running = Running(
-            run,
-            recipe,
-            store,
-            windows,
-            state,
-            checkpoints,
-            clock,
-            Meter(recipe.train, windows, state, clock, progress.step),
-            progress.step,
-            watchers,
-            (stack.enter_context(log), listener) if ranks.main else (),
-        )
+        listeners = (stack.enter_context(log), listener) if ranks.main else ()
+        running = Running(run, recipe, store, state, checkpoints, progress, watchers, listeners)
         for watcher in watchers:
-            watcher.started(running)
+            watcher.started()
         compile_seconds = _compile(running) if recipe.train.compile else 0.0
         for message in warnings:
             running.warn(progress.step, message)
@@ -136,7 +124,7 @@ def _compile(run: Running) -> float:
     """Computes a step of each coming stage without its update, so that all is compiled; returns the seconds."""
     started = time.perf_counter()
     for stage in run.recipe.schedule.stages:
-        if stage.stop > run.first:
+        if stage.stop > run.progress.step:
             accumulate_gradients(run.state, run.recipe.train, stage, run.window(stage.start))
             for optimizer in run.state.optimizers:
                 optimizer.zero_grad(set_to_none=True)
@@ -146,10 +134,10 @@ def _compile(run: Running) -> float:
 def _steps(run: Running) -> HeldOut:
     """From the checkpoint's step to the last; returns the last validation."""
     args, schedule, state, ranks = run.recipe.train, run.recipe.schedule, run.state, run.state.ranks
-    measured = _validate(run, 0) if run.first == 0 else None
+    measured = _validate(run, 0) if run.progress.step == 0 else None
     # Results stay on the device until they are logged: reading each would make the device wait.
     results: list[StepResult] = []
-    steps = range(run.first, args.steps)
+    steps = range(run.progress.step, args.steps)
     # Closed with the loop: an iterator that a traceback still holds would go on reading.
     with stop_requests() as request, run.clock.running(), closing(read_ahead(run.window, steps)) as windows:
         for step, window in zip(steps, windows, strict=True):
@@ -170,7 +158,7 @@ def _steps(run: Running) -> HeldOut:
             saving = done % args.checkpoint_every == 0 or turning or done in run.checkpoints.milestones or stopping
             # Logged with every checkpoint too, so that a resumed run's log is that of a run never stopped.
             if done % args.log_every == 0 or saving:
-                run.tell(run.meter.training(done, stage, lr, results))
+                run.tell(run.training(done, stage, lr, results))
                 results = []
             if done % args.eval_every == 0 or turning:
                 measured = _validate(run, done)
@@ -189,7 +177,7 @@ def _validate(run: Running, done: int) -> HeldOut:
     """Next-token loss on the held-out side, in whatever phase."""
     with run.clock.paused():
         measured = _held_out(run)
-        run.tell(run.meter.validation(done, measured))
+        run.tell(run.validation(done, measured))
     return measured
 
 
@@ -200,7 +188,7 @@ def _held_out(run: Running) -> HeldOut:
 
 def _finish(run: Running, measured: HeldOut, compile_seconds: float) -> dict[str, Any]:
     """Exports the model, if it can generate, and writes result.json: the sign that the run is finished."""
-    result, average = run.meter.result(measured, compile_seconds), run.state.average
+    result, average = run.result(measured, compile_seconds), run.state.average
     for watcher in run.watchers:
         result = watcher.before_finish(result)
     _export(run, "model")
@@ -216,8 +204,8 @@ def _export(run: Running, name: str) -> None:
     """Writes RUN/name, unless the model predicts bags and cannot generate text."""
     if run.recipe.schedule.ends_in_superposition:
         return
-    weights = run.state.whole_weights()
-    run.ranks.on_main(lambda: export_model(run.state.config, weights, run.store, run.path / name))
+    weights, config = run.state.whole_weights(), run.state.model.config
+    run.ranks.on_main(lambda: export_model(config, weights, run.store, run.path / name))
 
 
 def announce(recipe: Recipe, store: TokenStore) -> str:

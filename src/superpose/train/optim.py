@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+
+Optimizer = Literal["adamw", "muon"]
+"""Each has a function in `_BUILD`, and its settings in `OptimArgs`."""
 
 
 class OptimArgs(BaseModel):
@@ -32,7 +35,7 @@ class OptimArgs(BaseModel):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     grad_clip: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """muon: matrices inside the blocks by Muon, scaled so that AdamW's `lr` suits it; the rest by AdamW."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Of Muon."""
@@ -42,6 +45,18 @@ class OptimArgs(BaseModel):
     """For ablations: steps over which the learning rate rises from 0 again after each boundary of phases."""
     reset_optimizer: bool = False
     """For ablations: forget the moments at each boundary of phases."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        for name, setting, only in (
+            ("decay_ratio", "lr_schedule", "wsd"),
+            ("min_lr_ratio", "lr_schedule", "cosine"),
+            ("momentum", "optimizer", "muon"),
+        ):
+            changed = getattr(self, name) != OptimArgs.model_fields[name].default
+            if changed and getattr(self, setting) != only:
+                raise ValueError(f"train.{name} is of {setting} = '{only}', so it would be ignored; leave it out")
+        return self
 
     def decay_steps(self, total_steps: int) -> int:
         return round(self.decay_ratio * total_steps) if self.lr_schedule == "wsd" else 0
@@ -64,34 +79,40 @@ def learning_rate(args: OptimArgs, step: int, total_steps: int, boundaries: tupl
 
 
 def build_optimizers(args: OptimArgs, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon before it if asked for. Matrices and tables decay; vectors (norms, biases) do not.
+    """Optimizers that update each parameter once. Matrices and tables decay; vectors (norms, biases) do not."""
+    return _BUILD[args.optimizer](args, model, [p for p in model.parameters() if p.requires_grad])
 
-    Muon takes matrices that map hidden states to hidden states: not the embedding, the head, or tables of positions,
-    and not experts that are stacked into one tensor.
-    """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizers: list[torch.optim.Optimizer] = []
-    if args.optimizer == "muon":
-        head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' base class
-        outer = [head, *(module for module in model.modules() if isinstance(module, nn.Embedding))]
-        kept = {id(parameter) for module in outer for parameter in module.parameters()}
-        matrices = [p for p in parameters if p.dim() == 2 and id(p) not in kept]
-        parameters = [p for p in parameters if p.dim() != 2 or id(p) in kept]
-        optimizers.append(
-            torch.optim.Muon(
-                matrices,
-                lr=args.lr,
-                weight_decay=args.weight_decay,
-                momentum=args.momentum,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+
+def _adamw(args: OptimArgs, model: nn.Module, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizers.append(torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, eps=args.eps, fused=True))
-    return optimizers
+    return [torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, eps=args.eps, fused=True)]
+
+
+def _muon(args: OptimArgs, model: nn.Module, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """Muon for matrices that map hidden states to hidden states, AdamW for the others.
+
+    Those are the embedding, the head, tables of positions, and experts that are stacked into one tensor.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' base class
+    outer = [head, *(module for module in model.modules() if isinstance(module, nn.Embedding))]
+    kept = {id(parameter) for module in outer for parameter in module.parameters()}
+    muon = torch.optim.Muon(
+        [p for p in parameters if p.dim() == 2 and id(p) not in kept],
+        lr=args.lr,
+        weight_decay=args.weight_decay,
+        momentum=args.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [muon, *_adamw(args, model, [p for p in parameters if p.dim() != 2 or id(p) in kept])]
+
+
+_BUILD: dict[Optimizer, Callable[[OptimArgs, nn.Module, list[nn.Parameter]], list[torch.optim.Optimizer]]] = {
+    "adamw": _adamw,
+    "muon": _muon,
+}
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:

@@ -24,7 +24,7 @@ _Record = TypeVar("_Record", bound="Record")
 _Count = Annotated[int, Field(ge=0, lt=2**100)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """A line of metrics.jsonl, told after so many optimizer steps."""
 
@@ -35,11 +35,16 @@ class Record:
         return {"kind": self.kind, **as_json(self)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training(Record):
     """The steps since the last such record; raw_tokens, latents and seconds are those since the start.
 
-    A bag's loss is not comparable with a token's, so the two have different names.
+    Attributes:
+        loss, bag_loss: mean cross-entropy in nats, of single tokens or of bags. They are not comparable, so the two
+            have different names.
+        grad_norm: of the last step, before clipping.
+        expert_load_max, expert_load_min: load of the busiest and the idlest expert over an even share.
+        memory: bytes at most so far.
     """
 
     kind = "training"
@@ -47,16 +52,11 @@ class Training(Record):
     phase: str
     bag_size: int
     loss: FiniteFloat | None = None
-    """Mean cross-entropy in nats, of single tokens."""
     bag_loss: FiniteFloat | None = None
-    """The same of bags."""
     lr: FiniteFloat | None = None
     grad_norm: FiniteFloat | None = None
-    """Of the last step, before clipping."""
     router_loss: FiniteFloat | None = None
-    """Of a mixture of experts."""
     expert_load_max: FiniteFloat | None = None
-    """Load of the busiest expert over an even share."""
     expert_load_min: FiniteFloat | None = None
     raw_tokens: _Count | None = None
     latents: _Count | None = None
@@ -65,21 +65,23 @@ class Training(Record):
     latents_per_second: FiniteFloat | None = None
     mfu: FiniteFloat | None = None
     memory: _Count | None = None
-    """Bytes at most so far."""
 
     @property
     def measured_loss(self) -> float:
         """Whichever of the two losses it has."""
         loss = self.bag_loss if self.loss is None else self.loss
-        assert loss is not None
+        if loss is None:
+            raise UserError(f"metrics.jsonl holds no loss for step {self.step}, so it was altered; take its line out")
         return loss
 
 
-@dataclass(frozen=True)
-class Validation(Record):
-    """Next-token loss on held-out text, in nats per token and bits per byte, and what was spent until then."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Next-token loss on held-out text, in nats per token and bits per byte, and what was spent until then.
 
-    kind = "validation"
+    Attributes:
+        seconds: of training, without start-up, compilation, validation and the copying of checkpoints.
+    """
 
     val_loss: FiniteFloat
     val_bits_per_byte: FiniteFloat
@@ -87,13 +89,19 @@ class Validation(Record):
     latents: _Count
     flops: _Count
     seconds: FiniteFloat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation(Measured, Record):
+    """A validation; with a baseline, the step at which the loss fell below the baseline's, or may."""
+
+    kind = "validation"
+
     crossed: int | None = None
-    """Step at which the loss fell below the baseline's."""
     crossing_forecast: int | None = None
-    """Step at which it may."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Warned(Record):
     """What the user should know."""
 
@@ -124,12 +132,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Energy:
-    """What rank 0's machine took, from the run's start or resumption to its end.
-
-    Attributes:
-        kwh: None where there is nothing to go by.
-        how: whether it was measured or estimated.
-    """
+    """What rank 0's machine took since the run was started or resumed; `how` says whether that was measured."""
 
     kwh: FiniteFloat | None
     hours: FiniteFloat
@@ -137,30 +140,26 @@ class Energy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What came out of a run: result.json."""
+class Result(Measured):
+    """What came out of a run: result.json.
 
-    val_loss: FiniteFloat
-    val_bits_per_byte: FiniteFloat
+    Attributes:
+        peak_memory: bytes, of the rank that took most.
+        average_val_loss, average_val_bits_per_byte: with the moving average of the weights.
+    """
+
     ends_in_superposition: bool = False
     steps: int | None = None
-    raw_tokens: _Count
     epochs: FiniteFloat | None = None
-    latents: _Count
-    flops: _Count
-    seconds: FiniteFloat
-    """Of training: without start-up, compilation, validation and the copying of checkpoints."""
     compile_seconds: FiniteFloat | None = None
     mfu: FiniteFloat | None = None
     peak_memory: _Count | None = None
-    """Bytes, of the rank that took most."""
     energy: Energy | None = None
     ranks: int | None = None
     parameters: _Count | None = None
     versions: dict[str, str] = field(default_factory=dict)
     switch: Switch | None = None
     average_val_loss: FiniteFloat | None = None
-    """With the moving average of the weights."""
     average_val_bits_per_byte: FiniteFloat | None = None
 
 

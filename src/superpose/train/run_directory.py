@@ -7,7 +7,6 @@ RUN/store.json      the tokens it reads           RUN/result.json    what came o
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,11 @@ from torch import Tensor
 
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
-from superpose.files import one_at_a_time, read_json, whole_directory, write_json
+from superpose.files import read_json, whole_directory, write_json
 from superpose.models.build import build_model
 from superpose.models.save import save_model
 from superpose.train.config import Recipe, chosen_precision, load_recipe, with_settings
 from superpose.train.records import Result, as_json, checked
-
-
-def one_process(run: Path) -> AbstractContextManager[None]:
-    """Keeps other processes from training a run.
-
-    Raises:
-        UserError: one is at it.
-    """
-    busy = f"{run} is being trained by another process; wait for it to end, or give a new directory"
-    return one_at_a_time(run.resolve(), busy)
 
 
 def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: Any) -> Recipe:

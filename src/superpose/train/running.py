@@ -1,50 +1,64 @@
-"""A run under way: what was built for it, and where its records go."""
+"""A run under way: what was built for it, what its steps cost, and where its records go."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from superpose.core.accounting import Cost, cost
+from superpose.core.schedule import Stage
 from superpose.data.store import TokenStore
-from superpose.data.windows import WindowPlan
-from superpose.train.checkpoint import Checkpoints
+from superpose.models.build import model_flops_per_latent
+from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.clock import Clock
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks
-from superpose.train.meter import Meter
-from superpose.train.records import Record, Warned
+from superpose.train.hardware import matmul_peak, peak_memory
+from superpose.train.records import Record, Result, Training, Validation, Warned
 from superpose.train.state import TrainState
+from superpose.train.step import StepResult
+from superpose.train.validation import HeldOut
 from superpose.train.watch.watcher import Watcher
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of every record that goes into metrics.jsonl."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Running:
-    """On this rank.
+    """A run on this rank.
 
     Attributes:
         path: the run's directory.
-        first: steps that were done when it was started or resumed.
+        progress: how far it was when it was started or resumed.
         listeners: told of each record, in this order; none but on rank 0.
     """
 
     path: Path
     recipe: Recipe
     store: TokenStore
-    windows: WindowPlan
     state: TrainState
     checkpoints: Checkpoints
-    clock: Clock
-    meter: Meter
-    first: int
+    progress: Progress
     watchers: Sequence[Watcher]
     listeners: Sequence[Listener]
+
+    def __post_init__(self) -> None:
+        self.windows = self.recipe.windows(self.store.train)
+        self.clock = Clock(self.progress.seconds)
+        latents = {self.windows.shape(stage)[1] for stage in self.recipe.schedule.stages}
+        self._flops_of = {length: model_flops_per_latent(self.state.model, length) for length in latents}
+        self._peak = matmul_peak(self.ranks.device, self.recipe.train.precision) * self.ranks.world_size
+        self._since = self.progress
+        for watcher in self.watchers:
+            watcher.run = self
 
     @property
     def ranks(self) -> Ranks:
@@ -67,4 +81,68 @@ class Running:
             watcher.after_record(record)
 
     def warn(self, step: int, message: str) -> None:
-        self.tell(Warned(step, message))
+        self.tell(Warned(step=step, message=message))
+
+    def training(self, done: int, stage: Stage, lr: float, results: Sequence[StepResult]) -> Training:
+        """The record of the steps since the last one, of all ranks together."""
+        ranks, since, last = self.ranks, self._since, results[-1]
+        loss = float(ranks.mean(torch.stack([result.loss for result in results])).mean())
+        load = None if last.expert_load is None else ranks.mean(last.expert_load)
+        now = self._since = Progress(done, self.clock.seconds)
+        before, spent = self._spent(since.step), self._spent(done)
+        raw_tokens = self.windows.raw_tokens(done)
+        seconds = max(now.seconds - since.seconds, 1e-9)
+        return Training(
+            step=done,
+            phase=stage.phase,
+            bag_size=stage.bag_size,
+            loss=loss if stage.bag_size == 1 else None,
+            bag_loss=None if stage.bag_size == 1 else loss,
+            lr=lr,
+            grad_norm=float(last.grad_norm),
+            router_loss=None if last.router_loss is None else float(ranks.mean(last.router_loss)),
+            expert_load_max=None if load is None else float(load.max() * len(load)),
+            expert_load_min=None if load is None else float(load.min() * len(load)),
+            raw_tokens=raw_tokens,
+            latents=spent.latents,
+            seconds=now.seconds,
+            raw_tokens_per_second=(raw_tokens - self.windows.raw_tokens(since.step)) / seconds,
+            latents_per_second=(spent.latents - before.latents) / seconds,
+            mfu=(spent.flops - before.flops) / seconds / self._peak,
+            memory=peak_memory(ranks.device),
+        )
+
+    def validation(self, done: int, held_out: HeldOut) -> Validation:
+        """The record of a validation."""
+        return Validation(step=done, **self._measured(done, held_out))
+
+    def result(self, held_out: HeldOut, compile_seconds: float) -> Result:
+        """What came out of the whole run."""
+        steps, world_size = self.recipe.train.steps, self.ranks.world_size
+        return Result(
+            **self._measured(steps, held_out),
+            ends_in_superposition=self.recipe.schedule.ends_in_superposition,
+            steps=steps,
+            epochs=self.windows.epochs,
+            compile_seconds=compile_seconds,
+            mfu=self._spent(steps).flops / max(self.clock.seconds, 1e-9) / self._peak,
+            peak_memory=max(self.ranks.gather(peak_memory(self.ranks.device))),
+            ranks=world_size,
+            parameters=sum(parameter.numel() for parameter in self.state.model.parameters()),
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")},
+            },
+        )
+
+    def _measured(self, done: int, held_out: HeldOut) -> dict[str, Any]:
+        """The fields of `superpose.train.records.Measured`."""
+        spent, raw_tokens = self._spent(done), self.windows.raw_tokens(done)
+        return {
+            **{f"val_{name}": value for name, value in held_out._asdict().items()},
+            **{"raw_tokens": raw_tokens, "latents": spent.latents, "flops": spent.flops, "seconds": self.clock.seconds},
+        }
+
+    def _spent(self, until: int) -> Cost:
+        flops_of, shape = self._flops_of, self.windows.shape
+        return cost(self.recipe.schedule, self.recipe.latents_per_step, lambda stage: flops_of[shape(stage)[1]], until)

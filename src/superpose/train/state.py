@@ -48,11 +48,6 @@ class TrainState:
         """What a checkpoint is loaded into, see `superpose.train.checkpoint.Checkpoints.restore`."""
         return self.model, self.optimizer_of, self.average.tensors if self.average else None
 
-    @property
-    def config(self) -> Any:
-        """The model's configuration, of transformers."""
-        return self.model.config
-
     def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         """The optimizer that updates a parameter."""
         for optimizer in self.optimizers:
@@ -69,9 +64,10 @@ class TrainState:
     def reinit_embeddings(self, seed: int) -> None:
         """Draws the embedding and the head afresh, the same on all ranks, and forgets their moments."""
         torch.manual_seed(seed)
+        config: Any = self.model.config
         modules: Any = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
         for weight in dict.fromkeys(module.weight for module in modules):
-            weight.normal_(0, self.config.initializer_range)
+            weight.normal_(0, config.initializer_range)
             self.optimizer_of(weight).state.pop(weight, None)
 
     def whole_weights(self) -> dict[str, Tensor]:

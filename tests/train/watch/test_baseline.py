@@ -7,7 +7,9 @@ from superpose.train.watch.baseline import Crossing, crossing
 
 
 def validation(step, loss):
-    return Validation(step, loss, 1.0, step, step, 10 * step, 1.0)
+    return Validation(
+        step=step, val_loss=loss, val_bits_per_byte=1.0, raw_tokens=step, latents=step, flops=10 * step, seconds=1.0
+    )
 
 
 def test_a_crossing_that_was_seen():

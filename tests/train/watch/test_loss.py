@@ -3,7 +3,7 @@ from superpose.train.watch.loss import Runaway
 
 
 def training(step, loss, phase="recovery"):
-    return Training(step, phase, 1, **{"loss" if phase == "recovery" else "bag_loss": loss})
+    return Training(step=step, phase=phase, bag_size=1, **{"loss" if phase == "recovery" else "bag_loss": loss})
 
 
 def test_a_loss_that_leaves_its_course():

@@ -3,7 +3,7 @@ from superpose.train.watch.switch import switch
 
 
 def training(step, loss, phase="recovery"):
-    return Training(step, phase, 1, **{"loss" if phase == "recovery" else "bag_loss": loss})
+    return Training(step=step, phase=phase, bag_size=1, **{"loss" if phase == "recovery" else "bag_loss": loss})
 
 
 def test_the_spike_and_how_long_it_lasts():

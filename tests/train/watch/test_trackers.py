@@ -9,19 +9,20 @@ from superpose.train.records import Training, Warned
 from superpose.train.watch import trackers
 from superpose.train.watch.trackers import Trackers, curves
 
-RECORD = Training(7, "recovery", 1, loss=2.5, lr=1e-3)
+RECORD = Training(step=7, phase="recovery", bag_size=1, loss=2.5, lr=1e-3)
 CURVES = {"training/loss": 2.5, "training/lr": 1e-3, "training/bag_size": 1}
 
 
 def opened_trackers(wanted, run, settings=None):
     opened = Trackers(wanted)
-    opened.open(run, settings or {})
+    opened.run = SimpleNamespace(path=run, recipe=SimpleNamespace(model_dump=lambda mode: settings or {}))
+    opened.started()
     return opened
 
 
 def test_numbers_become_curves():
     assert curves(RECORD) == CURVES
-    assert curves(Warned(1, "careful")) == {}
+    assert curves(Warned(step=1, message="careful")) == {}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from superpose.train.records import Record, Validation, read_records
 from superpose.train.watch.watcher import Watcher
-
-if TYPE_CHECKING:
-    from superpose.train.running import Running
 
 
 class Baseline(Watcher):
@@ -25,11 +22,10 @@ class Baseline(Watcher):
 
     def __init__(self, reference: Sequence[Validation]) -> None:
         self._reference = reference
-        self._ours: list[Validation] = []
 
-    def started(self, run: Running) -> None:
-        self._ours = read_records(run.path / "metrics.jsonl", Validation)
-        self._switched = (run.recipe.schedule.boundaries or (0,))[-1]
+    def started(self) -> None:
+        self._ours = read_records(self.run.path / "metrics.jsonl", Validation)
+        self._switched = (self.run.recipe.schedule.boundaries or (0,))[-1]
 
     def before_record(self, record: Record) -> Record:
         if not self._reference or not isinstance(record, Validation):

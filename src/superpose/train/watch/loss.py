@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple
-from typing import TYPE_CHECKING
 
 from superpose.errors import UserError
 from superpose.train.records import Record, Training
+from superpose.train.running import Running
+from superpose.train.step import StepResult
 from superpose.train.watch.watcher import Watcher
-
-if TYPE_CHECKING:
-    from superpose.train.running import Running
-    from superpose.train.step import StepResult
 
 
 class FirstLoss(Watcher):

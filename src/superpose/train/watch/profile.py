@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from superpose.train.step import StepResult
 from superpose.train.watch.watcher import Watcher
-
-if TYPE_CHECKING:
-    from superpose.train.step import StepResult
 
 # Of a stage's steps: after so many, so many are traced.
 _SKIPPED, _TRACED = 2, 3
@@ -25,7 +21,7 @@ class Profile(Watcher):
     _tracing: profile | None = None
 
     def after_step(self, done: int, result: StepResult) -> None:
-        stages = {self.run.first, *self.run.recipe.schedule.boundaries}
+        stages = {self.run.progress.step, *self.run.recipe.schedule.boundaries}
         if self._tracing is not None and done - _SKIPPED - _TRACED in stages:
             self._tracing.stop()
             folder = self.run.path / "profile"

@@ -6,14 +6,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from superpose.errors import UserError
 from superpose.train.records import Record
 from superpose.train.watch.watcher import Watcher
-
-if TYPE_CHECKING:
-    from superpose.train.running import Running
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
@@ -24,6 +21,8 @@ _Log = Callable[[dict[str, float], int], None]
 class Trackers(Watcher):
     """Tells trackers of every record.
 
+    TensorBoard writes to the run's `tensorboard/`, the others take the name of its directory.
+
     Args:
         wanted: their names; "auto" for TensorBoard if it is installed.
     """
@@ -33,15 +32,8 @@ class Trackers(Watcher):
         self._closing = ExitStack()
         self._logs: list[_Log] = []
 
-    def started(self, run: Running) -> None:
-        self.open(run.path, run.recipe.model_dump(mode="json"))
-
-    def open(self, run: Path, settings: dict[str, Any]) -> None:
+    def started(self) -> None:
         """
-        Args:
-            run: the run's directory; TensorBoard writes to its `tensorboard/`, the others take its name.
-            settings: the resolved recipe.
-
         Raises:
             UserError: one is not installed.
         """
@@ -52,7 +44,7 @@ class Trackers(Watcher):
             if find_spec(name) is None:
                 raise UserError(f"train.track: {name} is not installed; pip install {name}")
         for name in wanted:
-            log, close = _OPEN[name](run, settings)
+            log, close = _OPEN[name](self.run.path, self.run.recipe.model_dump(mode="json"))
             self._logs.append(log)
             self._closing.callback(close)
 

@@ -12,19 +12,17 @@ if TYPE_CHECKING:
 
 
 class Watcher:
-    """Watches a run, on every rank; each kind fills in the moments it wants.
+    """Watches a run; each kind fills in the moments it wants.
 
     started -> after_step, before_record, after_record ... -> before_finish -> closed
 
-    Only some steps are measured, so `before_record` and `after_record` come less often than `after_step`. Whatever
-    a moment raises ends the run; it has to be raised on all ranks then, see `superpose.train.distributed.Ranks`.
+    Whatever a moment raises ends the run. It has to be raised on all ranks, see `superpose.train.distributed.Ranks`.
     """
 
     run: Running
 
-    def started(self, run: Running) -> None:
+    def started(self) -> None:
         """All is built and restored, and nothing trained yet."""
-        self.run = run
 
     def after_step(self, done: int, result: StepResult) -> None:
         """So many steps are done. To read a value of `result` makes a device wait."""
