@@ -1,0 +1,26 @@
+"""Names of a room that are imported when they are first used, so that what a command does not need is not loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+
+def names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose public names are defined in its modules.
+
+    Args:
+        package: its `__name__`.
+        homes: the module of each name, such as {"evaluate": "workflow"}.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
