@@ -6,12 +6,12 @@ import pytest
 from superpose.compare.experiment import Tuning
 from superpose.errors import UserError
 from superpose.paper.published import published_gain, published_loss
+from superpose.reproduce import reproduce
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, ORDINARY
 from superpose.reproduce.reproduction import (
     EQUAL,
     Reproduction,
     data_bound,
-    experiment_named,
     experiment_runs,
     judge,
     reproduction,
@@ -168,7 +168,7 @@ def test_scales():
 
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="choose of table1"):
-        experiment_named("table9")
+        reproduce(["table9"])
     with pytest.raises(KeyError):
         published_loss("1T", 20000, None)
     assert published_gain("270m_20k", 99, 0.1) is None

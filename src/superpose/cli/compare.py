@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, load_settings, numbers
+from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, load_settings, numbers
 from superpose.errors import UserError
 
 _Steps = typer.Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
@@ -15,10 +15,7 @@ _Steps = typer.Option(metavar="N,N,...", help="Further numbers of steps at which
 
 def compare(
     recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
-    corpus: Annotated[
-        str | None,
-        typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them."),
-    ] = None,
+    corpus: Corpus = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run: the main budget.")] = None,
     bag_size: Annotated[int | None, typer.Option(help="Tokens in a bag (s).")] = None,
     ratio: Annotated[float | None, typer.Option(help="Share of the steps in superposition (r).")] = None,

@@ -23,6 +23,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
+Corpus = Annotated[
+    str | None, typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")
+]
 Runs = Annotated[Path, typer.Option(help="Directory for results and runs.")]
 Jobs = Annotated[
     int, typer.Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, load_settings, numbers
+from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, load_settings, numbers
 
 _TRIALS = 12
 """Drawn where neither --trials nor --budget says how many."""
@@ -15,10 +15,7 @@ _TRIALS = 12
 
 def tune(
     recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
-    corpus: Annotated[
-        str | None,
-        typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them."),
-    ] = None,
+    corpus: Corpus = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of a full run.")] = None,
     bag_sizes: Annotated[
         str | None,

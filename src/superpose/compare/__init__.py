@@ -1,7 +1,14 @@
-"""Ordinary training beside TST: `superpose compare`, and from Python `compare(Design(recipe))`."""
+"""Ordinary training beside TST, at equal FLOPs, equal loss and equal data.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from superpose.compare import Design, compare
+
+comparison = compare(Design(load_recipe("recipe.toml"), seeds=(1, 2, 3)), name="mine")
+print(comparison.verdict())
+"""
+
+from typing import TYPE_CHECKING
+
+from superpose import lazy
 
 if TYPE_CHECKING:
     from superpose.compare.comparison import Comparison
@@ -10,9 +17,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Design", "compare"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = {"Comparison": "comparison", "Design": "experiment"}.get(name, "workflow")
-    return getattr(import_module(f"{__name__}.{place}"), name)
+__getattr__ = lazy.names(__name__, {"Comparison": "comparison", "Design": "experiment", "compare": "workflow"})

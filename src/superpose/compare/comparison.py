@@ -67,16 +67,9 @@ class Comparison:
         cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore
     ) -> Comparison:
         runs = [
-            Trained(
-                outcome.run.arm,
-                outcome.run.seed,
-                outcome.run.steps,
-                outcome.run.recipe.train.lr,
-                outcome.directory,
-                outcome.result,
-            )
-            for outcome in outcomes
-            if outcome.result is not None
+            Trained(o.run.arm, o.run.seed, o.run.steps, o.run.recipe.train.lr, o.directory, o.result)
+            for o in outcomes
+            if o.result is not None
         ]
         failures = {outcome.run.name: outcome.failure or "" for outcome in outcomes if outcome.result is None}
         return cls(recipe, tuple(runs), tunings, store.facts, failures)
@@ -153,12 +146,14 @@ class Comparison:
         Between ordinary budgets a seed's loss is interpolated in log steps.
         """
         steps, budgets = steps or self.steps, self.budgets(ORDINARY)
-        wanted = steps_of_equal_data(with_settings(self.recipe, "train", steps=steps))
         seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
+        if not seeds:
+            return None
+        wanted = steps_of_equal_data(with_settings(self.recipe, "train", steps=steps))
         columns = [self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets]
         curves = [list(zip(budgets, losses, strict=True)) for losses in zip(*columns, strict=True)]
         ordinary = [loss for curve in curves if (loss := loss_at(curve, wanted)) is not None]
-        if not seeds or len(ordinary) < len(seeds):
+        if len(ordinary) < len(seeds):
             return None
         return paired_difference(ordinary, self.values(TST, "val_loss", steps, seeds))
 
@@ -207,27 +202,16 @@ class Comparison:
         """Each budget: steps, seeds, ordinary, TST, difference and interval, steps for equal loss, equal data."""
         rows = []
         for steps in sorted({*self.budgets(ORDINARY), *self.budgets(TST)}):
-            flops, data = self.equal_flops(steps), self.equal_data(steps) if steps in self.budgets(TST) else None
-            loss = self.equal_loss(steps) if steps in self.budgets(TST) else None
+            flops, loss, data = self.equal_flops(steps), self.equal_loss(steps), self.equal_data(steps)
             arms = (ORDINARY,) if flops is None else (ORDINARY, TST)
             seeds = self.seeds_of(*((arm, steps) for arm in arms))
             means = [
                 f"{statistics.fmean(self.values(arm, 'val_loss', steps, seeds)):.4f}" if arm in arms and seeds else "-"
                 for arm in (ORDINARY, TST)
             ]
-            rows.append(
-                (
-                    f"{steps:,}",
-                    str(len(seeds)),
-                    *means,
-                    "-" if flops is None else spoken(flops),
-                    "-" if loss is None else loss.spoken(),
-                    "-" if data is None else spoken(data),
-                )
-            )
+            answers = [spoken(flops) if flops else "-", loss.spoken() if loss else "-", spoken(data) if data else "-"]
+            rows.append((f"{steps:,}", str(len(seeds)), *means, *answers))
         return rows
-
-    BUDGET_HEADER = ("steps", "seeds", "ordinary", "TST", "equal FLOPs, nats", "equal loss, steps", "equal data, nats")
 
     def tuning_rows(self) -> list[Row]:
         """Each learning rate tried: rate, ordinary, TST; the best of an arm is marked."""
@@ -298,14 +282,11 @@ class Comparison:
             return ""
         side = "lower" if data.value < 0 else "higher"
         interval = "" if data.low is None else f" (95 % interval {ends(data)})"
+        times = steps_of_equal_data(self.recipe) / self.steps
         return (
-            f"At equal data, where ordinary training computes {self._data_ratio:.2f} times as much, TST is "
+            f"At equal data, where ordinary training computes {times:.2f} times as much, TST is "
             f"{abs(data.value):.4f} nats {side}{interval}."
         )
-
-    @property
-    def _data_ratio(self) -> float:
-        return steps_of_equal_data(self.recipe) / self.steps
 
     def tables(self) -> list[Table]:
         """All tables that have something to say."""
@@ -313,7 +294,8 @@ class Comparison:
         if len(self.seeds) > 1:
             tables.append(("Seeds", ("seed", "ordinary", "TST", "difference"), self.seed_rows()))
         if len(self.budgets(ORDINARY)) > 1:
-            tables.append(("Budgets", self.BUDGET_HEADER, self.budget_rows()))
+            answers = ("equal FLOPs, nats", "equal loss, steps", "equal data, nats")
+            tables.append(("Budgets", ("steps", "seeds", "ordinary", "TST", *answers), self.budget_rows()))
         if self.tunings:
             title = f"Learning rates, tuned at {self.steps:,} steps with a seed of their own"
             tables.append((title, ("peak learning rate", "ordinary", "TST"), self.tuning_rows()))

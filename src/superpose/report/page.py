@@ -7,8 +7,9 @@ plotly would read as HTML. The page's policy lets it load nothing.
 from __future__ import annotations
 
 import html
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -32,11 +33,8 @@ def page(sections: Sequence[Section], about: str) -> str:
     from plotly.offline import get_plotlyjs
 
     charts = [chart for section in sections for chart in section.charts]
-    body = []
-    first = 0
-    for section in sections:
-        body.append(_section(section, first))
-        first += len(section.charts)
+    numbers = itertools.count()
+    body = "".join(_section(section, numbers) for section in sections)
     title = sections[0].title if len(sections) == 1 else f"{sections[0].title} and {len(sections) - 1} more"
     return f"""<!doctype html>
 <html lang="en">
@@ -51,7 +49,7 @@ def page(sections: Sequence[Section], about: str) -> str:
 <body>
 <header><h1>superpose report</h1><p>{_text(about)}</p></header>
 <main>
-{"".join(body)}
+{body}
 </main>
 <script type="application/json" id="charts">{_data([_chart(chart) for chart in charts])}</script>
 <script>{get_plotlyjs()}</script>
@@ -61,12 +59,12 @@ def page(sections: Sequence[Section], about: str) -> str:
 """
 
 
-def _section(section: Section, first_chart: int) -> str:
+def _section(section: Section, numbers: Iterator[int]) -> str:
     headline, _, rest = section.verdict.partition(". ")
     verdict = f"<strong>{_text(headline + ('.' if rest else ''))}</strong>"
     if rest:
         verdict += f"<span>{_text(rest)}</span>"
-    figures = "".join(_figure(chart, first_chart + number) for number, chart in enumerate(section.charts))
+    figures = "".join(_figure(chart, next(numbers)) for chart in section.charts)
     tables = "".join(map(_table, section.tables))
     settings = "".join(
         f"<details><summary>{_text(name)}</summary><pre>{_text(text)}</pre></details>"
@@ -114,26 +112,14 @@ def _class(*names: str) -> str:
 
 def _chart(chart: Chart) -> dict[str, Any]:
     """What the page's script draws."""
-    series = []
-    for one in chart.series:
-        color = color_of(one, chart)
-        series.append(
-            {
-                "name": _text(one.name),
-                "x": one.x,
-                "y": one.y,
-                "low": one.low,
-                "high": one.high,
-                "thin": one.thin,
-                "points": one.points,
-                "color": color,
-                "dark": _DARK.get(color, color),
-            }
-        )
+    colors = [color_of(one, chart) for one in chart.series]
     return {
         "axes": {axis: _text(title) for axis, title in chart.axes.items()},
         "y_title": _text(chart.y_title),
-        "series": series,
+        "series": [
+            {**vars(one), "name": _text(one.name), "color": color, "dark": _DARK.get(color, color)}
+            for one, color in zip(chart.series, colors, strict=True)
+        ],
         "marks": [{"x": places, "label": _text(label)} for places, label in chart.marks],
         "level": chart.level,
         "log_x": chart.log_x,

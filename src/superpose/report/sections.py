@@ -160,29 +160,12 @@ def _of_runs(places: Sequence[Path]) -> Section:
 
 def _findings(entry: Reproduction) -> Chart:
     """Ours with its interval and the paper's figure, claim by claim."""
-    known = [(number, finding) for number, finding in enumerate(entry.findings) if finding.what.endswith("nats")]
-    places = [float(number + 1) for number, _ in known]
-    published = [(float(number + 1), f.published) for number, f in known if f.published is not None]
-    series = [
-        Series(
-            "ours and its 95 % interval",
-            {"claim": places},
-            [finding.ours for _, finding in known],
-            "tst",
-            [finding.low for _, finding in known],
-            [finding.high for _, finding in known],
-            points=True,
-        )
-    ]
-    if published:
-        series.append(
-            Series(
-                "the paper, at its scale",
-                {"claim": [place for place, _ in published]},
-                [value for _, value in published],
-                points=True,
-            )
-        )
+    ours = [(float(row), finding) for row, finding in enumerate(entry.findings, 1) if finding.what.endswith("nats")]
+    rows, values = [row for row, _ in ours], [finding.ours for _, finding in ours]
+    low, high = [finding.low for _, finding in ours], [finding.high for _, finding in ours]
+    series = [Series("ours and its 95 % interval", {"claim": rows}, values, "tst", low, high, points=True)]
+    if paper := {row: finding.published for row, finding in ours if finding.published is not None}:
+        series.append(Series("the paper, at its scale", {"claim": [*paper]}, [*paper.values()], points=True))
     return Chart(
         "Differences of final loss",
         "nats per token",

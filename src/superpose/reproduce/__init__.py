@@ -1,7 +1,14 @@
-"""The paper's experiments again: `superpose reproduce`, and from Python `reproduce(["table1"])`."""
+"""The paper's experiments again, at one's own scale.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from superpose.reproduce import reproduce
+
+for done in reproduce(["table1", "figure6"], scale="tiny"):
+    print(done.verdict())
+"""
+
+from typing import TYPE_CHECKING
+
+from superpose import lazy
 
 if TYPE_CHECKING:
     from superpose.reproduce.experiments import EXPERIMENTS
@@ -10,9 +17,5 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENTS", "Reproduction", "reproduce"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = {"EXPERIMENTS": "experiments", "Reproduction": "reproduction"}.get(name, "workflow")
-    return getattr(import_module(f"{__name__}.{place}"), name)
+_PLACES = {"EXPERIMENTS": "experiments", "Reproduction": "reproduction", "reproduce": "workflow"}
+__getattr__ = lazy.names(__name__, _PLACES)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
@@ -20,9 +21,9 @@ from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
-from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, Experiment
+from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, Expected, Experiment
 from superpose.results.intervals import Interval, spoken
-from superpose.results.statistics import Difference, paired_difference
+from superpose.results.statistics import paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import Outcome, Run
 from superpose.train.config import Recipe, override, with_settings
@@ -104,25 +105,9 @@ class Reproduction:
         except ValidationError:
             raise UserError(f"{path} was altered; reproduce again to write it anew") from None
 
-    def arm_rows(self) -> list[Row]:
-        """Arm, seeds, mean loss, lowest and highest, epochs."""
-        return [
-            (
-                arm.name,
-                str(len(arm.losses)),
-                f"{statistics.fmean(arm.losses.values()):.4f}",
-                f"{min(arm.losses.values()):.4f} to {max(arm.losses.values()):.4f}",
-                f"{arm.raw_tokens:,}",
-                f"{arm.epochs:.2f}",
-            )
-            for arm in self.arms
-        ]
-
-    ARM_HEADER = ("arm", "seeds", "loss, nats", "lowest to highest", "raw tokens", "epochs")
-
-    def finding_rows(self) -> list[Row]:
-        """What, the paper's figure, ours with its interval, and the verdict."""
-        return [
+    def tables(self) -> list[Table]:
+        """Findings beside the paper's figures, and each arm's losses."""
+        findings: list[Row] = [
             (
                 finding.what,
                 finding.expected if finding.published is None else f"{finding.published:+.4f}",
@@ -132,28 +117,26 @@ class Reproduction:
             )
             for finding in self.findings
         ]
-
-    FINDING_HEADER = ("", "paper", "ours (95 % interval)", "", "figure of")
-
-    def tables(self) -> list[Table]:
+        arms: list[Row] = []
+        for arm in self.arms:
+            losses = arm.losses.values()
+            mean, ends = f"{statistics.fmean(losses):.4f}", f"{min(losses):.4f} to {max(losses):.4f}"
+            arms.append((arm.name, str(len(losses)), mean, ends, f"{arm.raw_tokens:,}", f"{arm.epochs:.2f}"))
+        header = ("arm", "seeds", "loss, nats", "lowest to highest", "raw tokens", "epochs")
         tables: list[Table] = [
-            (self.title, self.FINDING_HEADER, self.finding_rows()),
-            (f"{self.name}: losses", self.ARM_HEADER, self.arm_rows()),
+            (self.title, ("", "paper", "ours (95 % interval)", "", "figure of"), findings),
+            (f"{self.name}: losses", header, arms),
         ]
         if self.law is not None:
-            rows: list[Row] = [
-                (str(distance), f"{self.law.information[distance]:.4f}") for distance in (1, 2, 4, 8, 16, 32)
-            ]
+            rows = [(str(distance), f"{self.law.information[distance]:.4f}") for distance in (1, 2, 4, 8, 16, 32)]
             law = f"I(d) = {self.law.constant:.3f} + {self.law.factor:.3f} d^{self.law.exponent:.3f}"
-            tables.append((f"Mutual information of tokens d apart, {law}", ("d", "nats"), rows))
+            tables.append((f"Mutual information of tokens d apart, {law}", ("d", "nats"), [*rows]))
         return tables
 
     def verdict(self) -> str:
-        counts = [sum(finding.verdict == verdict for finding in self.findings) for verdict in _VERDICTS]
-        return f"{self.name}: " + ", ".join(f"{count} {word}" for count, word in zip(counts, _VERDICTS, strict=True))
-
-
-_VERDICTS: tuple[Agreement, ...] = ("agrees", "disagrees", "undecided")
+        """How many findings agree with the paper's."""
+        counts = Counter(finding.verdict for finding in self.findings)
+        return f"{self.name}: " + ", ".join(f"{counts[word]} {word}" for word in get_args(Agreement))
 
 
 def save(reproductions: Sequence[Reproduction], command: str, directory: Path) -> None:
@@ -162,16 +145,6 @@ def save(reproductions: Sequence[Reproduction], command: str, directory: Path) -
     write_json(directory / "reproduction.json", {"format": _FORMAT, "command": command, "experiments": entries})
     tables = [table for entry in reproductions for table in entry.tables()]
     write_text(directory / "summary.md", markdown(tables, "\n".join(entry.verdict() for entry in reproductions)))
-
-
-def experiment_named(name: str) -> Experiment:
-    """
-    Raises:
-        UserError: there is none of this name.
-    """
-    if name not in EXPERIMENTS:
-        raise UserError(f"there is no experiment {name!r}; choose of {', '.join(EXPERIMENTS)}")
-    return EXPERIMENTS[name]
 
 
 def data_bound(recipe: Recipe, store: TokenStore) -> Recipe:
@@ -235,39 +208,26 @@ def reproduction(
     return Reproduction(name, experiment.title, scale, recipe, store.facts, tuple(arms), tuple(findings), law, rates)
 
 
-def judge(difference: Difference, expected: str) -> Agreement:
+def judge(difference: Interval, expected: Expected) -> Agreement:
     """Whether an interval says what was expected, its contrary, or neither."""
-    low, high = difference.low, difference.high
-    if low is None or high is None:
+    least, most = {"lower": (-math.inf, 0.0), "higher": (0.0, math.inf), "equal": (-EQUAL, EQUAL)}[expected]
+    if difference.low is None or difference.high is None:
         return "undecided"
-    if expected == "equal":
-        if low > -EQUAL and high < EQUAL:
-            return "agrees"
-        return "disagrees" if low > EQUAL or high < -EQUAL else "undecided"
-    sign = 1 if expected == "higher" else -1
-    if min(sign * low, sign * high) > 0:
+    if least < difference.low and difference.high < most:
         return "agrees"
-    return "disagrees" if max(sign * low, sign * high) < 0 else "undecided"
+    return "disagrees" if difference.high < least or difference.low > most else "undecided"
 
 
 def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> ClaimResult | None:
-    seeds = sorted(losses.get(claim.arm, {}).keys() & losses.get(claim.against, {}).keys())
+    """None where no seed finished both arms."""
+    arm, against = losses.get(claim.arm, {}), losses.get(claim.against, {})
+    seeds = sorted(arm.keys() & against.keys())
     if not seeds:
         return None
-    difference = paired_difference(
-        [losses[claim.against][seed] for seed in seeds], [losses[claim.arm][seed] for seed in seeds]
-    )
-    return ClaimResult(
-        f"{claim.arm} minus {claim.against}, nats",
-        difference.value,
-        difference.low,
-        difference.high,
-        difference.seeds,
-        claim.published,
-        claim.expected,
-        claim.where,
-        judge(difference, claim.expected),
-    )
+    ours = paired_difference([against[seed] for seed in seeds], [arm[seed] for seed in seeds])
+    what, verdict = f"{claim.arm} minus {claim.against}, nats", judge(ours, claim.expected)
+    paper = claim.published, claim.expected, claim.where
+    return ClaimResult(what, ours.value, ours.low, ours.high, ours.seeds, *paper, verdict)
 
 
 def _likeness(cells: Sequence[ClaimResult]) -> list[ClaimResult]:
@@ -282,7 +242,7 @@ def _likeness(cells: Sequence[ClaimResult]) -> list[ClaimResult]:
     # Fisher's transformation with the variance Bonett and Wright give for ranks.
     half = 1.96 * ((1 + rank**2 / 2) / (len(pairs) - 3)) ** 0.5
     low, high = (math.tanh(math.atanh(max(-0.999999, min(0.999999, rank))) + side * half) for side in (-1, 1))
-    verdict: Agreement = "agrees" if low > 0 else "disagrees" if high < 0 else "undecided"
+    verdict = judge(Interval(rank, low, high), "higher")
     what = f"rank correlation of the gains of {len(pairs)} cells"
     return [ClaimResult(what, rank, low, high, cells[0].seeds, None, "positive", f"table 4 ({SWEEP})", verdict)]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from superpose.compare.experiment import Design, best_rates, plan_tuning, with_precision
 from superpose.data.config import prepare
+from superpose.errors import UserError
 from superpose.reproduce.experiments import EXPERIMENTS
 from superpose.reproduce.reproduction import (
     Reproduction,
     data_bound,
-    experiment_named,
     experiment_runs,
     reproduction,
     save,
@@ -62,7 +62,8 @@ def reproduce(
         UserError: there is no such experiment, the scale needs a recipe, its model cannot be built, its text cannot be
             read, or all learning rates failed.
     """
-    chosen = {key: experiment_named(key) for key in experiments}
+    if unknown := [key for key in experiments if key not in EXPERIMENTS]:
+        raise UserError(f"there is no experiment {unknown[0]!r}; choose of {', '.join(EXPERIMENTS)}")
     design = Design(recipe or scale_recipe(scale), seeds, rates=rates)
     check_recipe(design.recipe)
     directory, display = named_directory(runs, name or f"reproduce-{scale}"), display or Display()
@@ -71,7 +72,8 @@ def reproduce(
         design = with_precision(design)
         tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display))
     done: list[Reproduction] = []
-    for key, experiment in chosen.items():
+    for key in dict.fromkeys(experiments):
+        experiment = EXPERIMENTS[key]
         with display:
             arms = data_bound(design.recipe, store) if experiment.data_bound else design.recipe
             text = prepare(arms.data, display.prepare) if experiment.data_bound else store

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from superpose.errors import UserError
 from superpose.train.records import Validation, read_records
@@ -102,15 +103,10 @@ def mean_series(series: Sequence[Series], name: str) -> Series:
     if not shared:
         raise UserError(f"the runs of {name} were validated at different steps; train them with one eval_every")
     places = [[one.x["step"].index(step) for step in shared] for one in series]
-    x = {
-        axis: [
-            statistics.fmean(one.x[axis][place[number]] for one, place in zip(series, places, strict=True))
-            for number in range(len(shared))
-        ]
-        for axis in AXES
-    }
-    y = [
-        statistics.fmean(one.y[place[number]] for one, place in zip(series, places, strict=True))
-        for number in range(len(shared))
-    ]
-    return Series(name, x, y, series[0].role)
+
+    def mean(columns: list[list[float]]) -> list[float]:
+        shown = [np.take(column, place) for column, place in zip(columns, places, strict=True)]
+        return [float(value) for value in np.mean(shown, axis=0)]
+
+    x = {axis: mean([one.x[axis] for one in series]) for axis in AXES}
+    return Series(name, x, mean([one.y for one in series]), series[0].role)

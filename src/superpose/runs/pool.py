@@ -18,7 +18,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -122,11 +122,12 @@ def execute(
 
     One that fails or dies takes no other with it. Runs that compute the same are trained once.
     """
-    by_key = {run.key(store): run for run in reversed(runs)}
+    keys = [run.key(store) for run in runs]
+    by_key = {key: runs[keys.index(key)] for key in keys}
     outcomes = {
         key: Outcome(run, pool / key, result) for key, run in by_key.items() if (result := finished(pool / key))
     }
-    waiting = [key for key in dict.fromkeys(run.key(store) for run in runs) if key not in outcomes]
+    waiting = [key for key in by_key if key not in outcomes]
     trunks = _trunks(by_key)
     context = _context(runs)
     records: Any = context.Queue()
@@ -165,8 +166,7 @@ def execute(
         for process in running.values():
             process.terminate()
             process.join()
-    found = [(run, outcomes[run.key(store)]) for run in runs]
-    return [Outcome(run, outcome.directory, outcome.result, outcome.failure) for run, outcome in found]
+    return [replace(outcomes[key], run=run) for key, run in zip(keys, runs, strict=True)]
 
 
 def _context(runs: Sequence[Run]) -> BaseContext:

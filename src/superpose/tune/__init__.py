@@ -1,18 +1,21 @@
-"""The best bag size, ratio and learning rate: `superpose tune`, and from Python `tune(plan_search(recipe))`."""
+"""A search for the best bag size, ratio and learning rate.
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from superpose.tune import plan_search, tune
+
+tuned = tune(plan_search(load_recipe("recipe.toml"), budget=20), name="mine")
+print(tuned.verdict(), tuned.recipe.superposition)
+"""
+
+from typing import TYPE_CHECKING
+
+from superpose import lazy
 
 if TYPE_CHECKING:
     from superpose.tune.halving import Tuned
-    from superpose.tune.search import Search, plan_search
+    from superpose.tune.search import Search, candidates, plan_search
     from superpose.tune.workflow import tune
 
-__all__ = ["Search", "Tuned", "plan_search", "tune"]
+__all__ = ["Search", "Tuned", "candidates", "plan_search", "tune"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = {"Tuned": "halving", "tune": "workflow"}.get(name, "search")
-    return getattr(import_module(f"{__name__}.{place}"), name)
+_SEARCH = dict.fromkeys(("Search", "candidates", "plan_search"), "search")
+__getattr__ = lazy.names(__name__, {"Tuned": "halving", "tune": "workflow", **_SEARCH})

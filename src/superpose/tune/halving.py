@@ -266,15 +266,17 @@ class Tuned:
         steps = [f"{ranking.rung.steps:,} steps" for ranking in self.rankings]
         several = len(self.search.rungs[-1].seeds) > 1
         title = "Validation loss, nats per token" + (", mean over seeds at the full steps" if several else "")
+        rungs: list[Row] = []
+        for ranking, agreement in itertools.zip_longest(self.rankings, self.correlations):
+            rung, tst, ordinary = ranking.rung, ranking.tst[0], ranking.ordinary[0]
+            counts = f"{rung.steps:,}", str(len(ranking.tst)), str(ranking.kept), ",".join(map(str, rung.seeds))
+            difference = "-" if tst.loss is None or ordinary.loss is None else f"{tst.loss - ordinary.loss:+.4f}"
+            order = "-" if agreement is None else f"{agreement:.2f}"
+            rungs.append((*counts, _cell(tst), _cell(ordinary), difference, order))
         header = ("steps", "TST trials", "kept", "seeds", "TST", "ordinary", "difference", "agreement")
-        return [
-            (title, ("trial", *steps), [*self._trial_rows("tst"), *self._trial_rows("ordinary")]),
-            (
-                "Rungs: the best of each kind; agreement is the rank correlation with the next",
-                header,
-                self._rung_rows(),
-            ),
-        ]
+        best = "Rungs: the best of each kind; agreement is the rank correlation with the next"
+        trials = [*self._trial_rows("tst"), *self._trial_rows("ordinary")]
+        return [(title, ("trial", *steps), trials), (best, header, rungs)]
 
     def _trial_rows(self, kind: Literal["tst", "ordinary"]) -> list[Row]:
         """Those that came furthest first."""
@@ -287,24 +289,6 @@ class Tuned:
         for trial in trials:
             cells = [_cell(column.get(trial)) for column in columns]
             rows.append((str(trial), *cells[:-1], cells[-1] + (" (best)" if trial == best else "")))
-        return rows
-
-    def _rung_rows(self) -> list[Row]:
-        rows: list[Row] = []
-        for ranking, agreement in itertools.zip_longest(self.rankings, self.correlations):
-            tst, ordinary = ranking.tst[0].loss, ranking.ordinary[0].loss
-            rows.append(
-                (
-                    f"{ranking.rung.steps:,}",
-                    str(len(ranking.tst)),
-                    str(ranking.kept),
-                    ",".join(map(str, ranking.rung.seeds)),
-                    _cell(ranking.tst[0]),
-                    _cell(ranking.ordinary[0]),
-                    "-" if tst is None or ordinary is None else f"{tst - ordinary:+.4f}",
-                    "-" if agreement is None else f"{agreement:.2f}",
-                )
-            )
         return rows
 
     def next_command(self, recipe: Path, runs: Path) -> str:
