@@ -92,8 +92,8 @@ def _load(place: Path, name: str, device: str) -> EvaluatedModel:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [place.resolve().parts for place in places]
+    """The shortest ends of the paths that tell them apart; a link says more than what it leads to in the pool."""
+    parts = [place.absolute().parts for place in places]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

@@ -194,7 +194,7 @@ def _evaluation(run: Path) -> tuple[Row, ...]:
         return ()
     names = [model.name for model in found.models]
     # Several models are called by the ends of their paths.
-    mine = names if len(names) == 1 else [name for name in names if Path(name).name == run.resolve().name]
+    mine = names if len(names) == 1 else [name for name in names if Path(name).name in (run.name, run.resolve().name)]
     if len(mine) != 1:
         return ()
     rows: list[Row] = []
