@@ -64,8 +64,7 @@ def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
     for place in places:
         if list(places).count(place) > 1:
             raise UserError(f"{place} is given twice; give each model once")
-    names = _names(places)
-    return [_load(place, name, device) for place, name in zip(places, names, strict=True)]
+    return [_load(place, name, device) for place, name in zip(places, _names(places), strict=True)]
 
 
 def _load(place: Path, name: str, device: str) -> EvaluatedModel:
