@@ -8,7 +8,7 @@ from superpose.data.tokenizer import load_tokenizer
 from superpose.errors import UserError
 from superpose.evaluate.choice import answer, continuation_nats
 from superpose.evaluate.intervals import paired_shares, wilson
-from superpose.evaluate.tasks import Item, own_items
+from superpose.evaluate.tasks import TASKS, Item
 from tests.conftest import make_model
 from tests.evaluate.evaluated import HandMade, closing_of, evaluated, induction
 
@@ -61,7 +61,7 @@ def test_the_likeliest_is_chosen_as_a_whole_and_by_byte(tmp_path):
 
 
 def test_a_model_that_copies_is_told_from_one_that_does_not(tmp_path):
-    items = own_items("copy", 150)
+    items = TASKS["copy"].items(150)
     copies = answer(evaluated(HandMade(induction), tmp_path), "copy", items)
     guesses = answer(evaluated(make_model("llama", vocab_size=257).eval(), tmp_path), "copy", items)
     assert copies.right.all()
@@ -71,7 +71,7 @@ def test_a_model_that_copies_is_told_from_one_that_does_not(tmp_path):
 
 
 def test_a_model_that_keeps_a_stack_closes_brackets(tmp_path):
-    items = own_items("brackets", 150)
+    items = TASKS["brackets"].items(150)
     stack = answer(evaluated(HandMade(closing_of(load_tokenizer("bytes"))), tmp_path), "brackets", items)
     copies = answer(evaluated(HandMade(induction), tmp_path), "brackets", items)
     assert stack.right.all()
@@ -89,4 +89,4 @@ def test_broken_weights_are_said(tmp_path):
     with torch.no_grad():
         model.lm_head.weight.fill_(np.nan)
     with pytest.raises(UserError, match="nan predicts numbers that are not finite"):
-        answer(replace(evaluated(model, tmp_path), name="nan"), "copy", own_items("copy", 2))
+        answer(replace(evaluated(model, tmp_path), name="nan"), "copy", TASKS["copy"].items(2))

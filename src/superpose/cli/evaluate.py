@@ -54,7 +54,7 @@ def evaluate(
 
     from superpose.evaluate import workflow
     from superpose.evaluate.tables import tables, verdict
-    from superpose.results.progress import print_table
+    from superpose.results.progress import print_results
 
     texts = dict(_named(option) for option in text or [])
     if len(texts) < len(text or []):
@@ -81,11 +81,7 @@ def evaluate(
         typer.echo(json.dumps(evaluation.model_dump(), indent=1))
         return
     console = Console(markup=False, highlight=False)
-    for title, header, rows in tables(evaluation):
-        console.print(f"\n{title}", style="bold")
-        print_table(console, header, rows)
-    said = verdict(evaluation)
-    console.print(f"\n{said}" if said else "")
+    print_results(console, tables(evaluation), verdict(evaluation))
     if out is not None:
         console.print(f"All figures: {out}/")
 

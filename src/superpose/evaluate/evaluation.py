@@ -25,14 +25,7 @@ class _Figures(BaseModel):
 
 
 class ModelFacts(BaseModel):
-    """A model that was evaluated.
-
-    Attributes:
-        path: of its run, or of its Hugging Face directory.
-        model: the `model_type` of transformers.
-        context: positions it was made for, where its configuration says so.
-        vocabulary: entries of its tokenizer.
-    """
+    """A model that was evaluated: the path of its run or directory, its `model_type`, and its tokenizer's entries."""
 
     name: str
     path: str
@@ -53,13 +46,7 @@ class PositionFigures(_Figures):
 
 
 class TextFigures(_Figures):
-    """How well a model predicts a text; `minus_first` is in bits per byte.
-
-    Attributes:
-        loss: nats per token.
-        tokens: that were predicted.
-        document_nats, document_tokens: of each document.
-    """
+    """How well a model predicts a text: `loss` in nats per token, `minus_first` in bits per byte."""
 
     name: str
     loss: Interval
@@ -72,7 +59,7 @@ class TextFigures(_Figures):
 
 
 class Document(BaseModel):
-    """A document of a text: its first words and its size in UTF-8."""
+    """A document of a text: its first words, and its size in UTF-8."""
 
     starts: str
     bytes: int
@@ -100,13 +87,7 @@ class PairedShares(BaseModel):
 
 
 class TaskFigures(_Figures):
-    """Which questions of a task a model answers rightly.
-
-    Attributes:
-        accuracy: share of right answers, with Wilson's interval.
-        accuracy_by_byte: the same by the likelihood per byte.
-        right: of each question, 1 or 0.
-    """
+    """A model's share of right answers, by the likelihood of a choice and by that per byte; `right` is 1s and 0s."""
 
     name: str
     accuracy: Interval
@@ -116,7 +97,7 @@ class TaskFigures(_Figures):
 
 
 class Task(BaseModel):
-    """A task of `items` questions, a share `chance` of which is right by guessing, and each model's answers."""
+    """A task of so many questions, the share that a guess gets right, and each model's answers."""
 
     name: str
     chance: FiniteFloat
@@ -125,12 +106,7 @@ class Task(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """Figures of one or several models, in the same order everywhere.
-
-    Attributes:
-        latents: length of the rows that text was predicted in.
-        versions: of the packages that computed it.
-    """
+    """Figures of one or several models, in the same order everywhere, on rows of `latents` tokens."""
 
     models: list[ModelFacts]
     latents: int
@@ -140,7 +116,7 @@ class Evaluation(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Evaluation:
-        """What is in an evaluation.json.
+        """Reads an evaluation.json.
 
         Raises:
             UserError: it is missing or was altered.

@@ -64,8 +64,7 @@ def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
     for place in places:
         if list(places).count(place) > 1:
             raise UserError(f"{place} is given twice; give each model once")
-    names = _names(places)
-    return [_load(place, name, device) for place, name in zip(places, names, strict=True)]
+    return [_load(place, name, device) for place, name in zip(places, _names(places), strict=True)]
 
 
 def _load(place: Path, name: str, device: str) -> EvaluatedModel:
@@ -92,8 +91,8 @@ def _load(place: Path, name: str, device: str) -> EvaluatedModel:
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [place.resolve().parts for place in places]
+    """The shortest ends of the paths that tell them apart; a link says more than what it leads to in the pool."""
+    parts = [place.absolute().parts for place in places]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

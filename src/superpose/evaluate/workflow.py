@@ -20,7 +20,7 @@ from superpose.evaluate.lm_eval import PAPER, answer_by_lm_eval, expect_lm_eval,
 from superpose.evaluate.models import EvaluatedModel, load_models
 from superpose.evaluate.scores import TextScore, buckets, score_text
 from superpose.evaluate.tables import summary
-from superpose.evaluate.tasks import TASKS, own_items
+from superpose.evaluate.tasks import ITEMS, TASKS
 from superpose.evaluate.texts import HeldOut, opening, own_texts, read_text
 from superpose.files import write_json, write_text
 
@@ -79,7 +79,7 @@ def evaluate(
     if out is not None:
         write_json(out / "evaluation.json", evaluation.model_dump())
         write_text(out / "summary.md", summary(evaluation))
-        write_tasks(out / "tasks", {name: own_items(name, limit) for name in chosen if name in TASKS})
+        write_tasks(out / "tasks", {name: TASKS[name].items(limit or ITEMS) for name in chosen if name in TASKS})
     return evaluation
 
 
@@ -107,7 +107,7 @@ def score(
         by_text.append(_text(text, models, scores, length))
     by_task = []
     for task in tasks:
-        items = own_items(task, limit) if task in TASKS else None
+        items = TASKS[task].items(limit or ITEMS) if task in TASKS else None
         answers = []
         for model in models:
             progress(f"{model.name}: {task}")

@@ -19,13 +19,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "export", "generate", "import_model", "sample"]
 
-__getattr__ = lazy.names(
-    __name__,
-    {
-        "Facts": "facts",
-        "export": "exporting",
-        "generate": "sampling",
-        "import_model": "importing",
-        "sample": "sampling",
-    },
-)
+_HOMES = {"Facts": "facts", "export": "exporting", "import_model": "importing"}
+__getattr__ = lazy.names(__name__, {**_HOMES, "generate": "sampling", "sample": "sampling"})

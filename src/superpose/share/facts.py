@@ -1,4 +1,4 @@
-"""What is known of an exported model: gathered from its run, written to superpose.json, told by the model card.
+"""Facts about an exported model: gathered from its run, written to superpose.json and, in words, to the model card.
 
 config.json, result.json, metrics.jsonl, the store's manifest -> Facts -> superpose.json, README.md
 
@@ -14,7 +14,6 @@ from typing import Any
 from superpose import __version__
 from superpose.compare.comparison import Comparison
 from superpose.data.sources import PYTHON_SOURCES
-from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.evaluate.evaluation import Evaluation
 from superpose.files import read_json
@@ -25,6 +24,9 @@ from superpose.runs.disk import RunOnDisk
 from superpose.train.records import Energy, Validation
 
 FORMAT = "superpose export 1"
+
+_OF_TRAINING = ("steps", "latents", "batch_size", "lr", "lr_schedule", "warmup_steps", "optimizer", "precision", "seed")
+"""Settings of `train` that are facts by the same names."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of an exported model.
+    """What superpose.json says of an exported model.
 
     Attributes:
         predicts: what its weights were last trained to predict.
@@ -98,6 +100,11 @@ class Facts:
         """Of the last step trained; 1 is a model that generates text."""
         return self.stages[-1][0]
 
+    @property
+    def superposed(self) -> bool:
+        """Whether it has read or predicted bags at all."""
+        return any(size > 1 for size, _, _ in self.stages)
+
 
 def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     """The facts of a model that a run had at a step.
@@ -116,23 +123,16 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
         loss, bits = (result.average_val_loss, result.average_val_bits_per_byte) if result else (None, None)
     else:
         loss, bits = (spent.val_loss, spent.val_bits_per_byte) if spent else (None, None)
+    final = result if not averaged else None
     return Facts(
         predicts=_predicted(stages[-1][0], schedule.mode),
         step=step,
-        steps=train.steps,
         mode=schedule.mode,
         stages=stages,
         architecture=str(model.config.model_type),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=int(model.config.vocab_size),
-        latents=train.latents,
-        batch_size=train.batch_size,
-        lr=train.lr,
-        lr_schedule=train.lr_schedule,
-        warmup_steps=train.warmup_steps,
-        optimizer=train.optimizer,
-        precision=train.precision,
-        seed=train.seed,
+        **{name: getattr(train, name) for name in _OF_TRAINING},
         text=_text(run),
         started_from=Path(recipe.model.init_from).name if recipe.model.init_from else None,
         averaged=averaged,
@@ -141,8 +141,8 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
         energy=result.energy if result else None,
         val_loss=loss,
         val_bits_per_byte=bits,
-        evaluation=_evaluation(run.path) if result and not averaged else (),
-        comparison=_comparison(run) if result and not averaged else None,
+        evaluation=_evaluation(run.path) if final else (),
+        comparison=_comparison(run) if final else None,
         versions=result.versions or None if result else None,
     )
 
@@ -164,13 +164,10 @@ def _text(run: RunOnDisk) -> Text:
         "Python sources of the machine it was prepared on" if place == PYTHON_SOURCES else Path(place).name or place
         for place in locations
     )
-    fingerprint = str(read_json(run.path / "store.json").get("fingerprint", ""))
-    return Text(names, fingerprint) if store is None else _counted(names, store)
-
-
-def _counted(names: tuple[str, ...], store: TokenStore) -> Text:
-    train = store.train
-    return Text(names, store.fingerprint, len(train.tokens), train.documents, train.bytes, len(store.val.tokens))
+    if store is None:
+        return Text(names, str(read_json(run.path / "store.json").get("fingerprint", "")))
+    side = store.train
+    return Text(names, store.fingerprint, len(side.tokens), side.documents, side.bytes, len(store.val.tokens))
 
 
 def _comparison(run: RunOnDisk) -> str | None:
@@ -194,7 +191,7 @@ def _evaluation(run: Path) -> tuple[Row, ...]:
         return ()
     names = [model.name for model in found.models]
     # Several models are called by the ends of their paths.
-    mine = names if len(names) == 1 else [name for name in names if Path(name).name == run.resolve().name]
+    mine = names if len(names) == 1 else [name for name in names if Path(name).name in (run.name, run.resolve().name)]
     if len(mine) != 1:
         return ()
     rows: list[Row] = []
