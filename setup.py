@@ -20,9 +20,10 @@ def package_page(readme: str, repository: str, tag: str) -> str:
     """
 
     def turned(link: re.Match[str]) -> str:
-        return f"{link[1]}[{link[2]}]({repository.rstrip('/')}/{'raw' if link[1] else 'blob'}/{tag}/{link[3]})"
+        kind = "blob" if link[1].startswith("[") else "raw"
+        return f"{link[1]}{repository.rstrip('/')}/{kind}/{tag}/{link[2]}"
 
-    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)", turned, readme) if repository else readme
+    return re.sub(r"""(!?\[[^\]]*\]\(|\bsrc=")(?![a-z]+:|#)([^)"\s]+)""", turned, readme) if repository else readme
 
 
 if __name__ == "__main__":

@@ -73,15 +73,15 @@ def built(tmp_path_factory):
 def empty(tmp_path_factory):
     """An environment with nothing in it."""
     folder = tmp_path_factory.mktemp("environment")
-    said(sys.executable, "-m", "venv", folder)
+    said(sys.executable, "-m", "venv", "--without-pip", folder)
     return folder / "bin"
 
 
 @pytest.fixture(scope="module")
 def install(empty, built):
     def install(extras=""):
-        pip = (empty / "python", "-m", "pip", "install", "--quiet", "--no-compile", "--disable-pip-version-check")
-        said(*pip, "-c", ROOT / "constraints.txt", f"{built[1]}{extras}")
+        pip = (sys.executable, "-m", "pip", "--python", empty / "python", "--quiet", "--disable-pip-version-check")
+        said(*pip, "install", "--no-compile", "-c", ROOT / "constraints.txt", f"{built[1]}{extras}")
 
     return install
 
@@ -127,7 +127,7 @@ def test_a_command_names_the_extra_it_needs(command, empty, tmp_path):
 def test_compare_runs_and_a_recipe_is_found_by_name(install, empty, text, tmp_path):
     install("[train]")
     tiny = [
-        *("--steps", "4", "--corpus", text, "--jobs", "1", "--set", "data.vocab_size=300"),
+        *("--steps", "10", "--corpus", text, "--jobs", "1", "--set", "data.vocab_size=300"),
         *("--set", "data.val_fraction=0.1", "--set", "data.val_megabytes=0.02", "--set", "train.batch_size=2"),
         *("--set", "train.warmup_steps=2", "--set", "train.latents=32", "--set", "train.threads=1"),
     ]
@@ -170,4 +170,6 @@ def test_the_package_page_has_absolute_addresses_of_files_that_are_there():
         place = target.removeprefix(f"https://code.example/o/superpose/{'raw' if mark else 'blob'}/v1.0/")
         assert (ROOT / place.partition("#")[0]).exists(), target
     assert all(re.match(r"[a-z]+:|#", target) for _, target in targets)
+    picture = '<img src="docs/images/logo.svg" width="80">'
+    assert "o/s/raw/v1/docs/images/logo.svg" in setup.package_page(picture, "o/s", "v1")
     assert setup.package_page(readme, "", "v1.0") == readme

@@ -47,7 +47,7 @@ def missing_package(error: ModuleNotFoundError) -> UserError:
         requirements = metadata.requires("superpose") or []
     except metadata.PackageNotFoundError:
         requirements = []
-    named = re.compile(rf"{package.replace('_', '-')}\b(?!-).*\bextra == .(\w+)")
+    named = re.compile(rf"{package.replace('_', '-')}\b(?![-[]).*\bextra == .(\w+)")
     extra = next((found[1] for found in map(named.match, requirements) if found), None)
     if not package or extra is None:
         raise error
