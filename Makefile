@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-commands test-extras docs mutants bench-loss bench-data clean
+.PHONY: demo test test-commands test-wheel test-extras docs mutants bench-loss bench-data clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -13,14 +13,19 @@ test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/test_commands.py
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/test_commands.py --ignore tests/test_wheel.py
 	$(MAKE) test-commands
+	$(MAKE) test-wheel
 	$(MAKE) test-extras
 	$(MAKE) docs
 
 # What the documentation shows, carried out on a little text: processes, comparisons and searches, so apart.
 test-commands: .venv/ready
 	$(BIN)/pytest -n 2 --dist worksteal tests/test_commands.py
+
+# What a user installs: a wheel in an empty environment, for the core alone and with its extras; the sdist's tests.
+test-wheel: .venv/ready
+	$(BIN)/pytest --durations 3 tests/test_wheel.py
 
 # What the extras need: TorchTitan, which asks for another version of datasets, and lm-eval, in one environment apart.
 test-extras: .venv-extras/ready
@@ -44,7 +49,7 @@ bench-data: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/data.py
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "superpose needs Python 3.11 or newer; name one: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -1,8 +1,8 @@
 """What the site adds to the pages of docs/: they are written for a code host, and stay readable there.
 
-README.md is the home page and CHANGELOG.md a page. Pages link to files outside docs/; those get pages of their own
-(sources and recipes, as they are) or are copied (figures as JSON), and links are turned to them. A built page that
-would fetch anything from the network fails the build.
+README.md is the home page; the changelog and what is written for contributors are pages too. Pages link to files
+outside docs/; those get pages of their own (sources and recipes, as they are) or are copied (figures as JSON), and
+links are turned to them. A built page that would fetch anything from the network fails the build.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).parents[1]
-PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "checks/README.md": "checks.md",
+}
 LANGUAGES = {".py": "python", ".toml": "toml"}
 LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?(\))")
 FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)

@@ -5,6 +5,8 @@ Text stays text, and each picture brings its own ground in both colour schemes, 
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -153,6 +155,25 @@ def shifts() -> str:
     return picture(620, 282, "The label shift, right, leaking and skipping", parts)
 
 
+def architecture() -> str:
+    """The rooms of src/superpose by floor, out of the table of docs/architecture.md."""
+    page = (Path(__file__).parents[1] / "architecture.md").read_text(encoding="utf-8")
+    floors = re.findall(r"^\| (\d+) \| (.+?) \| (.+) \|$", page, re.MULTILINE)
+    parts = []
+    for number, (floor, names, holds) in enumerate(floors):
+        rooms = re.findall(r"`(\w+)`", names)
+        y, colour = 20 + 44 * number, "c" if int(floor) > 6 else "b" if int(floor) > 3 else "a"
+        parts += [text(20, y + 21, floor, "small soft")]
+        parts += [box(44 + 98 * at, y, 90, 32, room, colour) for at, room in enumerate(rooms)]
+        lines = textwrap.wrap(holds, 66)
+        parts += [
+            text(348, y + 20 + 15 * at - 7 * (len(lines) - 1), line, "small soft") for at, line in enumerate(lines)
+        ]
+    height = 44 * len(floors)
+    parts += [arrow(10, 24, 10, height + 6), text(20, height + 36, "Imports go down only.", "small bold")]
+    return picture(760, height + 54, "The rooms of superpose by floor: imports go down only", parts)
+
+
 if __name__ == "__main__":
-    for draw in (folding, phases, shifts):
+    for draw in (folding, phases, shifts, architecture):
         (Path(__file__).parent / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")

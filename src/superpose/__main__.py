@@ -4,8 +4,7 @@ import atexit
 import os
 import sys
 
-from superpose.cli import app
-from superpose.errors import ReportedError, UserError
+from superpose.errors import ReportedError, UserError, missing_package
 
 
 def main() -> None:
@@ -17,19 +16,29 @@ def main() -> None:
 
 def _exit_code() -> int:
     try:
+        # Not at the top: superpose may be installed for its core alone, without what the command line needs.
+        from superpose.cli import app
+
         app(prog_name="superpose")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except ReportedError:
         return 2
-    except (UserError, OSError) as error:
-        problem = UserError.from_system(error) if isinstance(error, OSError) else error
-        rank = os.environ.get("RANK")
-        print(f"superpose{f', rank {rank}' if rank else ''}: {problem}", file=sys.stderr)
-        return 2
+    except UserError as error:
+        return _say(error)
+    except OSError as error:
+        return _say(UserError.from_system(error))
+    except ModuleNotFoundError as error:
+        return _say(missing_package(error))
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _say(problem: UserError) -> int:
+    rank = os.environ.get("RANK")
+    print(f"superpose{f', rank {rank}' if rank else ''}: {problem}", file=sys.stderr)
+    return 2
 
 
 def _end_rank(code: int) -> None:

@@ -38,3 +38,23 @@ class UserError(ValueError):
 
 class ReportedError(UserError):
     """One that another process tells the user about: several that fail for the same reason speak once."""
+
+
+def missing_package(error: ModuleNotFoundError) -> UserError:
+    """Which extra brings a package that is not there, as superpose's own metadata has it.
+
+    Raises:
+        ModuleNotFoundError: no extra brings it, so what is missing is an error of ours.
+    """
+    from importlib import metadata  # takes longer to import than all the rest
+
+    package = (error.name or "").partition(".")[0]
+    try:
+        requirements = metadata.requires("superpose") or []
+    except metadata.PackageNotFoundError:
+        requirements = []
+    named = re.compile(rf"{package.replace('_', '-')}\b(?![-[]).*\bextra == .(\w+)")
+    extra = next((found[1] for found in map(named.match, requirements) if found), None)
+    if not package or extra is None:
+        raise error
+    return UserError(f"this needs {package}, which is not installed; pip install 'superpose[{extra}]'")
