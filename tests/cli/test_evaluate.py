@@ -21,7 +21,7 @@ def _invoke(*arguments):
 
 
 def test_two_runs_side_by_side(run, longer_run, corpus, tmp_path):
-    options = ["--text", f"mine={corpus}", "--max-megabytes", 0.1, "--tasks", "copy,brackets", "--limit", 20]
+    options = ["--text", f"mine={corpus}", "--max-megabytes", 0.02, "--tasks", "copy,brackets", "--limit", 20]
     done = _invoke(run, longer_run, *options, "--out", tmp_path / "out")
     assert done.exit_code == 0, done.output
     assert "longer is better than one: -" in done.output

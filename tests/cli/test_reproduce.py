@@ -15,10 +15,13 @@ TINY = {
     "train.warmup_steps": 2,
     "train.eval_every": 100,
     "train.precision": "float32",
+    "train.threads": 1,
     "data.vocab_size": 300,
     "data.val_fraction": 0.1,
-    "data.val_megabytes": 0.01,
+    "data.val_megabytes": 0.002,
     "model.config.hidden_size": 16,
+    "model.config.intermediate_size": 32,
+    "model.config.num_hidden_layers": 1,
     "model.config.num_attention_heads": 2,
 }
 

@@ -24,7 +24,7 @@ def test_ids_fit_the_vocabulary_and_take_two_bytes(store):
 
 def test_the_manifest_says_what_made_it(store):
     assert {"superpose", "tokenizers"} == set(store.manifest["versions"])
-    assert "text.txt" in store.manifest["preparation"]["sources"][0]["location"]
+    assert "documents.jsonl" in store.manifest["preparation"]["sources"][0]["location"]
     for side in ("train", "val"):
         assert f"{getattr(store, side).documents:,} documents" in store.describe()
 

@@ -40,7 +40,7 @@ RESUMED = ("ddp", "experts", "muon")
 
 
 def varied(recipe, name):
-    recipe = changed(recipe, "train", eval_every=20)
+    recipe = changed(recipe, "train", eval_every=20, checkpoint_every=20)
     for section, values in VARIANTS[name].items():
         recipe = changed(recipe, section, **values)
     return recipe

@@ -76,7 +76,7 @@ def test_the_command_line_says_what_happened(recipe, corpus, tmp_path):
     settings = {
         **{f"data.{name}": getattr(recipe.data, name) for name in ("corpus", "vocab_size", "val_megabytes")},
         **{"train.steps": 100_000, "train.batch_size": 4, "train.latents": 16, "train.eval_every": 100_000},
-        "data.val_fraction": 0.1,
+        **{"data.val_fraction": 0.1, "model.config.hidden_size": 16, "train.log_every": 1},
     }
     path = tmp_path / "recipe.toml"
     path.write_text("")

@@ -85,8 +85,7 @@ def prepare_store(
         UserError: a source or the tokenizer cannot be read, there is too little text, or `path` holds something else.
     """
     progress("looking at the sources", 0)
-    by_source = [find_parts(source) for source in preparation.sources]
-    parts = [part for group in by_source for part in group]
+    parts = _parts_of(preparation.sources)
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
     if given is None and any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
@@ -95,7 +94,7 @@ def prepare_store(
     if not path.exists():
         with one_at_a_time(path):
             if not path.exists():
-                _prepare(preparation, path, inputs, by_source, given, processes, progress)
+                _prepare(preparation, path, inputs, parts, given, processes, progress)
     return _opened(path, inputs)
 
 
@@ -103,17 +102,15 @@ def _prepare(
     preparation: Preparation,
     path: Path,
     inputs: str,
-    by_source: list[list[Part]],
+    parts: list[Part],
     given: TextTokenizer | None,
     processes: int,
     progress: Progress,
 ) -> None:
-    parts = [part for group in by_source for part in group]
     work = path.with_name(f".{path.name}.partial")
     _claim(work, inputs)
     with workers(min(processes or available_cores(), len(parts))) as run:
-        end_of_text = given.end_of_text if given else None
-        selection, of_part = _select(preparation, by_source, work, end_of_text, run, progress)
+        selection, of_part = _select(preparation, parts, work, given.end_of_text if given else None, run, progress)
         _expect_text(preparation, selection)
         if not (work / "tokenizer" / "done").is_file():
             progress("training the tokenizer" if given is None else "looking at the tokenizer", 0)
@@ -122,19 +119,14 @@ def _prepare(
         tokenizer = kept_tokenizer(work)
         dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
 
-        chosen = [(number, parts[number], of_part[number]) for number in range(len(parts))]
-        chosen = [job for job in chosen if (job[2] >= 0).any()]
+        jobs = zip(range(len(parts)), parts, of_part, strict=True)
+        chosen = [job for job in jobs if (job[2] >= 0).any()]
         run(partial(spill, work, dtype), chosen, lambda share: progress("tokenizing", share))
-        shards = {
-            "val": plan_shards("val", selection.val.sizes, 0),
-            "train": plan_shards("train", selection.train.sizes, len(selection.val.sizes)),
-        }
+        val = plan_shards("val", selection.val.sizes, 0)
+        train = plan_shards("train", selection.train.sizes, len(selection.val.sizes))
         write = partial(gather, work, dtype, tokenizer.end_of_text)
-        records = run(write, shards["val"] + shards["train"], lambda share: progress("writing shards", share))
-    written = {
-        "val": {"shards": records[: len(shards["val"])]},
-        "train": {"shards": records[len(shards["val"]) :]},
-    }
+        records = run(write, val + train, lambda share: progress("writing shards", share))
+    written = {"val": {"shards": records[: len(val)]}, "train": {"shards": records[len(val) :]}}
     _finish(work, path, preparation, inputs, tokenizer, dtype, selection, written)
 
 
@@ -151,13 +143,12 @@ def train_on_sources(
         UserError: a source cannot be read, or holds no text.
     """
     preparation = Preparation(sources, val_fraction=0.0)
-    by_source = [find_parts(source) for source in sources]
-    parts = [part for group in by_source for part in group]
+    parts = _parts_of(sources)
     if any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already, and a tokenizer is trained on text")
     with workers(min(processes or available_cores(), len(parts))) as run, TemporaryDirectory() as folder:
         (Path(folder) / "index").mkdir()
-        selection, of_part = _select(preparation, by_source, Path(folder), None, run, progress)
+        selection, of_part = _select(preparation, parts, Path(folder), None, run, progress)
         if not len(selection.train.documents):
             raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")
         progress("training the tokenizer", 0)
@@ -169,6 +160,10 @@ def cache_directory() -> Path:
     if chosen := os.environ.get("SUPERPOSE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
+
+
+def _parts_of(sources: tuple[Source, ...]) -> list[Part]:
+    return [part for source in sources for part in find_parts(source)]
 
 
 def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
@@ -215,21 +210,20 @@ def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
 
 def _select(
     preparation: Preparation,
-    by_source: list[list[Part]],
+    parts: list[Part],
     work: Path,
     end_of_text: int | None,
     run: Run,
     progress: Progress,
 ) -> tuple[Selection, list[npt.NDArray[np.int64]]]:
     """Step 2: the selection, and for each document of each part its place in the store, or -1."""
-    parts = [part for group in by_source for part in group]
     run(partial(_scan, work, end_of_text), list(enumerate(parts)), lambda share: progress("reading text", share))
     indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in range(len(parts))]
     bounds = [0, *accumulate(map(len, indexes))]
-    parts_of_source = [len(group) for group in by_source]
+    sources = [preparation.sources.index(part.source) for part in parts]
     selection = select(
         np.concatenate(indexes),
-        np.repeat(np.repeat(np.arange(len(by_source)), parts_of_source), np.diff(bounds)),
+        np.repeat(sources, np.diff(bounds)),
         preparation.weights,
         preparation.max_bytes,
         preparation.val_fraction,

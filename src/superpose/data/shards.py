@@ -59,14 +59,9 @@ def chosen_documents(
 def keep_tokenizer(tokenizer: TextTokenizer, directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     save_tokenizer(tokenizer, directory)
-    (directory.parent / "end_of_text.json").write_text(
-        json.dumps({"token": tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)})
-    )
+    token = tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)
+    (directory.parent / "end_of_text.json").write_text(json.dumps({"token": token}))
     (directory / "done").touch()
-
-
-def _end_of_text(work: Path) -> str:
-    return str(read_json(work / "end_of_text.json")["token"])
 
 
 def kept_tokenizer(work: Path) -> TextTokenizer:
@@ -76,7 +71,7 @@ def kept_tokenizer(work: Path) -> TextTokenizer:
 
 @lru_cache(maxsize=1)
 def _loaded(work: Path, written: int) -> TextTokenizer:
-    loaded = load_tokenizer(str(work / "tokenizer"), _end_of_text(work))
+    loaded = load_tokenizer(str(work / "tokenizer"), str(read_json(work / "end_of_text.json")["token"]))
     # Where a text spells out a special token, it is text: only we end documents.
     loaded.tokenizer.encode_special_tokens = True
     return loaded

@@ -9,15 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
-from typing import Any, Protocol
+from typing import Any
 
-
-class Run(Protocol):
-    """Applies `work` to each item and returns the results in order; `listener` is told of the share done."""
-
-    def __call__(
-        self, work: Callable[[Any], Any], items: Sequence[Any], listener: Callable[[float], None]
-    ) -> list[Any]: ...
+Run = Callable[[Callable[[Any], Any], Sequence[Any], Callable[[float], None]], list[Any]]
+"""(work, items, listener) to work of each item, in order; the listener hears which share of them is done."""
 
 
 def available_cores() -> int:
