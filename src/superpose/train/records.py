@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
@@ -175,10 +176,17 @@ def checked(kind: type[_Kind], value: Any, path: Path) -> _Kind:
         UserError: a field is missing or of another type.
     """
     try:
-        return TypeAdapter(kind).validate_python(value)
+        read: _Kind = _adapter(kind).validate_python(value)  # type: ignore[arg-type]  # a class has a hash
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{path} was altered: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+        place = ".".join(map(str, problem["loc"]))
+        raise UserError(f"{path} was altered: {place}: {problem['msg']}; train the run again") from None
+    return read
+
+
+@cache  # to build one takes longer than to check hundreds of records
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def read_result(path: Path) -> Result:
