@@ -617,9 +617,9 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.data.store import TokenStore
     from superpose.plan.evidence import points_of
     from superpose.report.write import write_report
-    from superpose.share.generate import generate, load_model
+    from superpose.share import generate
     from superpose.train.config import load_recipe
-    from superpose.train.metrics import metrics_log
+    from superpose.train.records import metrics_log
     from superpose.train.run_directory import claim
 
     runs = folder / "runs"
@@ -634,8 +634,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
             _add_code(rng, model)
         if rng.random() < 0.2:
             damage_file(rng, run / rng.choice(("result.json", "config.json")))
-        loaded, tokenizer = load_model(run)
-        generate(loaded, tokenizer, "alpha", 2, 0.8, 0.9, 0, lambda piece: None)
+        generate(run, "alpha", 2, 0.8, 0.9)
         return
     if kind == "resume":
         damage_file(rng, run / rng.choice(("config.json", "store.json", "metrics.jsonl", "metrics.jsonl")))
@@ -696,7 +695,7 @@ def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
 _WORK = (
     "superpose.data.config.prepare",
     "superpose.report.write.write_report",
-    "superpose.share.generate.load_model",
+    "superpose.share.sampling.generate",
     "superpose.data.prepare.prepare_store",
     "superpose.data.prepare.train_on_sources",
     "superpose.data.store.TokenStore.open",

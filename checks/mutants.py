@@ -269,10 +269,10 @@ MUTANTS = [
     Mutant(
         7,
         "validation in bag mode",
-        "train/metrics.py",
+        "train/validation.py",
         "bag_size=1, normalizer=1.0",
         "bag_size=2, normalizer=1.0",
-        "tests/train/test_metrics.py",
+        "tests/train/test_validation.py",
     ),
     Mutant(
         7,

@@ -136,7 +136,7 @@ def run(recipe, store, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def exported(run, tmp_path_factory) -> Path:
     """Its model as a Hugging Face directory: not to be changed either."""
-    from superpose.share.export import export
+    from superpose.share import export
 
     path = tmp_path_factory.mktemp("exported") / "model"
     export(run, path)
@@ -148,7 +148,11 @@ def trained(runs, store, pool):
     from superpose.runs.pool import Outcome
     from superpose.train.loop import train
 
-    return [Outcome(run, pool / run.key(store), train(run.recipe, store, pool / run.key(store))) for run in runs]
+    directories = [pool / run.key(store) for run in runs]
+    return [
+        Outcome(run, path, train(run.recipe, store, path, resume=(path / "config.json").exists()))
+        for run, path in zip(runs, directories, strict=True)
+    ]
 
 
 @pytest.fixture(scope="session")

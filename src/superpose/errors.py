@@ -1,5 +1,7 @@
 """Errors that are the user's to mend, and nobody's to read a traceback for."""
 
+import re
+
 _LONGEST = 800
 """Characters of a message; a person reads no more, and what is quoted in it may be of any size."""
 
@@ -7,6 +9,12 @@ _LONGEST = 800
 def first_line(error: BaseException) -> str:
     """What an error of others says first; its class, if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def last_line(error: BaseException) -> str:
+    """What an error of others says at its end, with types as people write them."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
 
 
 class UserError(ValueError):

@@ -11,8 +11,8 @@ from superpose import IGNORE_INDEX, Schedule, SuperposedLM, split_window, window
 from superpose.core.parts import SuperposedParts, fold_side
 from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
-from superpose.train.metrics import read_metrics
 from superpose.train.optim import build_optimizers, learning_rate
+from superpose.train.records import read_metrics
 from tests.conftest import make_model
 
 ROOT = Path(__file__).parents[2]

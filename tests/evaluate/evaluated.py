@@ -8,7 +8,7 @@ from superpose.data.tokenizer import load_tokenizer, save_tokenizer
 from superpose.evaluate.models import EvaluatedModel
 
 
-def subject(model, tmp_path, name="model", context=64):
+def evaluated(model, tmp_path, name="model", context=64):
     """A model that reads bytes."""
     from transformers import AutoTokenizer
 

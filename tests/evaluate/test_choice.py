@@ -8,14 +8,14 @@ from superpose.data.tokenizer import load_tokenizer
 from superpose.errors import UserError
 from superpose.evaluate.choice import answer, continuation_nats
 from superpose.evaluate.intervals import paired_shares, wilson
-from superpose.evaluate.tasks import Item, own_items
+from superpose.evaluate.tasks import TASKS, Item
 from tests.conftest import make_model
-from tests.evaluate.evaluated import HandMade, closing_of, induction, subject
+from tests.evaluate.evaluated import HandMade, closing_of, evaluated, induction
 
 
 @pytest.fixture
-def random_subject(family, tmp_path):
-    return subject(make_model(family, vocab_size=257).eval(), tmp_path)
+def random_model(family, tmp_path):
+    return evaluated(make_model(family, vocab_size=257).eval(), tmp_path)
 
 
 def _slow(model, tokenizer, context, continuation, longest=10**6):
@@ -30,19 +30,19 @@ def _slow(model, tokenizer, context, continuation, longest=10**6):
     return total
 
 
-def test_nats_are_those_of_one_token_after_the_other(random_subject):
-    model = random_subject.model
+def test_nats_are_those_of_one_token_after_the_other(random_model):
+    model = random_model.model
     pairs = [("a bc", " d"), ("x", "yz and more"), ("longer than the others are", "."), ("a bc", " dé")]
-    expected = [_slow(model, random_subject.tokenizer, *pair) for pair in pairs]
-    found = continuation_nats(random_subject, pairs)
+    expected = [_slow(model, random_model.tokenizer, *pair) for pair in pairs]
+    found = continuation_nats(random_model, pairs)
     assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_does_not_fit_is_left_out_at_the_start(tmp_path):
     """As lm-eval does it: one row of as many tokens as the context holds."""
     model = make_model("llama", vocab_size=257).eval()
-    short = subject(model, tmp_path, context=8)
-    whole = subject(model, tmp_path, context=64)
+    short = evaluated(model, tmp_path, context=8)
+    whole = evaluated(model, tmp_path, context=64)
     text, continuation = "0123456789abcdef", "xyz"
     kept = text[-(8 + 1 - len(continuation)) :]
     assert continuation_nats(short, [(text, continuation)]) == continuation_nats(whole, [(kept, continuation)])
@@ -51,7 +51,7 @@ def test_what_does_not_fit_is_left_out_at_the_start(tmp_path):
 
 def test_the_likeliest_is_chosen_as_a_whole_and_by_byte(tmp_path):
     """A model that knows nothing finds the shortest likeliest as a whole, and all alike by byte."""
-    knows_nothing = subject(HandMade(lambda ids: None), tmp_path)
+    knows_nothing = evaluated(HandMade(lambda ids: None), tmp_path)
     score = answer(
         knows_nothing, "t", [Item("a", ("bbb", "c"), 1), Item("a", ("bbb", "c"), 0), Item("a", ("b", "c"), 0)]
     )
@@ -61,25 +61,25 @@ def test_the_likeliest_is_chosen_as_a_whole_and_by_byte(tmp_path):
 
 
 def test_a_model_that_copies_is_told_from_one_that_does_not(tmp_path):
-    items = own_items("copy", 150)
-    copies = answer(subject(HandMade(induction), tmp_path), "copy", items)
-    guesses = answer(subject(make_model("llama", vocab_size=257).eval(), tmp_path), "copy", items)
+    items = TASKS["copy"].items(150)
+    copies = answer(evaluated(HandMade(induction), tmp_path), "copy", items)
+    guesses = answer(evaluated(make_model("llama", vocab_size=257).eval(), tmp_path), "copy", items)
     assert copies.right.all()
-    interval = wilson(int(guesses.right.sum()), len(items))
+    interval = wilson(guesses.right)
     assert interval.low < guesses.chance < interval.high
     assert paired_shares(guesses.right, copies.right).difference.low > 0.5
 
 
 def test_a_model_that_keeps_a_stack_closes_brackets(tmp_path):
-    items = own_items("brackets", 150)
-    stack = answer(subject(HandMade(closing_of(load_tokenizer("bytes"))), tmp_path), "brackets", items)
-    copies = answer(subject(HandMade(induction), tmp_path), "brackets", items)
+    items = TASKS["brackets"].items(150)
+    stack = answer(evaluated(HandMade(closing_of(load_tokenizer("bytes"))), tmp_path), "brackets", items)
+    copies = answer(evaluated(HandMade(induction), tmp_path), "brackets", items)
     assert stack.right.all()
     assert copies.right.mean() < 0.5
 
 
 def test_a_tokenizer_that_leaves_nothing_of_a_choice(tmp_path):
-    empty = subject(HandMade(induction), tmp_path)
+    empty = evaluated(HandMade(induction), tmp_path)
     with pytest.raises(UserError, match="leaves nothing of ''"):
         continuation_nats(empty, [("a", "")])
 
@@ -89,4 +89,4 @@ def test_broken_weights_are_said(tmp_path):
     with torch.no_grad():
         model.lm_head.weight.fill_(np.nan)
     with pytest.raises(UserError, match="nan predicts numbers that are not finite"):
-        answer(replace(subject(model, tmp_path), name="nan"), "copy", own_items("copy", 2))
+        answer(replace(evaluated(model, tmp_path), name="nan"), "copy", TASKS["copy"].items(2))

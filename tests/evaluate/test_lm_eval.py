@@ -7,9 +7,9 @@ import pytest
 from superpose.errors import UserError
 from superpose.evaluate.choice import answer
 from superpose.evaluate.lm_eval import PAPER, PREFIX, _fetches, answer_by_lm_eval, expect_lm_eval, write_tasks
-from superpose.evaluate.tasks import TASKS, own_items
+from superpose.evaluate.tasks import TASKS
 from tests.conftest import make_model
-from tests.evaluate.evaluated import subject
+from tests.evaluate.evaluated import evaluated
 
 here = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not installed")
 
@@ -17,7 +17,7 @@ here = pytest.mark.skipif(find_spec("lm_eval") is None, reason="lm-eval is not i
 @pytest.fixture
 def small(tmp_path):
     # lm-eval asks which class it is, so this one is of transformers.
-    return subject(make_model("llama", vocab_size=257).eval(), tmp_path)
+    return evaluated(make_model("llama", vocab_size=257).eval(), tmp_path)
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
@@ -28,7 +28,7 @@ def test_what_is_missing_is_said():
 
 
 def test_a_folder_of_tasks_holds_the_questions(tmp_path):
-    items = {name: own_items(name, 5) for name in TASKS}
+    items = {name: TASKS[name].items(5) for name in TASKS}
     write_tasks(tmp_path / "tasks", items)
     for name in TASKS:
         lines = (tmp_path / "tasks" / f"{name}.jsonl").read_text().splitlines()
@@ -49,7 +49,7 @@ def test_errors_of_fetching_are_known_through_what_they_led_to():
 def folder(tmp_path_factory):
     """Of all our tasks, and a group of two."""
     path = tmp_path_factory.mktemp("tasks")
-    write_tasks(path, {name: own_items(name, 40) for name in TASKS})
+    write_tasks(path, {name: TASKS[name].items(40) for name in TASKS})
     (path / "both.yaml").write_text(f"group: both\ntask:\n  - {PREFIX}copy\n  - {PREFIX}brackets\n")
     return path
 
@@ -59,7 +59,7 @@ def folder(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore")
 def test_lm_eval_finds_the_same(small, name, folder):
     theirs = answer_by_lm_eval(small, PREFIX + name, folder)
-    ours = answer(small, name, own_items(name, 40))
+    ours = answer(small, name, TASKS[name].items(40))
     assert np.array_equal(theirs.right, ours.right)
     assert np.array_equal(theirs.right_by_byte, ours.right_by_byte)
     assert theirs.chance == ours.chance
@@ -71,7 +71,7 @@ def test_lm_eval_finds_the_same(small, name, folder):
 @pytest.mark.filterwarnings("ignore")
 def test_a_group_counts_the_questions_of_all_its_tasks(small, folder):
     both = answer_by_lm_eval(small, "both", folder)
-    expected = sum(int(answer(small, name, own_items(name, 40)).right.sum()) for name in ("copy", "brackets"))
+    expected = sum(int(answer(small, name, TASKS[name].items(40)).right.sum()) for name in ("copy", "brackets"))
     assert (len(both.right), int(both.right.sum())) == (80, expected)
 
 

@@ -13,7 +13,7 @@ def test_a_run_and_its_hugging_face_directory_are_the_same_model(run):
     assert (whole.name, directory.name) == ("one", "model")
     assert whole.run == run
     assert directory.run is None
-    assert whole.facts["parameters"] == directory.facts["parameters"] > 0
+    assert whole.facts.parameters == directory.facts.parameters > 0
     assert whole.context == directory.context == 16
     assert whole.text_tokenizer.tokenizer.to_str() == directory.text_tokenizer.tokenizer.to_str()
     assert not whole.model.training

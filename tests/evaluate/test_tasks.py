@@ -4,29 +4,28 @@ from collections import Counter
 
 import pytest
 
-from superpose.errors import UserError
-from superpose.evaluate.tasks import CHOICES, ITEMS, TASKS, Item, own_items
+from superpose.evaluate.tasks import CHOICES, ITEMS, TASKS, Item
 
 NAMES = sorted(TASKS)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_questions_depend_on_the_seed_alone(name):
-    items = own_items(name)
+    items = TASKS[name].items()
     assert len(items) == ITEMS
-    assert items == own_items(name)
-    assert items[:20] == own_items(name, limit=20)
-    assert items != own_items(name, seed=1)
+    assert items == TASKS[name].items()
+    assert items[:20] == TASKS[name].items(20)
+    assert items != TASKS[name].items(seed=1)
     assert len({(item.context, item.choices) for item in items}) > 0.95 * ITEMS
 
 
 def test_questions_are_the_same_on_every_machine():
-    assert own_items("copy", 1) == [Item("y x v g i s f c y x v g i", (" g", " s", " y", " c"), 1)]
+    assert TASKS["copy"].items(1) == [Item("y x v g i s f c y x v g i", (" g", " s", " y", " c"), 1)]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_choices_are_different_and_short_and_the_right_ones_place_tells_nothing(name):
-    items = own_items(name)
+    items = TASKS[name].items()
     for item in items:
         assert len(set(item.choices)) == len(item.choices) == CHOICES
         assert not item.context.endswith((" ", "\n"))
@@ -65,7 +64,7 @@ def _parses(text):
 
 
 def test_only_the_right_brackets_close():
-    for item in own_items("brackets"):
+    for item in TASKS["brackets"].items():
         assert [_parses(item.context + choice) for choice in item.choices] == [
             place == item.answer for place in range(CHOICES)
         ]
@@ -75,27 +74,22 @@ def test_only_the_right_part_can_follow():
     """Whatever comes after: a list of ways to go on, at least one of which fits each right part."""
     ways = ["", " x", " x:\n pass", " x]", ":\n pass", "\n pass", ":\n  return", " x.y", "(x)", ")", ", x"]
     ways += [" x in y]", ": int):\n pass", "=None):\n pass", ".x:\n pass", " x else y", ")\n", " else x"]
-    for item in own_items("grammar"):
+    for item in TASKS["grammar"].items():
         inside = "def outer():\n " + item.context
         fits = [any(_parses(inside + choice + way.replace("\n ", "\n  ")) for way in ways) for choice in item.choices]
         assert fits == [place == item.answer for place in range(CHOICES)], item
 
 
 def test_only_the_right_name_was_used_before():
-    for item in own_items("identifiers"):
+    for item in TASKS["identifiers"].items():
         used = set(re.findall(r"\w+", item.context))
         assert [choice.strip() in used for choice in item.choices] == [place == item.answer for place in range(CHOICES)]
 
 
 def test_the_right_letter_followed_the_last_one_before():
-    for item in own_items("copy"):
+    for item in TASKS["copy"].items():
         letters = item.context.split()
         before = letters.index(letters[-1])
         assert item.choices[item.answer] == f" {letters[before + 1]}"
         assert before < len(letters) - 1
         assert all(choice.strip() in letters for choice in item.choices)
-
-
-def test_an_unknown_task_is_named_with_those_there_are():
-    with pytest.raises(UserError, match="brackets, copy, grammar, identifiers"):
-        own_items("riddles")

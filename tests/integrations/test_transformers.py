@@ -18,8 +18,8 @@ from superpose.data.windows import WindowPlan
 from superpose.integrations.transformers import RowTokens, SuperposeTrainer, next_token_collator
 from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
-from superpose.train.metrics import read_metrics
 from superpose.train.optim import build_optimizers, learning_rate
+from superpose.train.records import read_metrics
 from tests.conftest import make_model
 
 ROOT = Path(__file__).parents[2]

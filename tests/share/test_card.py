@@ -7,17 +7,19 @@ import pytest
 import yaml
 
 from superpose.compare.comparison import Comparison, Trained
+from superpose.evaluate.evaluation import Document, Evaluation, ModelFacts, Task, TaskFigures, Text, TextFigures
 from superpose.files import read_json
-from superpose.models.build import load_model
+from superpose.models.load import load_model
+from superpose.results.intervals import Interval
 from superpose.results.tables import plain
 from superpose.runs.disk import open_run
+from superpose.share import export
 from superpose.share.card import model_card
-from superpose.share.export import export
 from superpose.share.facts import gather
 
 
 def gathered(path, step=20, averaged=False):
-    return gather(open_run(path), load_model(path / "model", "model"), step, averaged)
+    return gather(open_run(path), load_model(path / "model"), step, averaged)
 
 
 @pytest.fixture(scope="module")
@@ -143,31 +145,49 @@ def test_the_comparison_it_is_part_of_is_in_it(run, recipe, tmp_path):
     assert "Compared" not in model_card("x", gathered(folder / "tst"))
 
 
+def evaluation(*names):
+    """Of some models, as `superpose evaluate` writes it."""
+    figures = {"loss": Interval(4.56789, 4.5, 4.625), "bits_per_byte": Interval(3.0), "tokens": 9, "by_position": []}
+    documents = {"document_nats": [9.0], "document_tokens": [9]}
+    facts = {"path": "p", "model": "llama", "parameters": 1, "context": None, "vocabulary": 300}
+    text = Text(
+        name="store",
+        documents=[Document(starts="a", bytes=9)],
+        models=[TextFigures(name=name, **figures, **documents) for name in names],
+    )
+    answers = [TaskFigures(name=name, accuracy=Interval(0.25), right=[1]) for name in names]
+    task = Task(name="next_word", chance=0.5, items=1, models=answers)
+    models = [ModelFacts(name=name, **facts) for name in names]
+    return Evaluation(models=models, latents=16, texts=[text], tasks=[task], versions={})
+
+
 def test_its_evaluation_is_in_it_if_it_is_there(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "copy")
+
+    def told(record, step=20, averaged=False):
+        (copy / "evaluation.json").write_text(json.dumps(record))
+        return gathered(copy, step, averaged).evaluation
+
     assert "Evaluation" not in model_card("x", gathered(copy))
-    assert gathered(copy).evaluation == ()
-    loss = {"value": 4.56789, "low": 4.5, "high": 4.625}
-    scores = {"name": "copy", "loss": loss, "bits_per_byte": {"value": 3.0, "low": None, "high": None}}
-    task = {"name": "next_word", "chance": 0.5, "models": [{"name": "copy", "accuracy": {"value": 0.25}}]}
-    whole = {"models": [{}], "texts": [{"name": "store", "models": [scores]}], "tasks": [task]}
-    (copy / "evaluation.json").write_text(json.dumps(whole))
+    whole = evaluation("copy").model_dump()
+    assert told(whole)[0] == ("store", "nats per token", "4.568 (4.5 to 4.625)")
     card = model_card("x", gathered(copy))
     assert "| store | nats per token | 4.568 (4.5 to 4.625) |\n| store | bits per byte | 3 |" in card
     assert "| next\\_word | share right | 0.25 |" in card
-    # Of several models this run's; of several of its name none.
-    others = [{**scores, "loss": {"value": 1.0}, "name": "a/one"}, {**scores, "name": "a/copy"}]
-    (copy / "evaluation.json").write_text(json.dumps({"texts": [{"name": "store", "models": others}]}))
-    assert gathered(copy).evaluation[0][2].startswith("4.568")
-    both = [{**scores, "name": "a/copy"}, {**scores, "name": "b/copy"}]
-    (copy / "evaluation.json").write_text(json.dumps({"texts": [{"name": "store", "models": both}]}))
-    assert gathered(copy).evaluation == ()
-    for other in ('{"texts": 3}', "[]", "not JSON", '{"tasks": [{"a": {}}, 4]}'):
-        (copy / "evaluation.json").write_text(other)
+    # One model alone is this run's, whatever it is called; of several that of its name; of several of its name none.
+    assert told(evaluation("another").model_dump()) == told(whole)
+    both = evaluation("a/one", "a/copy")
+    both.texts[0].models[0].loss = Interval(1.0)
+    assert told(both.model_dump())[0][2].startswith("4.568")
+    assert told(evaluation("a/copy", "b/copy").model_dump()) == ()
+    no_number = json.loads(json.dumps(whole).replace("4.56789", "NaN"))
+    for other in (no_number, {"texts": 3}, [], "text", {"tasks": [{"a": {}}, 4]}):
+        assert told(other) == ()
         assert "Evaluation" not in model_card("x", gathered(copy))
+    (copy / "evaluation.json").write_text("not JSON")
+    assert gathered(copy).evaluation == ()
     # It is of the model the run ended with, and of no other.
-    (copy / "evaluation.json").write_text(json.dumps(whole))
-    assert gathered(copy, step=10).evaluation == gathered(copy, averaged=True).evaluation == ()
+    assert told(whole, step=10) == told(whole, averaged=True) == ()
 
 
 def test_its_lines_load_the_model(run, tmp_path, monkeypatch):

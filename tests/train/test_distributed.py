@@ -14,7 +14,7 @@ from superpose.errors import ReportedError, UserError
 from superpose.train.checkpoint import Checkpoints
 from superpose.train.distributed import Ranks
 from superpose.train.loop import train
-from superpose.train.metrics import read_metrics
+from superpose.train.records import read_metrics
 from superpose.train.state import build_state
 from superpose.train.stopping import StoppedError
 from tests.conftest import MODELS

@@ -16,7 +16,7 @@ from superpose.train import loop
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks
 from superpose.train.loop import announce, check_recipe, train
-from superpose.train.metrics import read_metrics
+from superpose.train.records import read_metrics
 
 
 def changed(recipe: Recipe, section: str, **values) -> Recipe:

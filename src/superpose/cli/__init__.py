@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, evaluate, export, plan, report, reproduce, runs, tune
+from superpose.cli import compare, conform, data, evaluate, plan, report, reproduce, runs, share, tune
 from superpose.cli.options import Overrides, load_settings, prepared_store
 
 app = typer.Typer(
@@ -111,32 +110,9 @@ def train(
         console.print(f"model: {out / 'model'}")
 
 
-@app.command()
-def generate(
-    place: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A finished run, or a Hugging Face directory.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="By default as many as the context has room for.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the probability to sample from.")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-) -> None:
-    """Continue a text with the model of a finished run or of a Hugging Face directory, streamed as it comes."""
-    from superpose.share.generate import generate as generate_text
-    from superpose.share.generate import load_model
-
-    def stream(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    model, tokenizer = load_model(place)
-    generate_text(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
-    stream("\n")
-
-
-app.command()(export.export)
-app.command("import")(export.import_model)
+app.command()(share.generate)
+app.command()(share.export)
+app.command("import")(share.import_model)
 app.add_typer(runs.app, name="runs")
 app.command()(data.prepare)
 app.add_typer(data.tokenizer_app, name="tokenizer")

@@ -57,8 +57,6 @@ def prepare(
     """
     import time
 
-    from rich.console import Console
-
     from superpose.data.prepare import Preparation, prepare_store
     from superpose.results.progress import Display
 
@@ -78,13 +76,12 @@ def prepare(
         val_megabytes * 1e6,
         seed,
     )
-    console = Console(markup=False, highlight=False)
     started = time.monotonic()
-    with Display(console) as display:
+    with Display() as display:
         try:
             store = prepare_store(preparation, out, processes, display.prepare)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on where it was")
+            display.say("stopped; the same command goes on where it was")
             raise
     seconds = time.monotonic() - started
     typer.echo(f"{store.describe()}\n{out}, in {seconds:.0f} s")
@@ -106,8 +103,6 @@ def train_a_tokenizer(
     processes: Processes = 0,
 ) -> None:
     """Train a byte-level BPE tokenizer on 16 MiB of text, taken from all over the sources."""
-    from rich.console import Console
-
     from superpose.data.prepare import train_on_sources
     from superpose.data.tokenizer import END_OF_TEXT, save_tokenizer
     from superpose.files import whole_directory
@@ -115,8 +110,7 @@ def train_a_tokenizer(
 
     if out.exists():
         raise UserError(f"{out} exists; give a new directory")
-    console = Console(markup=False, highlight=False)
-    with Display(console) as display:
+    with Display() as display:
         trained = train_on_sources(
             _sources(sources, field, encoding), vocab_size, tuple(special_token or ()), processes, display.prepare
         )

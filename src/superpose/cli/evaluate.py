@@ -50,48 +50,38 @@ def evaluate(
     import json
     import sys
 
-    import torch
     from rich.console import Console
 
-    from superpose.evaluate import evaluation, models, texts
-    from superpose.evaluate import tables as words
-    from superpose.evaluate.lm_eval import PAPER, expect_lm_eval, write_tasks
-    from superpose.evaluate.tasks import TASKS, own_items
-    from superpose.files import write_json, write_text
-    from superpose.results.progress import print_table
-    from superpose.results.tables import markdown
+    from superpose.evaluate import workflow
+    from superpose.evaluate.tables import tables, verdict
+    from superpose.results.progress import print_results
 
-    named = [_named(option) for option in text or []]
-    if len({name for name, _ in named}) < len(named):
+    texts = dict(_named(option) for option in text or [])
+    if len(texts) < len(text or []):
         raise UserError("--text gives a name twice; give each text a name of its own")
-    wanted = _chosen(tasks, tuple(TASKS), PAPER)
-    if tasks_only and (text or not wanted):
+    wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    if tasks_only and (texts or not wanted):
         raise UserError("--tasks-only is for --tasks without --text; leave one of them out")
-    expect_lm_eval([name for name in wanted if name not in TASKS])
-
-    subjects = models.load_models(places, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    size = max_megabytes * 1e6
-    held_out = [texts.read_text(name, location, field, size) for name, location in named]
-    if not held_out and not tasks_only:
-        held_out = texts.own_texts(subjects, size)
-
     # What is being done goes to the other stream, so that the figures can be piped.
-    aside = Console(file=sys.stderr, markup=False, highlight=False)
-    with aside.status("") as status:
-        result = evaluation.evaluate(subjects, held_out, wanted, latents, limit, include, status.update)
-    record, tables, verdict = result.to_json(), words.tables(result), words.verdict(result)
-    if out is not None:
-        write_json(out / "evaluation.json", record)
-        write_text(out / "summary.md", markdown(tables, verdict))
-        write_tasks(out / "tasks", {name: own_items(name, limit) for name in wanted if name in TASKS})
+    with Console(file=sys.stderr, markup=False, highlight=False).status("") as status:
+        evaluation = workflow.evaluate(
+            places,
+            texts or ({} if tasks_only else None),
+            wanted,
+            field,
+            max_megabytes,
+            latents,
+            limit,
+            include,
+            device,
+            out,
+            status.update,
+        )
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        typer.echo(json.dumps(evaluation.model_dump(), indent=1))
         return
     console = Console(markup=False, highlight=False)
-    for title, header, rows in tables:
-        console.print(f"\n{title}", style="bold")
-        print_table(console, header, rows)
-    console.print(f"\n{verdict}" if verdict else "")
+    print_results(console, tables(evaluation), verdict(evaluation))
     if out is not None:
         console.print(f"All figures: {out}/")
 
@@ -101,10 +91,3 @@ def _named(option: str) -> tuple[str, str]:
     if not (name and equals and location):
         raise UserError(f"--text {option}: expected NAME=PATH, such as news=news.jsonl")
     return name, location
-
-
-def _chosen(tasks: str | None, own: tuple[str, ...], paper: tuple[str, ...]) -> list[str]:
-    """The tasks that are asked for, each once."""
-    groups = {"all": own, "paper": paper}
-    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    return list(dict.fromkeys(task for name in names for task in groups.get(name, (name,))))

@@ -55,7 +55,8 @@ def show(run: Run, as_json: AsJson = False) -> None:
     """Show what is known of a run: its state, results, checkpoints and settings."""
     from superpose.results.progress import print_table
     from superpose.runs.disk import open_run
-    from superpose.runs.tables import settings_of, shown, tables_of
+    from superpose.runs.tables import shown, tables_of
+    from superpose.train.recipe_file import recipe_toml
 
     found = open_run(run)
     if as_json:
@@ -67,7 +68,7 @@ def show(run: Run, as_json: AsJson = False) -> None:
         print_table(console, header, rows)
         console.print()
     console.print("Settings that are not at their defaults", style="bold")
-    console.print(settings_of(found), soft_wrap=True)
+    console.print(recipe_toml(found.recipe), soft_wrap=True)
 
 
 @app.command()

@@ -45,11 +45,11 @@ def _main_runs(comparison: Comparison, arm: str) -> list[Trained]:
 
 def _switches(comparison: Comparison, tst: Trained) -> tuple[tuple[dict[str, float], str], ...]:
     """Where phases meet on each axis: at the validation record of each boundary."""
-    records = {int(record["step"]): record for record in read_validations(tst.directory)}
+    records = {record.step: record for record in read_validations(tst.directory)}
     boundaries = comparison.recipe.schedule.boundaries
     return tuple(
         (
-            {axis: records[boundary][axis] for axis in AXES},
+            {axis: float(getattr(records[boundary], axis)) for axis in AXES},
             "recovery begins" if boundary == boundaries[-1] else "next stage",
         )
         for boundary in boundaries

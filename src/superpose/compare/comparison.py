@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, FiniteFloat, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
 from superpose.data.store import TokenStore
@@ -25,10 +25,9 @@ from superpose.results.statistics import Difference, Speedup, loss_at, paired_di
 from superpose.results.tables import Row, Table, describe, markdown
 from superpose.runs.pool import POOL, Outcome
 from superpose.train.config import Recipe, with_settings
+from superpose.train.records import Result, checked
 
 _FORMAT = "superpose comparison 2"
-_QUANTITIES = ("val_loss", "val_bits_per_byte", "raw_tokens", "epochs", "latents", "flops", "seconds")
-"""What is read of a result."""
 _PRECISIONS = (0.05, 0.02, 0.01)
 """Half widths of an interval, in nats, for which the seeds needed are told."""
 
@@ -346,9 +345,9 @@ class _Saved(BaseModel):
 
     @model_validator(mode="after")
     def _complete(self) -> _Saved:
-        quantities = TypeAdapter(dict[str, FiniteFloat])
         for run in self.runs:
-            quantities.validate_python({name: run.result.get(name) for name in _QUANTITIES})
+            if checked(Result, run.result, run.directory).epochs is None:
+                raise ValueError("a result without epochs")
             if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
                 raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
         if self.tunings and set(self.tunings) != {ORDINARY, TST}:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from superpose.core.fold import IGNORE_INDEX
 from superpose.errors import UserError
 from superpose.evaluate.intervals import Bools, Floats
 from superpose.evaluate.models import EvaluatedModel
+from superpose.evaluate.scores import row_losses
 from superpose.evaluate.tasks import Item
 
 # Sequences computed together.
@@ -37,19 +38,19 @@ class TaskScore:
     right_by_byte: Bools | None
 
 
-def answer(subject: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskScore:
+def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskScore:
     """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same.
 
     Raises:
         UserError: the model's predictions are not finite.
     """
     pairs = [(item.context, choice) for item in items for choice in item.choices]
-    nats = iter(continuation_nats(subject, pairs))
+    nats = iter(continuation_nats(evaluated, pairs))
     right, right_by_byte = [], []
     for item in items:
         losses = np.array([next(nats) for _ in item.choices])
         if not np.isfinite(losses).all():
-            raise UserError(f"{subject.name} predicts numbers that are not finite on {task}; its weights are broken")
+            raise UserError(f"{evaluated.name} predicts numbers that are not finite on {task}; its weights are broken")
         sizes = np.array([len(choice.encode()) for choice in item.choices])
         right.append(int(losses.argmin()) == item.answer)
         right_by_byte.append(int((losses / sizes).argmin()) == item.answer)
@@ -57,43 +58,30 @@ def answer(subject: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskSco
     return TaskScore(task, chance, np.array(right), np.array(right_by_byte))
 
 
-@torch.no_grad()
-def continuation_nats(subject: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> Floats:
+def continuation_nats(evaluated: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> Floats:
     """How unlikely a model finds each continuation of each context, in nats: float64 [pairs].
 
     The two are tokenized as one text; tokens beyond those of the context alone are the continuation's. What does not
     fit into the model's context is left out at the start.
     """
-    rows = [_row(subject, context, continuation) for context, continuation in pairs]
+    rows = [_row(evaluated, context, continuation) for context, continuation in pairs]
     order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
     nats = np.empty(len(rows))
     for start in range(0, len(order), _ROWS):
         places = order[start : start + _ROWS]
-        nats[places] = _nats(subject.model, [rows[place] for place in places])
+        filled = pad_sequence([rows[place][0] for place in places], batch_first=True, padding_value=IGNORE_INDEX)
+        losses = row_losses(evaluated.model, filled).numpy()
+        for place, of_row in zip(places, losses, strict=True):
+            ids, length = rows[place]
+            nats[place] = of_row[max(0, len(ids) - 1 - length) : len(ids) - 1].sum()
     return nats
 
 
-def _row(subject: EvaluatedModel, context: str, continuation: str) -> tuple[list[int], int]:
+def _row(evaluated: EvaluatedModel, context: str, continuation: str) -> tuple[Tensor, int]:
     """Token ids of both together, and how many of them, at the end, are the continuation's."""
-    whole = subject.tokenizer(context + continuation)["input_ids"]
-    length = len(whole) - len(subject.tokenizer(context)["input_ids"])
+    whole = evaluated.tokenizer(context + continuation)["input_ids"]
+    length = len(whole) - len(evaluated.tokenizer(context)["input_ids"])
     if length < 1:
-        raise UserError(f"{subject.name}: its tokenizer leaves nothing of {continuation!r} after {context[-20:]!r}")
-    longest = (subject.context or len(whole)) + 1  # the last token is only predicted
-    return whole[-longest:], length
-
-
-def _nats(model: Any, rows: Sequence[tuple[list[int], int]]) -> Floats:
-    """Of a few rows, filled up to the longest: text stands first, so a causal model never sees the filling."""
-    width = max(len(ids) for ids, _ in rows)
-    inputs = torch.zeros((len(rows), width - 1), dtype=torch.int64)
-    targets = torch.full((len(rows), width - 1), IGNORE_INDEX)
-    for place, (ids, length) in enumerate(rows):
-        inputs[place, : len(ids) - 1] = torch.tensor(ids[:-1])
-        targets[place, len(ids) - 1 - length : len(ids) - 1] = torch.tensor(ids[-length:])
-    logits = model(input_ids=inputs.to(model.device), use_cache=False).logits.float()
-    losses = F.cross_entropy(
-        logits.flatten(0, 1), targets.to(model.device).flatten(), reduction="none", ignore_index=IGNORE_INDEX
-    )
-    nats: Floats = losses.double().view(len(rows), -1).sum(dim=1).cpu().numpy()
-    return nats
+        raise UserError(f"{evaluated.name}: its tokenizer leaves nothing of {continuation!r} after {context[-20:]!r}")
+    longest = (evaluated.context or len(whole)) + 1  # the last token is only predicted
+    return torch.tensor(whole[-longest:]), length

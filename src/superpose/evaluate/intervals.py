@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from superpose.evaluate.evaluation import PairedShares
 from superpose.results.intervals import Interval
 from superpose.results.statistics import tails
 
@@ -46,24 +46,10 @@ def ratio(numerators: Floats, denominators: Floats) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def wilson(right: int, count: int) -> Interval:
-    """A share and its score interval (Wilson, 1927), which stays within 0 and 1 and holds for few items."""
-    ends = stats.binomtest(right, count).proportion_ci(method="wilson")
-    return Interval(right / count, float(ends.low), float(ends.high))
-
-
-@dataclass(frozen=True)
-class PairedShares:
-    """Difference of two shares of right answers over the same items.
-
-    Attributes:
-        difference: second minus first, with the adjusted Wald interval for pairs (Agresti and Min, 2005).
-        p: of McNemar's exact test, two-sided: how likely so uneven a split of the items on which the two differ is,
-            if both were equally good.
-    """
-
-    difference: Interval
-    p: float
+def wilson(right: Bools) -> Interval:
+    """The share of right answers, bool [items], and its score interval (Wilson, 1927): within 0 and 1, good for few."""
+    ends = stats.binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
+    return Interval(float(right.mean()), float(ends.low), float(ends.high))
 
 
 def paired_shares(first: Bools, second: Bools) -> PairedShares:
@@ -77,4 +63,4 @@ def paired_shares(first: Bools, second: Bools) -> PairedShares:
     spread = gained + lost + 1 - (gained - lost) ** 2 / adjusted
     half = _Z * math.sqrt(spread) / adjusted
     p = float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    return PairedShares(Interval((gained - lost) / count, centre - half, centre + half), p)
+    return PairedShares(difference=Interval((gained - lost) / count, centre - half, centre + half), p=p)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +46,7 @@ def expect_lm_eval(tasks: Sequence[str]) -> None:
 
 
 def answer_by_lm_eval(
-    subject: EvaluatedModel, task: str, include: Path | None = None, limit: int | None = None
+    evaluated: EvaluatedModel, task: str, include: Path | None = None, limit: int | None = None
 ) -> TaskScore:
     """Lets lm-eval ask a model a task's questions, without examples before them.
 
@@ -68,7 +69,7 @@ def answer_by_lm_eval(
         raise UserError(f"lm-eval has no task {task!r}; list its tasks with: lm-eval ls tasks")
     try:
         results = simple_evaluate(
-            model=HFLM(pretrained=subject.model, tokenizer=subject.tokenizer, batch_size=16),
+            model=HFLM(pretrained=evaluated.model, tokenizer=evaluated.tokenizer, batch_size=16),
             tasks=[task],
             num_fewshot=0,
             limit=limit,
@@ -82,7 +83,10 @@ def answer_by_lm_eval(
             f"the questions of {task} could not be fetched ({type(error).__name__}); they come from the Hugging Face "
             f"hub, so connect to it, or set HF_HOME to a cache that holds them"
         ) from None
-    return _score(task, [sample for samples in results["samples"].values() for sample in _ordered(samples)])
+    by_task = results["samples"].values()
+    return _score(
+        task, [sample for of_task in by_task for sample in sorted(of_task, key=lambda one: int(one["doc_id"]))]
+    )
 
 
 def write_tasks(folder: Path, items: Mapping[str, Sequence[Item]]) -> None:
@@ -91,15 +95,10 @@ def write_tasks(folder: Path, items: Mapping[str, Sequence[Item]]) -> None:
     A task is a YAML file and its questions in JSON lines; the first names the second by its whole path.
     """
     for name, questions in items.items():
-        lines = [
-            json.dumps({"context": item.context, "choices": item.choices, "answer": item.answer}) for item in questions
-        ]
         file = folder.resolve() / f"{name}.jsonl"
-        write_text(file, "".join(line + "\n" for line in lines))
-        write_text(
-            folder / f"{name}.yaml",
-            _YAML.format(name=PREFIX + name, title=TASKS[name].title, file=json.dumps(str(file))),
-        )
+        write_text(file, "".join(json.dumps(asdict(item)) + "\n" for item in questions))
+        yaml = _YAML.format(name=PREFIX + name, title=TASKS[name].title, file=json.dumps(str(file)))
+        write_text(folder / f"{name}.yaml", yaml)
 
 
 @lru_cache(maxsize=1)
@@ -129,10 +128,6 @@ metric_list:
 metadata:
   version: 1.0
 """
-
-
-def _ordered(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return sorted(samples, key=lambda sample: int(sample["doc_id"]))
 
 
 def _score(task: str, samples: Sequence[Mapping[str, Any]]) -> TaskScore:

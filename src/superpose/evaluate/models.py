@@ -9,7 +9,10 @@ from typing import Any
 
 from superpose.data.tokenizer import TextTokenizer, load_tokenizer
 from superpose.errors import UserError, first_line
-from superpose.share.generate import is_model, load_model
+from superpose.evaluate.evaluation import ModelFacts
+from superpose.files import file_sha256
+from superpose.models.load import load_with_tokenizer
+from superpose.runs.disk import model_directory
 
 
 @dataclass(frozen=True)
@@ -35,16 +38,21 @@ class EvaluatedModel:
     run: Path | None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def vocabulary(self) -> str:
+        """The same for models whose tokens are comparable."""
+        return file_sha256(self.model_directory / "tokenizer.json")
+
+    @property
+    def facts(self) -> ModelFacts:
         """What results tell of it."""
-        return {
-            "name": self.name,
-            "path": str(self.run or self.model_directory),
-            "model": self.model.config.model_type,
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "context": self.context,
-            "vocabulary": self.text_tokenizer.vocab_size,
-        }
+        return ModelFacts(
+            name=self.name,
+            path=str(self.run or self.model_directory),
+            model=self.model.config.model_type,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            context=self.context,
+            vocabulary=self.text_tokenizer.vocab_size,
+        )
 
 
 def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
@@ -56,15 +64,14 @@ def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
     for place in places:
         if list(places).count(place) > 1:
             raise UserError(f"{place} is given twice; give each model once")
-    names = _names(places)
-    return [_load(place, name, device) for place, name in zip(places, names, strict=True)]
+    return [_load(place, name, device) for place, name in zip(places, _names(places), strict=True)]
 
 
 def _load(place: Path, name: str, device: str) -> EvaluatedModel:
     if not place.is_dir():
         raise UserError(f"{place} is not there; give a finished run's directory, or one that save_pretrained wrote")
-    directory, run = (place, None) if is_model(place) else (place / "model", place)
-    model, tokenizer = load_model(place)
+    directory = model_directory(place)
+    model, tokenizer = load_with_tokenizer(directory)
     text_tokenizer = load_tokenizer(str(directory))
     # Where a text spells out a special token, it is text, as in preparation.
     text_tokenizer.tokenizer.encode_special_tokens = True
@@ -78,12 +85,14 @@ def _load(place: Path, name: str, device: str) -> EvaluatedModel:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device is {device!r}, which PyTorch cannot use here: {first_line(error)}") from None
-    return EvaluatedModel(name, directory, model, tokenizer, text_tokenizer, context, run)
+    return EvaluatedModel(
+        name, directory, model, tokenizer, text_tokenizer, context, None if directory == place else place
+    )
 
 
 def _names(places: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
-    parts = [place.resolve().parts for place in places]
+    """The shortest ends of the paths that tell them apart; a link says more than what it leads to in the pool."""
+    parts = [place.absolute().parts for place in places]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

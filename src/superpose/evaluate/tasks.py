@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
-from superpose.errors import UserError
-
 CHOICES = 4
 """Choices of an item, one of them right: a guess is right in one of four."""
+
+ITEMS = 500
+"""Questions of a task, unless fewer are asked for: a share is then known to 0.04."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Task:
     title: str
     question: Callable[[random.Random], tuple[str, str, Sequence[str]]]
 
-    def items(self, count: int, seed: int = 0) -> list[Item]:
+    def items(self, count: int = ITEMS, seed: int = 0) -> list[Item]:
         """The first `count` questions of a seed; fewer are a part of more."""
         # Seeded by text, a generator is the same on every machine and version of Python.
         generator = random.Random(f"{self.title} {seed}")
@@ -133,17 +134,3 @@ TASKS = {
     "identifiers": Task("a Python name that was used before", _identifiers),
 }
 """By name."""
-
-ITEMS = 500
-"""Questions of a task, unless fewer are asked for: a share is then known to 0.04."""
-
-
-def own_items(name: str, limit: int | None = None, seed: int = 0) -> list[Item]:
-    """Questions of one of our tasks.
-
-    Raises:
-        UserError: there is no such task.
-    """
-    if name not in TASKS:
-        raise UserError(f"there is no task {name!r} of ours; they are {', '.join(TASKS)}")
-    return TASKS[name].items(limit or ITEMS, seed)

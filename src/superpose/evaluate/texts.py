@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from superpose.data.readers import find_parts, read_part
 from superpose.data.sources import Source
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
+from superpose.evaluate.intervals import Floats
 from superpose.evaluate.models import EvaluatedModel
 from superpose.files import read_json
 
@@ -28,8 +30,9 @@ class HeldOut:
     documents: tuple[str, ...]
 
     @property
-    def bytes(self) -> int:
-        return sum(len(document.encode()) for document in self.documents)
+    def sizes(self) -> Floats:
+        """UTF-8 bytes of each document, float64 [D]."""
+        return np.array([len(document.encode()) for document in self.documents], dtype=np.float64)
 
 
 def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut:
@@ -65,17 +68,17 @@ def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def own_texts(subjects: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOut]:
+def own_texts(models: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOut]:
     """What the runs among some models held out of training; runs on the same text share one set.
 
     Raises:
         UserError: a run's tokens are no longer there, or none of the models is of a run.
     """
     stores: dict[str, tuple[str, TokenStore]] = {}
-    for subject in subjects:
-        if subject.run is not None:
-            store = _store_of(subject.run)
-            stores.setdefault(store.fingerprint, (subject.name, store))
+    for model in models:
+        if model.run is not None:
+            store = _store_of(model.run)
+            stores.setdefault(store.fingerprint, (model.name, store))
     if not stores:
         raise UserError(
             "a Hugging Face directory does not say what text was held out; name some, such as --text mine=texts/, "
@@ -106,3 +109,9 @@ def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:
         for start, stop in pairwise(split.offsets.tolist())
     )
     return HeldOut(name, _first(documents, max_bytes))
+
+
+def opening(document: str) -> str:
+    """A document's first words, to know it by; what a terminal would obey is left out."""
+    words = " ".join("".join(character if character.isprintable() else " " for character in document[:200]).split())
+    return words if len(words) <= 40 else words[:39] + "…"

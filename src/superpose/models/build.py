@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from superpose.core.accounting import flops_per_latent
-from superpose.errors import UserError, first_line
+from superpose.errors import UserError, first_line, last_line
 from superpose.files import read_json
+from superpose.models.load import refuse_code_of_others
 
 _TINY: dict[str, Any] = {
     "hidden_size": 64,
@@ -102,7 +102,7 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
     try:
         config: Any = AutoConfig.for_model(args.architecture, **{**settings, **args.config})
     except Exception as error:  # transformers raises a class of its own for each kind of bad value
-        raise UserError(f"model.config: {_last_line(error)}") from None
+        raise UserError(f"model.config: {last_line(error)}") from None
     known = {field.name for field in fields(config)} | set(config.attribute_map) | {"attn_implementation", "head_dim"}
     for name in args.config:
         if name not in known:
@@ -126,25 +126,13 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
     try:
         config: Any = AutoConfig.for_model(architecture, **settings)
     except Exception as error:  # as above
-        raise UserError(f"{path}: {_last_line(error)}") from None
+        raise UserError(f"{path}: {last_line(error)}") from None
     if args.init_from and config.vocab_size < vocab_size:
         raise UserError(
             f"{path}: the model's vocabulary has {config.vocab_size} entries but the tokenizer {vocab_size}; "
             f"set data.tokenizer to the model's own, {args.init_from}"
         )
     return config
-
-
-def refuse_code_of_others(settings: dict[str, Any], place: str) -> None:
-    """
-    Raises:
-        UserError: a setting of transformers names a kernel of a hub, which it would fetch and run.
-    """
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            refuse_code_of_others(value, f"{place}{name}.")
-        if name.endswith("_implementation") and "/" in str(value):
-            raise UserError(f"{place}{name} is {value!r}, code of others, which is not run; leave it out")
 
 
 def _known_architecture(name: str, place: str) -> None:
@@ -155,50 +143,6 @@ def _known_architecture(name: str, place: str) -> None:
         raise UserError(
             f"{place} is {name!r}, which is no causal language model of transformers{did_you_mean(name, known_models)}"
         )
-
-
-def load_weights(args: ModelArgs, config: Any) -> nn.Module:
-    """The model of `init_from`, in float32 on the CPU.
-
-    Raises:
-        UserError: see `load_model`.
-    """
-    return load_model(Path(args.init_from), f"model.init_from {args.init_from}", config=config, dtype=torch.float32)
-
-
-def load_model(directory: Path, place: str, **settings: Any) -> nn.Module:
-    """The causal LM in a directory that `save_pretrained` wrote, on the CPU. No code or pickle in it is run.
-
-    Args:
-        place: what messages call the directory.
-        settings: further ones of `from_pretrained`; by default the directory's own configuration and precision.
-
-    Raises:
-        UserError: the directory holds no weights in safetensors, or not all of the model's, or asks for others' code.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    refuse_code_of_others(read_json(directory / "config.json"), f"{directory / 'config.json'}: ")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"{place} holds no weights (*.safetensors); give a directory that save_pretrained wrote")
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            directory,
-            **{"dtype": "auto", **settings},
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:  # of transformers and safetensors, one class for each kind of damage
-        raise UserError(f"{place} cannot be loaded: {_last_line(error)}") from None
-    if report["missing_keys"] or report["mismatched_keys"]:
-        odd = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
-        raise UserError(f"{place} does not hold all weights of its model: {odd}")
-    loaded: nn.Module = model
-    return loaded
 
 
 def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:
@@ -247,9 +191,3 @@ def did_you_mean(name: str, known: list[str]) -> str:
     """The tail of an error message: the closest known name, if any is close."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _last_line(error: Exception) -> str:
-    # Types as people write them.
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", lines[-1].strip())

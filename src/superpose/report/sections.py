@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, FiniteFloat, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from superpose.compare.charts import all_charts
 from superpose.compare.comparison import Comparison
@@ -23,6 +23,7 @@ from superpose.reproduce.reproduction import Reproduction
 from superpose.results.charts import AXES, Chart, Series, read_series
 from superpose.results.tables import Row, Table
 from superpose.train.config import load_recipe
+from superpose.train.records import read_result
 
 
 @dataclass(frozen=True)
@@ -125,25 +126,8 @@ def _of_reproduction(entry: Reproduction) -> Section:
     )
 
 
-class _Result(BaseModel):
-    """What is told of a run's result.json."""
-
-    val_loss: FiniteFloat
-    val_bits_per_byte: FiniteFloat
-    raw_tokens: int
-    flops: FiniteFloat
-    seconds: FiniteFloat
-
-
-def _read_result(path: Path) -> _Result:
-    try:
-        return _Result.model_validate(read_json(path))
-    except ValidationError:
-        raise UserError(f"{path} was altered; train the run again") from None
-
-
 def _of_runs(places: Sequence[Path]) -> Section:
-    results = {place: _read_result(place / "result.json") for place in places}
+    results = {place: read_result(place / "result.json") for place in places}
     names = {place: place.resolve().name if place.name in ("", ".", "..") else place.name for place in places}
     series = tuple(read_series(place, names[place]) for place in places)
     rows: list[Row] = [

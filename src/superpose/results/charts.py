@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from superpose.errors import UserError
-from superpose.train.metrics import read_metrics
+from superpose.train.records import Validation, read_records
 
 AXES = {
     "flops": "training FLOPs",
@@ -73,30 +72,25 @@ class Chart:
 
 def read_series(directory: Path, name: str, role: Role = "other", thin: bool = False) -> Series:
     """A run's validation loss against all axes, without that of the untrained model."""
-    records = [record for record in read_validations(directory) if record["step"] > 0]
-    x = {axis: [record[axis] for record in records] for axis in AXES}
-    return Series(name, x, [record["val_loss"] for record in records], role, thin=thin)
+    records = [record for record in read_validations(directory) if record.step > 0]
+    x = {axis: [float(getattr(record, axis)) for record in records] for axis in AXES}
+    return Series(name, x, [record.val_loss for record in records], role, thin=thin)
 
 
-def read_validations(directory: Path) -> list[dict[str, float]]:
-    """The numbers of a run's validation records.
+def read_validations(directory: Path) -> list[Validation]:
+    """A run's validation records.
 
     Raises:
         UserError: there are none, or they were altered.
     """
     path = directory / "metrics.jsonl"
     try:
-        records = [record for record in read_metrics(path) if record["kind"] == "validation"]
-        numbers = [{name: float(record[name]) for name in (*AXES, "val_loss")} for record in records]
-        if not all(math.isfinite(number) for record in numbers for number in record.values()):
-            raise ValueError
+        records = read_records(path, Validation)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); a report needs the runs it is about") from None
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise UserError(f"{path} was altered; train the run again") from None
-    if not any(record["step"] > 0 for record in numbers):
+    if not any(record.step > 0 for record in records):
         raise UserError(f"{path} holds no validation of a trained model; train the run again")
-    return numbers
+    return records
 
 
 def mean_series(series: Sequence[Series], name: str) -> Series:

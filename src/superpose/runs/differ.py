@@ -42,8 +42,8 @@ class Differences:
     def tables(self) -> list[Table]:
         """What differs, for the terminal."""
         settings: list[Row] = [(name, *map(_short, values)) for name, values in self.settings.items()]
-        steps: list[Row] = [(f"{step:,}", *map(_loss, losses)) for step, losses in self.at_steps.items()]
-        flops: list[Row] = [(f"{spent:.3e}", *map(_loss, losses)) for spent, losses in self.at_flops.items()]
+        steps: list[Row] = [(f"{step:,}", *map("{:.4f}".format, losses)) for step, losses in self.at_steps.items()]
+        flops: list[Row] = [(f"{spent:.3e}", *map("{:.4f}".format, at)) for spent, at in self.at_flops.items()]
         tables: list[Table] = [
             ("Settings that differ", ("setting", *self.runs), settings),
             ("Validation loss at equal steps, nats per token", ("step", *self.runs), steps),
@@ -53,16 +53,13 @@ class Differences:
 
     def remarks(self) -> list[str]:
         """What to know before reading the tables."""
-        remarks = []
-        if not self.settings:
-            remarks.append("All settings are the same.")
-        if not self.same_text:
-            remarks.append("They were validated on different tokens, so their losses do not compare.")
-        if not self.at_steps:
-            remarks.append("There is no step that all of them validated.")
-        if not self.at_flops:
-            remarks.append("There is no number of FLOPs at which the losses of all of them are known.")
-        return remarks
+        sentences = {
+            "All settings are the same.": not self.settings,
+            "They were validated on different tokens, so their losses do not compare.": not self.same_text,
+            "There is no step that all of them validated.": not self.at_steps,
+            "There is no number of FLOPs at which the losses of all of them are known.": not self.at_flops,
+        }
+        return [sentence for sentence, holds in sentences.items() if holds]
 
 
 def differences(runs: Sequence[RunOnDisk]) -> Differences:
@@ -73,11 +70,11 @@ def differences(runs: Sequence[RunOnDisk]) -> Differences:
     """
     if len({run.path.resolve() for run in runs}) < 2:
         raise UserError("expected two runs or more to compare")
-    settings = [_flat(run) for run in runs]
-    names = sorted({name for one in settings for name in one})
+    flat = [_flat(run) for run in runs]
+    settings = {name: tuple(one.get(name) for one in flat) for name in sorted(set().union(*flat))}
     return Differences(
         tuple(str(run.path) for run in runs),
-        {name: values for name in names if _differ(values := tuple(one.get(name) for one in settings))},
+        {name: values for name, values in settings.items() if len(set(map(_as_json, values))) > 1},
         _at_steps(runs),
         _at_flops(runs),
         len({read_json(run.path / "store.json").get("fingerprint") for run in runs}) == 1,
@@ -116,14 +113,10 @@ def _at_flops(runs: Sequence[RunOnDisk]) -> dict[float, tuple[float, ...]]:
     return {spent: rows[spent] for spent in spread(list(rows), _MOST)}
 
 
-def _differ(values: tuple[Any, ...]) -> bool:
-    return len({json.dumps(value, sort_keys=True) for value in values}) > 1
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
 
 
 def _short(value: Any) -> str:
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = "" if value is None else value if isinstance(value, str) else _as_json(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _loss(loss: float) -> str:
-    return f"{loss:.4f}"

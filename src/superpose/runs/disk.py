@@ -14,62 +14,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import torch
-from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json
+from superpose.models.load import is_model
 from superpose.train.checkpoint import Checkpoints
 from superpose.train.config import Recipe, load_recipe
 from superpose.train.distributed import Ranks
-from superpose.train.metrics import read_metrics
-
-_Model = TypeVar("_Model", bound=BaseModel)
+from superpose.train.records import Result, Validation, read_metrics, read_records, read_result
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 """This process by itself, which reads what any number of ranks wrote."""
 
 State = Literal["finished", "running", "unfinished"]
-
-
-class Energy(BaseModel):
-    """What training took; `how` says whether it was measured."""
-
-    kwh: FiniteFloat | None = None
-    hours: FiniteFloat
-    how: str
-
-
-class Measured(BaseModel):
-    """One validation: losses in nats per token and bits per byte, and what was spent until then."""
-
-    step: int
-    val_loss: FiniteFloat
-    val_bits_per_byte: FiniteFloat
-    raw_tokens: int
-    latents: int
-    flops: FiniteFloat
-    seconds: FiniteFloat
-
-
-class Result(BaseModel):
-    """What is told of a run's result.json."""
-
-    val_loss: FiniteFloat
-    val_bits_per_byte: FiniteFloat
-    average_val_loss: FiniteFloat | None = None
-    average_val_bits_per_byte: FiniteFloat | None = None
-    raw_tokens: int
-    epochs: FiniteFloat | None = None
-    latents: int
-    flops: FiniteFloat
-    seconds: FiniteFloat
-    energy: Energy | None = None
-    parameters: int | None = None
-    versions: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -88,13 +49,13 @@ class RunOnDisk:
     def result(self) -> Result | None:
         """What came out, if the run is finished."""
         path = self.path / "result.json"
-        return _checked(Result, read_json(path), path) if path.is_file() else None
+        return read_result(path) if path.is_file() else None
 
     @cached_property
-    def validations(self) -> list[Measured]:
+    def validations(self) -> list[Validation]:
         """Of the steps that were validated, ascending."""
         path = self.path / "metrics.jsonl"
-        return [_checked(Measured, record, path) for record in self._records if record.get("kind") == "validation"]
+        return read_records(path, Validation) if path.is_file() else []
 
     @cached_property
     def checkpoints(self) -> list[int]:
@@ -104,7 +65,8 @@ class RunOnDisk:
     @property
     def step(self) -> int:
         """The last step something is known of."""
-        steps = [step for record in self._records if isinstance(step := record.get("step"), int)]
+        path = self.path / "metrics.jsonl"
+        steps: list[int] = [record["step"] for record in read_metrics(path)] if path.is_file() else []
         return max([0, *steps, *self.checkpoints])
 
     @property
@@ -124,11 +86,6 @@ class RunOnDisk:
             return None
         return store if store.fingerprint == about.get("fingerprint") else None
 
-    @cached_property
-    def _records(self) -> list[dict[str, Any]]:
-        path = self.path / "metrics.jsonl"
-        return [record for record in read_metrics(path) if isinstance(record, dict)] if path.is_file() else []
-
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run's: it holds a recipe and the name of a store."""
@@ -147,6 +104,29 @@ def open_run(path: Path) -> RunOnDisk:
         names = f"it holds the runs {', '.join(inside[:8])}{more}: give one of them"
         raise UserError(f"{path} is not a run; {names if inside else 'give the directory of a run'}")
     return RunOnDisk(path, load_recipe(path / "config.json"))
+
+
+def model_directory(place: Path) -> Path:
+    """The Hugging Face directory to generate from: the place itself, or the model of the run there.
+
+    Raises:
+        UserError: there is neither, the run is not finished, or its model was last trained in superposition.
+    """
+    if is_model(place):
+        return place
+    run = open_run(place)
+    if run.state != "finished":
+        raise UserError(
+            f"{place} is not finished; go on with: superpose train {place / 'config.json'} --out {place} --resume"
+        )
+    schedule = run.recipe.schedule
+    if schedule.ends_in_superposition:
+        raise UserError(
+            f"{place} ended inside superposition: its model was last trained to predict bags of "
+            f"{schedule.bag_size_at(schedule.total_steps - 1)} tokens, not the next token, so what it generated "
+            f"would be noise; train it with superposition.ratio below 1, so that recovery follows"
+        )
+    return place / "model"
 
 
 def find_runs(folder: Path) -> tuple[list[RunOnDisk], list[str]]:
@@ -207,11 +187,3 @@ def _locked(run: Path) -> bool:
     except OSError:  # there is no such file
         return False
     return False
-
-
-def _checked(kind: type[_Model], value: dict[str, Any], path: Path) -> _Model:
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UserError(f"{path} was altered: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None

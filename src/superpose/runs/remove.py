@@ -19,13 +19,7 @@ from superpose.runs.tables import spoken_size
 
 @dataclass(frozen=True)
 class Removal:
-    """What is to go.
-
-    Attributes:
-        path: of a run, of its checkpoints, or of a link to it.
-        bytes: that are freed.
-        remarks: what to know before it goes, in sentences.
-    """
+    """What is to go, the bytes that frees, and what to know before, in sentences."""
 
     path: Path
     kind: Literal["run", "checkpoints", "link"]
@@ -33,7 +27,6 @@ class Removal:
     remarks: tuple[str, ...] = ()
 
     def spoken(self) -> str:
-        """In a line."""
         what = {"run": "the run", "checkpoints": "the checkpoints", "link": "the link, not the run it leads to,"}
         return f"{spoken_size(self.bytes):>8}  {what[self.kind]} {self.path}"
 
@@ -49,19 +42,16 @@ def plan_removals(paths: Sequence[Path], folder: Path, checkpoints: bool = False
     Raises:
         UserError: one of them is no run, is outside of the folder, or is being trained.
     """
-    removals = {}
-    for path in paths:
-        place = _inside(path, folder)
-        removals[place] = _link(place, checkpoints) if path.is_symlink() else _run(path, place, checkpoints)
-    going = {removal.path.resolve() for removal in removals.values() if removal.kind == "run"}
-    links = {removal.path for removal in removals.values() if removal.kind == "link"}
     planned = []
-    for place, removal in removals.items():
-        names = [] if removal.kind != "run" else [name for name in names_of(place, folder) if name not in links]
-        remarks = [f"{name} leads to it, and will lead nowhere" for name in names]
-        if removal.kind == "link" and place.resolve() in going:
-            remarks.append("the run it leads to goes too, since it is named as well")
-        planned.append(Removal(removal.path, removal.kind, removal.bytes, (*removal.remarks, *remarks)))
+    places = {_inside(path, folder): path for path in paths}
+    for place, path in places.items():
+        if path.is_symlink():
+            planned.append(_link(place, checkpoints, place.resolve() in places))
+        elif checkpoints:
+            planned.append(_checkpoints(path, place))
+        else:
+            names = [name for name in names_of(place, folder) if _inside(name, folder) not in places]
+            planned.append(_run(path, place, names))
     return planned
 
 
@@ -91,28 +81,34 @@ def _inside(path: Path, folder: Path) -> Path:
     return place
 
 
-def _link(place: Path, checkpoints: bool) -> Removal:
+def _link(place: Path, checkpoints: bool, run_goes: bool) -> Removal:
     if checkpoints:
         raise UserError(f"{place} is a link; name the run it leads to, {place.resolve()}, to remove its checkpoints")
     if place.exists() and not is_run(place):
         raise UserError(f"{place} is a link to something that is no run, so it is left alone")
-    return Removal(place, "link", 0)
+    return Removal(place, "link", 0, ("the run it leads to goes too, since it is named as well",) if run_goes else ())
 
 
-def _run(path: Path, place: Path, checkpoints: bool) -> Removal:
-    run = open_run(path)
-    if run.state == "running":
-        raise UserError(f"{path} is being trained at this moment; stop it first")
-    if not checkpoints:
-        return Removal(place, "run", size_of(place), _unfinished(run))
-    kept = place / "checkpoints"
+def _run(path: Path, place: Path, names: Sequence[Path]) -> Removal:
+    run = _idle(path)
+    remarks = [f"{name} leads to it, and will lead nowhere" for name in names]
+    if run.state != "finished":
+        remarks.insert(0, f"it is not finished: step {run.step:,} of {run.recipe.train.steps:,}")
+    return Removal(place, "run", size_of(place), tuple(remarks))
+
+
+def _checkpoints(path: Path, place: Path) -> Removal:
+    run, kept = _idle(path), place / "checkpoints"
     if kept.is_symlink():
         raise UserError(f"{kept} is a link, which is not followed; remove what it leads to by hand")
     if not kept.is_dir():
         raise UserError(f"{path} has no checkpoints")
-    remark = () if run.state == "finished" else ("it is not finished, and cannot go on without them",)
-    return Removal(kept, "checkpoints", size_of(kept), remark)
+    remarks = () if run.state == "finished" else ("it is not finished, and cannot go on without them",)
+    return Removal(kept, "checkpoints", size_of(kept), remarks)
 
 
-def _unfinished(run: RunOnDisk) -> tuple[str, ...]:
-    return () if run.state == "finished" else (f"it is not finished: step {run.step:,} of {run.recipe.train.steps:,}",)
+def _idle(path: Path) -> RunOnDisk:
+    run = open_run(path)
+    if run.state == "running":
+        raise UserError(f"{path} is being trained at this moment; stop it first")
+    return run

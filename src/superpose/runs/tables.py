@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from superpose.results.tables import Row, Table, describe
 from superpose.runs.disk import RunOnDisk, size_of
-from superpose.train.recipe_file import recipe_toml
 
 _Item = TypeVar("_Item")
 
@@ -37,22 +37,20 @@ def listed(run: RunOnDisk) -> dict[str, Any]:
 def table_of(runs: Sequence[RunOnDisk]) -> tuple[Row, list[Row]]:
     """Header and rows of a list."""
     header = ("run", "state", "parameters", "steps", "bags", "validation loss", "age", "on disk")
-    rows: list[Row] = []
-    for run in runs:
-        known = listed(run)
-        rows.append(
-            (
-                known["path"],
-                _state(run),
-                "" if known["parameters"] is None else f"{known['parameters']:,}",
-                f"{known['steps']:,}",
-                describe(run.recipe.schedule) or "none",
-                "" if known["val_loss"] is None else f"{known['val_loss']:.4f}",
-                spoken_age(known["age_seconds"]),
-                spoken_size(known["bytes"]),
-            )
-        )
-    return header, rows
+    return header, [_row(run, listed(run)) for run in runs]
+
+
+def _row(run: RunOnDisk, known: dict[str, Any]) -> Row:
+    return (
+        known["path"],
+        _state(run),
+        "" if known["parameters"] is None else f"{known['parameters']:,}",
+        f"{known['steps']:,}",
+        describe(run.recipe.schedule) or "none",
+        "" if known["val_loss"] is None else f"{known['val_loss']:.4f}",
+        spoken_age(known["age_seconds"]),
+        spoken_size(known["bytes"]),
+    )
 
 
 def shown(run: RunOnDisk) -> dict[str, Any]:
@@ -60,8 +58,8 @@ def shown(run: RunOnDisk) -> dict[str, Any]:
     return {
         **listed(run),
         "checkpoints": {str(step): size_of(run.path / "checkpoints" / f"step-{step:08d}") for step in run.checkpoints},
-        "result": run.result.model_dump(mode="json") if run.result else None,
-        "validations": [record.model_dump(mode="json") for record in run.validations],
+        "result": asdict(run.result) if run.result else None,
+        "validations": [asdict(record) for record in run.validations],
         "recipe": run.recipe.model_dump(mode="json"),
     }
 
@@ -98,11 +96,6 @@ def tables_of(run: RunOnDisk) -> list[Table]:
         ]
         tables.append(("Validation", ("step", "loss, nats per token", "bits per byte", "raw tokens"), rows))
     return tables
-
-
-def settings_of(run: RunOnDisk) -> str:
-    """A run's settings that are not at their defaults, as a recipe."""
-    return recipe_toml(run.recipe)
 
 
 def spoken_size(size: int) -> str:

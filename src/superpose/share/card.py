@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from superpose.results.tables import plain
+from superpose.results.tables import Row, plain
 from superpose.share.facts import Facts
 
 _PAPER = """@misc{peng2026tokensuperposition,
@@ -45,7 +45,7 @@ def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequenc
     parts += [f"# {plain(name)}", _summary(facts), _training(facts), _results(facts)]
     if facts.evaluation:
         rows = [tuple(map(plain, row)) for row in facts.evaluation]
-        parts.append("## Evaluation\n\n" + _table(("of", "in", "figure and its 95 % interval"), rows))
+        parts.append("## Evaluation\n\n" + _table(rows, ("of", "in", "figure and its 95 % interval")))
     if facts.comparison:
         parts.append(f"## Compared with ordinary training\n\n{plain(facts.comparison)}")
     parts += [_loading(name, bags), _citation(facts), _versions(facts)]
@@ -59,21 +59,19 @@ def _front_matter(facts: Facts, license_id: str, languages: Sequence[str]) -> st
         lines.append(f"language: [{', '.join(map(_quoted, languages))}]")
     if facts.bag_size == 1:
         lines.append("pipeline_tag: text-generation")
-    superposed = any(size > 1 for size, _, _ in facts.stages)
-    tags = [facts.architecture, "superpose", *(["token-superposition"] if superposed else [])]
+    tags = [facts.architecture, "superpose", *(["token-superposition"] if facts.superposed else [])]
     return "\n".join(["---", *lines, "tags:", *(f"- {_quoted(tag)}" for tag in tags), "---"])
 
 
 def _summary(facts: Facts) -> str:
     whose = "the moving average of its weights" if facts.averaged else "its weights"
     when = "at the end of" if facts.step == facts.steps else f"at step {facts.step:,} of"
-    superposed = any(size > 1 for size, _, _ in facts.stages)
     method = (
         f"[token-superposition training](https://arxiv.org/abs/2605.06546): in a first phase it {_FIRST[facts.mode]}"
-        if superposed
+        if facts.superposed
         else "ordinary next-token training"
     )
-    rest = ", then it was trained as usual" if superposed and facts.bag_size == 1 else ""
+    rest = ", then it was trained as usual" if facts.superposed and facts.bag_size == 1 else ""
     return (
         f"A causal language model of {facts.parameters:,} parameters ({plain(facts.architecture)} in transformers), "
         f"{whose} {when} {facts.steps:,} steps of {method}{rest}. Its architecture is an ordinary one."
@@ -81,7 +79,7 @@ def _summary(facts: Facts) -> str:
 
 
 def _training(facts: Facts) -> str:
-    text = facts.text
+    text, spent, energy = facts.text, facts.spent, facts.energy
     rows = [("data", plain(", ".join(text.sources)))]
     if text.tokens is not None:
         rows.append(("its size", f"{text.tokens:,} tokens, {text.documents:,} documents, {text.bytes:,} bytes of text"))
@@ -89,18 +87,17 @@ def _training(facts: Facts) -> str:
         rows.append(("its fingerprint", plain(text.fingerprint)))
     if facts.started_from:
         rows.append(("started from", plain(facts.started_from)))
-    rows.append(("vocabulary", f"{facts.vocabulary:,}"))
-    rows.append(("schedule", "; ".join(_stage(*stage, facts) for stage in facts.stages)))
-    rows.append(("a step", f"{facts.batch_size:,} rows of {facts.latents:,} latents"))
-    rows.append(
-        (
-            "optimizer",
-            f"{facts.optimizer}, learning rate {facts.lr:g} ({facts.lr_schedule}), "
-            f"{facts.warmup_steps:,} steps of warmup; {facts.precision}; seed {facts.seed}",
-        )
+    optimizer = (
+        f"{facts.optimizer}, learning rate {facts.lr:g} ({facts.lr_schedule}), {facts.warmup_steps:,} steps of warmup; "
+        f"{facts.precision}; seed {facts.seed}"
     )
-    if facts.spent:
-        spent = facts.spent
+    rows += [
+        ("vocabulary", f"{facts.vocabulary:,}"),
+        ("schedule", "; ".join(_stage(*stage, facts) for stage in facts.stages)),
+        ("a step", f"{facts.batch_size:,} rows of {facts.latents:,} latents"),
+        ("optimizer", optimizer),
+    ]
+    if spent:
         epochs = f" ({facts.epochs:.2f} epochs)" if facts.epochs is not None else ""
         rows += [
             ("raw tokens read", f"{spent['raw_tokens']:,.0f}{epochs}"),
@@ -108,11 +105,9 @@ def _training(facts: Facts) -> str:
             ("training FLOPs", f"{spent['flops']:.3e}"),
             ("hours of training", f"{spent['seconds'] / 3600:.3g}"),
         ]
-    if facts.energy and facts.energy.kwh is not None:
-        rows.append(
-            ("energy", f"{facts.energy.kwh:.3g} kWh in {facts.energy.hours:.3g} hours, {plain(facts.energy.how)}")
-        )
-    return "## Training\n\n" + _table(("", ""), rows)
+    if energy and energy.kwh is not None:
+        rows.append(("energy", f"{energy.kwh:.3g} kWh in {energy.hours:.3g} hours, {plain(energy.how)}"))
+    return "## Training\n\n" + _table(rows)
 
 
 def _stage(size: int, start: int, stop: int, facts: Facts) -> str:
@@ -131,18 +126,18 @@ def _results(facts: Facts) -> str:
         ("validation loss, nats per token", f"{facts.val_loss:.4f}"),
         ("bits per byte", f"{facts.val_bits_per_byte:.4f}"),
     ]
-    return f"## Results\n\nNext-token prediction{held_out}.\n\n" + _table(("", ""), rows)
+    return f"## Results\n\nNext-token prediction{held_out}.\n\n" + _table(rows)
 
 
 def _loading(name: str, bags: bool) -> str:
-    place = repr("".join(character if character.isprintable() else " " for character in name))
-    code = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        f"tokenizer = AutoTokenizer.from_pretrained({place})",
-        f"model = AutoModelForCausalLM.from_pretrained({place})",
-    ]
+    place = repr(_printable(name))
+    code = (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({place})\n"
+    )
     after = "\n\nTrain it on, without superposition, before it is to generate." if bags else ""
-    return "## How to load it\n\n```python\n" + "\n".join(code) + "\n```" + after
+    return f"## How to load it\n\n```python\n{code}```{after}"
 
 
 def _citation(facts: Facts) -> str:
@@ -159,10 +154,14 @@ def _versions(facts: Facts) -> str:
     return f"## Versions\n\n{f'Trained with {trained}. ' if trained else ''}{exported}"
 
 
-def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [tuple(map(plain, header)), ("---",) * len(header), *rows]
+def _table(rows: Sequence[Row], header: Row = ("", "")) -> str:
+    lines = [header, ("---",) * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _quoted(text: str) -> str:
-    return json.dumps("".join(character if character.isprintable() else " " for character in text), ensure_ascii=False)
+    return json.dumps(_printable(text), ensure_ascii=False)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)

@@ -1,4 +1,4 @@
-"""What is known of an exported model: gathered from its run, written to superpose.json, told by the model card.
+"""Facts about an exported model: gathered from its run, written to superpose.json and, in words, to the model card.
 
 config.json, result.json, metrics.jsonl, the store's manifest -> Facts -> superpose.json, README.md
 
@@ -14,16 +14,19 @@ from typing import Any
 from superpose import __version__
 from superpose.compare.comparison import Comparison
 from superpose.data.sources import PYTHON_SOURCES
-from superpose.data.store import TokenStore
 from superpose.errors import UserError
+from superpose.evaluate.evaluation import Evaluation
 from superpose.files import read_json
-from superpose.runs.disk import Energy, Measured, RunOnDisk
-from superpose.share.evaluation import evaluated
+from superpose.models.load import NEXT_TOKEN
+from superpose.results.intervals import spoken
+from superpose.results.tables import Row
+from superpose.runs.disk import RunOnDisk
+from superpose.train.records import Energy, Validation
 
-ABOUT = "superpose.json"
-"""File of an exported model that says what it predicts, and where it comes from."""
 FORMAT = "superpose export 1"
-_NEXT_TOKEN = "next token"  # noqa: S105  # no password
+
+_OF_TRAINING = ("steps", "latents", "batch_size", "lr", "lr_schedule", "warmup_steps", "optimizer", "precision", "seed")
+"""Settings of `train` that are facts by the same names."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of an exported model.
+    """What superpose.json says of an exported model.
 
     Attributes:
         predicts: what its weights were last trained to predict.
@@ -58,7 +61,7 @@ class Facts:
         val_loss: nats per token, next-token, on held-out text.
         started_from: last part of the path of the model that training went on from.
         averaged: whether the weights are the moving average.
-        evaluation: see `superpose.share.evaluation.evaluated`.
+        evaluation: what was scored, in what unit, and the figure with its 95 % interval.
         comparison: verdict of the comparison the run is part of.
         versions: of what trained it.
     """
@@ -97,6 +100,11 @@ class Facts:
         """Of the last step trained; 1 is a model that generates text."""
         return self.stages[-1][0]
 
+    @property
+    def superposed(self) -> bool:
+        """Whether it has read or predicted bags at all."""
+        return any(size > 1 for size, _, _ in self.stages)
+
 
 def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     """The facts of a model that a run had at a step.
@@ -108,30 +116,23 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     schedule, train = recipe.schedule, recipe.train
     stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)
     result = run.result if step == train.steps else None
-    measured: Measured | None = next((record for record in run.validations if record.step == step), None)
+    measured: Validation | None = next((record for record in run.validations if record.step == step), None)
     spent = result or measured
     if averaged:
         # It is validated at the end alone.
         loss, bits = (result.average_val_loss, result.average_val_bits_per_byte) if result else (None, None)
     else:
         loss, bits = (spent.val_loss, spent.val_bits_per_byte) if spent else (None, None)
+    final = result if not averaged else None
     return Facts(
         predicts=_predicted(stages[-1][0], schedule.mode),
         step=step,
-        steps=train.steps,
         mode=schedule.mode,
         stages=stages,
         architecture=str(model.config.model_type),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=int(model.config.vocab_size),
-        latents=train.latents,
-        batch_size=train.batch_size,
-        lr=train.lr,
-        lr_schedule=train.lr_schedule,
-        warmup_steps=train.warmup_steps,
-        optimizer=train.optimizer,
-        precision=train.precision,
-        seed=train.seed,
+        **{name: getattr(train, name) for name in _OF_TRAINING},
         text=_text(run),
         started_from=Path(recipe.model.init_from).name if recipe.model.init_from else None,
         averaged=averaged,
@@ -140,22 +141,15 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
         energy=result.energy if result else None,
         val_loss=loss,
         val_bits_per_byte=bits,
-        evaluation=evaluated(run.path) if result and not averaged else (),
-        comparison=_comparison(run) if result and not averaged else None,
+        evaluation=_evaluation(run.path) if final else (),
+        comparison=_comparison(run) if final else None,
         versions=result.versions or None if result else None,
     )
 
 
-def predicts_bags(directory: Path) -> str | None:
-    """What the model of an exported directory predicts instead of the next token; None if it generates text."""
-    path = directory / ABOUT
-    predicts = read_json(path).get("predicts") if path.is_file() else None
-    return str(predicts) if predicts not in (None, _NEXT_TOKEN) else None
-
-
 def _predicted(bag_size: int, mode: str) -> str:
     if bag_size == 1:
-        return _NEXT_TOKEN
+        return NEXT_TOKEN
     return f"the token after a bag of {bag_size}" if mode == "input" else f"bags of {bag_size} tokens"
 
 
@@ -170,13 +164,10 @@ def _text(run: RunOnDisk) -> Text:
         "Python sources of the machine it was prepared on" if place == PYTHON_SOURCES else Path(place).name or place
         for place in locations
     )
-    fingerprint = str(read_json(run.path / "store.json").get("fingerprint", ""))
-    return Text(names, fingerprint) if store is None else _counted(names, store)
-
-
-def _counted(names: tuple[str, ...], store: TokenStore) -> Text:
-    train = store.train
-    return Text(names, store.fingerprint, len(train.tokens), train.documents, train.bytes, len(store.val.tokens))
+    if store is None:
+        return Text(names, str(read_json(run.path / "store.json").get("fingerprint", "")))
+    side = store.train
+    return Text(names, store.fingerprint, len(side.tokens), side.documents, side.bytes, len(store.val.tokens))
 
 
 def _comparison(run: RunOnDisk) -> str | None:
@@ -190,3 +181,25 @@ def _comparison(run: RunOnDisk) -> str | None:
         return comparison.verdict() if mine and comparison.seeds else None
     except UserError:
         return None
+
+
+def _evaluation(run: Path) -> tuple[Row, ...]:
+    """The figures of the evaluation.json in a run's directory that are of its own model; none, if it is not sound."""
+    try:
+        found = Evaluation.load(run / "evaluation.json")
+    except UserError:
+        return ()
+    names = [model.name for model in found.models]
+    # Several models are called by the ends of their paths.
+    mine = names if len(names) == 1 else [name for name in names if Path(name).name in (run.name, run.resolve().name)]
+    if len(mine) != 1:
+        return ()
+    rows: list[Row] = []
+    for text in found.texts:
+        for model in text.models:
+            if model.name == mine[0]:
+                rows.append((text.name, "nats per token", spoken(model.loss, ".4g")))
+                rows.append((text.name, "bits per byte", spoken(model.bits_per_byte, ".4g")))
+    for task in found.tasks:
+        rows += [(task.name, "share right", spoken(one.accuracy, ".4g")) for one in task.models if one.name == mine[0]]
+    return tuple(rows)

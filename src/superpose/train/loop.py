@@ -35,14 +35,15 @@ from superpose.train.config import Recipe
 from superpose.train.diagnostics import Runaway, crossing, switch
 from superpose.train.distributed import Ranks, joined_ranks
 from superpose.train.hardware import Energy, keep_memory, matmul_peak, peak_memory
-from superpose.train.metrics import Validation, evaluate, metrics_log, read_metrics
 from superpose.train.optim import learning_rate
 from superpose.train.profile import profiled
+from superpose.train.records import metrics_log, read_metrics
 from superpose.train.run_directory import claim, export_model, finished, shared_steps
 from superpose.train.state import build_state
 from superpose.train.step import StepResult, accumulate_gradients, optimizer_step
 from superpose.train.stopping import StoppedError, stop_requests
 from superpose.train.trackers import open_trackers
+from superpose.train.validation import HeldOut, validate
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of every record that goes into metrics.jsonl."""
@@ -251,7 +252,7 @@ class _Loop:
             "expert_load_min": float(load.min() * len(load)),
         }
 
-    def validate(self, step: int) -> Validation:
+    def validate(self, step: int) -> HeldOut:
         """Next-token loss on the held-out side, in whatever phase."""
         with self.clock.paused():
             validation = self.evaluate()
@@ -275,9 +276,9 @@ class _Loop:
             self.tell(record)
         return validation
 
-    def evaluate(self) -> Validation:
+    def evaluate(self) -> HeldOut:
         args = self.recipe.train
-        return evaluate(self.state.lm, self.store.val, args.latents, args.batch_size, self.ranks)
+        return validate(self.state.lm, self.store.val, args.latents, args.batch_size, self.ranks)
 
     def save(self, done: int) -> None:
         with self.clock.paused():
@@ -318,7 +319,7 @@ class _Loop:
                     optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started
 
-    def finish(self, validation: Validation) -> dict[str, Any]:
+    def finish(self, validation: HeldOut) -> dict[str, Any]:
         """Exports the model, if it can generate, and writes result.json: the sign that the run is finished."""
         spent, average = self.spent(self.recipe.train.steps), self.state.average
         result = {

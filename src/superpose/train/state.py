@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from superpose.core.model import SuperposedLM
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
-from superpose.models.build import build_config, build_model, load_weights
+from superpose.models.build import build_config, build_model
+from superpose.models.load import load_weights
 from superpose.train.checkpoint import State, training_state
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks, blocks, reshard, shard
@@ -83,7 +84,7 @@ def build_state(recipe: Recipe, store: TokenStore, ranks: Ranks) -> TrainState:
     whole: nn.Module | None = None
     if ranks.main or not sharded:
         torch.manual_seed(train.seed)
-        whole = load_weights(recipe.model, config) if recipe.model.init_from else build_model(config)
+        whole = load_weights(recipe.model.init_from, config) if recipe.model.init_from else build_model(config)
     if sharded:
         model = build_model(config, "meta")
     else:

@@ -34,7 +34,7 @@ from superpose.integrations.torchtitan.trainer import Superposition, superposed
 from superpose.models.build import build_config, build_model
 from superpose.train.config import load_recipe
 from superpose.train.loop import train
-from superpose.train.metrics import read_metrics
+from superpose.train.records import read_metrics
 from tests.integrations.torchtitan.runs import ROOT, config_of, run, trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TorchTitan's and PyTorch's own

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from superpose.errors import UserError
 from superpose.files import read_json
-from superpose.share import export as module
-from superpose.share.export import export
+from superpose.share import export
+from superpose.share import exporting as module
 from superpose.train.loop import train
 from tests.train.test_loop import KilledError, changed, killed_after
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from superpose.errors import UserError
-from superpose.evaluate.evaluation import evaluate, opening
 from superpose.evaluate.tables import tables, verdict
-from superpose.evaluate.texts import HeldOut
+from superpose.evaluate.texts import HeldOut, opening
+from superpose.evaluate.workflow import score
 from tests.conftest import make_model
-from tests.evaluate.evaluated import HandMade, induction, subject
+from tests.evaluate.evaluated import HandMade, evaluated, induction
 
 TEXT = HeldOut("letters", tuple(f"{word} {word} {word}." for word in ("alpha", "beta", "gamma", "delta", "omega")))
 
@@ -24,13 +24,13 @@ class Known(HandMade):
 def two(tmp_path):
     """One that guesses, and one that goes on as the text did before."""
     Known.config.model_type = "hand-made"
-    guesses = subject(make_model("llama", vocab_size=257).eval(), tmp_path, "guesses")
-    return [guesses, subject(Known(induction), tmp_path, "copies", context=None)]
+    guesses = evaluated(make_model("llama", vocab_size=257).eval(), tmp_path, "guesses")
+    return [guesses, evaluated(Known(induction), tmp_path, "copies", context=None)]
 
 
 def test_two_models_side_by_side(two):
     told = []
-    evaluation = evaluate(two, [TEXT], ["copy"], limit=60, progress=told.append)
+    evaluation = score(two, [TEXT], ["copy"], limit=60, progress=told.append)
     assert evaluation.latents == 64  # the shorter context
     assert told == ["guesses: letters", "copies: letters", "guesses: copy", "copies: copy"]
     assert "On letters, copies is better than guesses: -" in verdict(evaluation)
@@ -47,8 +47,8 @@ def test_two_models_side_by_side(two):
 
 
 def test_all_of_it_is_json_and_says_the_same(two):
-    evaluation = evaluate(two, [TEXT], ["copy", "brackets"], limit=30)
-    record = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
+    evaluation = score(two, [TEXT], ["copy", "brackets"], limit=30)
+    record = json.loads(json.dumps(evaluation.model_dump(), allow_nan=False))
     assert [model["name"] for model in record["models"]] == ["guesses", "copies"]
     (text,) = record["texts"]
     assert [document["bytes"] for document in text["documents"]] == [len(document) for document in TEXT.documents]
@@ -56,7 +56,12 @@ def test_all_of_it_is_json_and_says_the_same(two):
     for model in (guesses, copies):
         loss = sum(model["document_nats"]) / sum(model["document_tokens"])
         assert model["loss"]["value"] == pytest.approx(loss)
-        assert sum(place["tokens"] for place in model["by_position"]) == model["tokens"]
+        tokens = [place["tokens"] for place in model["by_position"]]
+        assert sum(tokens) == model["tokens"]
+        means = [place["loss"]["value"] for place in model["by_position"]]
+        assert np.average(means, weights=tokens) == pytest.approx(loss)
+        nats = model["bits_per_byte"]["value"] * np.log(2) * TEXT.sizes.sum()
+        assert nats == pytest.approx(sum(model["document_nats"]))
     difference = copies["bits_per_byte"]["value"] - guesses["bits_per_byte"]["value"]
     assert copies["minus_first"]["value"] == pytest.approx(difference)
     for before, after in zip(guesses["by_position"], copies["by_position"], strict=True):
@@ -71,32 +76,32 @@ def test_all_of_it_is_json_and_says_the_same(two):
 def test_text_does_not_break_a_table(two):
     from superpose.results.tables import markdown
 
-    evaluation = evaluate(two[:1], [HeldOut("bars", ("a | b", "c || d"))], [])
+    evaluation = score(two[:1], [HeldOut("bars", ("a | b", "c || d"))], [])
     lines = [line for line in markdown(tables(evaluation), "").splitlines() if "starts with" in line or "\\|" in line]
     assert len(lines) == 3
     assert {line.replace("\\|", "").count("|") for line in lines} == {4}
 
 
 def test_one_model_alone_is_compared_with_none(two):
-    evaluation = evaluate(two[:1], [TEXT], [])
+    evaluation = score(two[:1], [TEXT], [])
     assert verdict(evaluation) == ""
     assert not any("minus" in name for _, header, _ in tables(evaluation) for name in header)
 
 
 def test_equal_models_are_not_told_apart(two, tmp_path):
-    evaluation = evaluate([two[0], subject(two[0].model, tmp_path, "again")], [TEXT], ["copy"], limit=10)
+    evaluation = score([two[0], evaluated(two[0].model, tmp_path, "again")], [TEXT], ["copy"], limit=10)
     assert "again is not told apart from guesses: +0.0000" in verdict(evaluation)
 
 
 def test_a_single_document_tells_no_models_apart(two):
-    said = verdict(evaluate(two, [HeldOut("letters", ("alpha alpha alpha.",))], []))
+    said = verdict(score(two, [HeldOut("letters", ("alpha alpha alpha.",))], []))
     assert "copies is not told apart from guesses: -" in said
     assert "A single document does not tell how sure that is." in said
 
 
 def test_rows_longer_than_a_context_are_refused(two):
     with pytest.raises(UserError, match="--latents is 65, but guesses was made for 64"):
-        evaluate(two, [TEXT], [], latents=65)
+        score(two, [TEXT], [], latents=65)
 
 
 def test_documents_are_known_by_their_first_words():

@@ -16,21 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from transformers.utils import logging as transformers_logging
 
 from superpose.data.store import TokenStore
 from superpose.data.tokenizer import FILES
-from superpose.errors import UserError, first_line
-from superpose.files import read_json, whole_directory, write_json, write_text
-from superpose.models.build import build_config, build_model, load_model, refuse_code_of_others
+from superpose.errors import UserError
+from superpose.files import whole_directory, write_json, write_text
+from superpose.models.build import build_config, build_model
+from superpose.models.load import ABOUT, load_config, load_model
 from superpose.runs.disk import ALONE, RunOnDisk, open_run
 from superpose.share.card import model_card
-from superpose.share.facts import ABOUT, FORMAT, Facts, gather
+from superpose.share.facts import FORMAT, Facts, gather
 from superpose.train.checkpoint import Checkpoints
 
 
 def export(
-    run_path: Path,
-    directory: Path,
+    run: str | Path,
+    directory: str | Path,
     checkpoint: int | None = None,
     average: bool = False,
     bags: bool = False,
@@ -41,54 +43,53 @@ def export(
     """Writes the model of a run with its card, whole or not at all, and returns the card's facts.
 
     Args:
-        run_path: directory of the run.
+        run: its directory.
         directory: to be written; it must not exist, or be empty.
         checkpoint: step of the one to export; by default the model the finished run ended with.
         average: take the moving average of the weights.
         bags: export a model that predicts bags, and say so in the card.
         max_shard_size: of a file of weights, such as 5GB or 100KB, in powers of 1000.
-        license_id, languages: see `model_card`.
+        license_id: as hubs name licenses, such as apache-2.0; unknown if not given.
+        languages: codes of those in the text, such as en.
 
     Raises:
         UserError: there is no such model, it predicts bags and `bags` is not given, or something is in the way.
     """
+    out = Path(directory)
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", max_shard_size):
         raise UserError(f"--max-shard-size {max_shard_size}: expected a size such as 5GB or 100KB")
-    empty = directory.is_dir() and not directory.is_symlink() and not any(directory.iterdir())
-    if directory.name in ("", "..") or (os.path.lexists(directory) and not empty):
-        raise UserError(f"{directory} is there already; give a new directory")
-    run = open_run(run_path)
-    step = _step(run, checkpoint)
-    _expect_kind(run, step, bags)
-    model = _model(run, checkpoint if checkpoint is not None or not bags else step, average)
-    facts = gather(run, model, step, average)
-    tokenizer = _tokenizer(run)
-    with whole_directory(directory) as aside:
+    empty = out.is_dir() and not out.is_symlink() and not any(out.iterdir())
+    if out.name in ("", "..") or (os.path.lexists(out) and not empty):
+        raise UserError(f"{out} is there already; give a new directory")
+    source = open_run(Path(run))
+    step = _step(source, checkpoint, bags)
+    # Of a model of bags a run writes none at its end, but its last checkpoint holds it.
+    model = _model(source, step if bags else checkpoint, average)
+    facts = gather(source, model, step, average)
+    tokenizer = source.path / "model"
+    if not (tokenizer / "tokenizer.json").is_file():
+        tokenizer = _store(source).tokenizer_path
+    with whole_directory(out) as aside:
         model.save_pretrained(aside, max_shard_size=max_shard_size)
         for name in FILES:
             if (tokenizer / name).is_file():
                 shutil.copy(tokenizer / name, aside)
         known = TypeAdapter(Facts).dump_python(facts, mode="json", exclude_none=True)
         write_json(aside / ABOUT, {"format": FORMAT, **known})
-        write_text(aside / "README.md", model_card(directory.name, facts, license_id, languages))
+        write_text(aside / "README.md", model_card(out.name, facts, license_id, languages))
     return facts
 
 
-def _step(run: RunOnDisk, checkpoint: int | None) -> int:
-    """The step to export."""
+def _step(run: RunOnDisk, checkpoint: int | None, bags: bool) -> int:
+    """The step to export, whose model is of the kind that is asked for."""
     steps = run.recipe.train.steps
-    if checkpoint is None:
-        if run.result is None:
-            known = ", ".join(map(str, run.checkpoints))
-            how = f"--checkpoint exports one of its checkpoints: {known}" if known else "it has no checkpoint either"
-            raise UserError(f"{run.path} is not finished; {how}")
-        return steps
-    if not 1 <= checkpoint <= steps:
+    if checkpoint is None and run.result is None:
+        known = ", ".join(map(str, run.checkpoints))
+        how = f"--checkpoint exports one of its checkpoints: {known}" if known else "it has no checkpoint either"
+        raise UserError(f"{run.path} is not finished; {how}")
+    step = steps if checkpoint is None else checkpoint
+    if not 1 <= step <= steps:
         raise UserError(f"--checkpoint {checkpoint}: {run.path} has {steps} steps")
-    return checkpoint
-
-
-def _expect_kind(run: RunOnDisk, step: int, bags: bool) -> None:
     size = run.recipe.schedule.bag_size_at(step - 1)
     if size > 1 and not bags:
         raise UserError(
@@ -97,46 +98,29 @@ def _expect_kind(run: RunOnDisk, step: int, bags: bool) -> None:
         )
     if size == 1 and bags:
         raise UserError(f"--bags is for models that predict bags, and that of step {step} predicts the next token")
+    return step
 
 
 def _model(run: RunOnDisk, checkpoint: int | None, average: bool) -> Any:
     """The model with the weights to export: as the finished run wrote it, or a checkpoint's."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
     if checkpoint is None:
         directory = run.path / ("model-average" if average else "model")
         if average and not directory.is_dir():
             raise UserError(f"{run.path} has no average; it was trained without train.average")
-        return load_model(directory, str(directory))
-    if checkpoint not in (checkpoints := Checkpoints(run.path, ALONE)).steps:
+        return load_model(directory)
+    checkpoints = Checkpoints(run.path, ALONE)
+    if checkpoint not in checkpoints.steps:
         known = ", ".join(map(str, checkpoints.steps)) or "none"
         raise UserError(f"{run.path} has no checkpoint of step {checkpoint}; those it has: {known}")
-    model = build_model(_config(run))
+    if (run.path / "model" / "config.json").is_file():
+        config = load_config(run.path / "model")
+    else:
+        store = _store(run)
+        config = build_config(run.recipe.model, store.vocab_size, run.recipe.train.latents, store.end_of_text)
+    transformers_logging.disable_progress_bar()
+    model = build_model(config)
     checkpoints.weights(model, checkpoint, average)
     return model
-
-
-def _config(run: RunOnDisk) -> Any:
-    """The configuration of the model a run trains: the one in its exported model, if that is there."""
-    from transformers import AutoConfig
-
-    file = run.path / "model" / "config.json"
-    if file.is_file():
-        refuse_code_of_others(read_json(file), f"{file}: ")
-        try:
-            return AutoConfig.from_pretrained(run.path / "model", local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # whatever transformers raises for a file that was altered
-            raise UserError(f"{run.path / 'model'} cannot be read: {first_line(error)}") from None
-    store = _store(run)
-    return build_config(run.recipe.model, store.vocab_size, run.recipe.train.latents, store.end_of_text)
-
-
-def _tokenizer(run: RunOnDisk) -> Path:
-    """A directory with the files of the run's tokenizer."""
-    if (run.path / "model" / "tokenizer.json").is_file():
-        return run.path / "model"
-    return _store(run).tokenizer_path
 
 
 def _store(run: RunOnDisk) -> TokenStore:

@@ -1,13 +1,9 @@
-"""What a run measures: validation that is always next-token, and its records as JSON lines."""
+"""Validation during training, which is next-token in both phases."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,12 +11,10 @@ from torch import Tensor
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.model import SuperposedLM
 from superpose.data.store import Split
-from superpose.errors import UserError
-from superpose.files import write_text
 from superpose.train.distributed import Ranks, reshard
 
 
-class Validation(NamedTuple):
+class HeldOut(NamedTuple):
     """Next-token loss on held-out text.
 
     Attributes:
@@ -34,7 +28,7 @@ class Validation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks) -> Validation:
+def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks) -> HeldOut:
     """Next-token loss over a whole split, every token but the first predicted once, in rows of `latents`.
 
     It does not know of bags: in either phase it measures the model that training is to end with. Ranks take turns at
@@ -53,7 +47,7 @@ def evaluate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ran
     reshard(lm)
     lm.train(training)
     nats = nats_of_all / (len(split.tokens) - 1)
-    return Validation(nats, nats_of_all / math.log(2) / split.bytes)
+    return HeldOut(nats, nats_of_all / math.log(2) / split.bytes)
 
 
 def next_token_rows(tokens: Tensor, latents: int) -> Tensor:
@@ -70,39 +64,3 @@ def next_token_rows(tokens: Tensor, latents: int) -> Tensor:
     padded = torch.full((count * latents + 1,), IGNORE_INDEX)
     padded[: len(tokens)] = tokens
     return padded.unfold(0, latents + 1, latents)
-
-
-@contextmanager
-def metrics_log(path: Path, first_step: int, origin: Path | None = None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yields a function that appends a record to a JSON-lines file.
-
-    A run that resumes at `first_step` drops what it recorded after the checkpoint of that step, and one that
-    starts drops everything. One that takes over from another run keeps what that one recorded, in `origin`.
-    """
-    kept = [record for record in read_metrics(origin or path) if record["step"] <= first_step] if first_step else []
-    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-    with path.open("a", encoding="utf-8") as file:
-
-        def write(record: dict[str, Any]) -> None:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-
-        yield write
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a run; a last line that was cut short by a crash is left out.
-
-    Raises:
-        UserError: a line is JSON, but no record.
-    """
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(record, dict) or type(record.get("step")) is not int:
-            raise UserError(f"{path}, line {number}: no record of a step, so the file was altered; take the line out")
-        records.append(record)
-    return records

@@ -7,19 +7,24 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from superpose.errors import UserError
-from superpose.share.export import export
-from superpose.share.generate import generate, load_model
+from superpose.models.load import load_with_tokenizer
+from superpose.runs.disk import model_directory
+from superpose.share import export, sample
 from superpose.train.loop import train
 from tests.train.test_loop import KilledError, changed, killed_after
 
 
+def loaded(place):
+    return load_with_tokenizer(model_directory(place))
+
+
 @pytest.fixture
 def say(run):
-    model, tokenizer = load_model(run)
+    model, tokenizer = loaded(run)
 
     def call(prompt="the", max_new_tokens=8, temperature=1.0, top_p=1.0, seed=0):
         pieces = []
-        generate(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, pieces.append)
+        sample(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, pieces.append)
         return "".join(pieces)
 
     return call
@@ -36,7 +41,7 @@ def greedy(model, tokenizer, prompt, count):
 
 
 def test_temperature_0_takes_the_likeliest_token_whatever_the_seed(run, say):
-    expected = greedy(*load_model(run), "the alpha", 8)
+    expected = greedy(*loaded(run), "the alpha", 8)
     assert say("the alpha", temperature=0.0) == say("the alpha", temperature=0.0, seed=7) == expected
     assert len(expected) > len("the alpha")
 
@@ -57,7 +62,7 @@ def test_the_share_to_sample_from_and_the_temperature_narrow_it(say):
 
 def test_text_comes_while_it_is_computed(run):
     """The prompt before the first token, and what follows piece by piece: not all of it at the end."""
-    model, tokenizer = load_model(run)
+    model, tokenizer = loaded(run)
     computed = 0
 
     def count(*ignored):
@@ -72,7 +77,7 @@ def test_text_comes_while_it_is_computed(run):
         weight = model.get_output_embeddings().weight
         weight.copy_(torch.where(torch.isin(torch.arange(len(weight)), torch.tensor(words))[:, None], weight, -9.0))
     model.register_forward_hook(lambda module, inputs, output: only(output, words))
-    generate(model, tokenizer, "the alpha ", 8, 1.0, 1.0, 0, lambda text: pieces.append((computed, text)))
+    sample(model, tokenizer, "the alpha ", 8, 1.0, 1.0, 0, lambda text: pieces.append((computed, text)))
     shown = [(when, text) for when, text in pieces if text]
     assert shown[0][0] == 0
     assert "".join(text for _, text in shown).startswith("the alpha ")
@@ -93,17 +98,17 @@ def test_a_hugging_face_directory_says_what_its_run_says(run, exported):
         said = []
         for place in (run, exported):
             pieces = []
-            generate(*load_model(place), "the", 6, 1.0, 1.0, seed, pieces.append)
+            sample(*loaded(place), "the", 6, 1.0, 1.0, seed, pieces.append)
             said.append("".join(pieces))
         assert said[0] == said[1]
 
 
 def test_no_more_than_the_context_holds(run, say):
     """What is not limited fills the context: 16 positions, of which the prompt takes one."""
-    model, tokenizer = load_model(run)
+    model, tokenizer = loaded(run)
     lengths = []
     model.register_forward_hook(lambda module, inputs, output: lengths.append(output.logits.shape[1]))
-    generate(model, tokenizer, "the", None, 0.0, 1.0, 0, lambda text: None)
+    sample(model, tokenizer, "the", None, 0.0, 1.0, 0, lambda text: None)
     assert len(tokenizer("the")["input_ids"]) == 1
     assert len(lengths) == 15
     assert say("", 4, seed=1)
@@ -112,22 +117,22 @@ def test_no_more_than_the_context_holds(run, say):
 
 
 def test_a_tokenizer_without_end_of_text(run):
-    model, tokenizer = load_model(run)
+    model, tokenizer = loaded(run)
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="no end of text to start from; give a prompt"):
-        generate(model, tokenizer, "", 4, 0.0, 1.0, 0, print)
+        sample(model, tokenizer, "", 4, 0.0, 1.0, 0, print)
 
 
 def test_a_model_without_a_context_length(run):
     """Such as Bloom, whose positions are told by their distance."""
-    tokenizer = load_model(run)[1]
+    tokenizer = loaded(run)[1]
     config = AutoConfig.for_model("bloom", vocab_size=300, hidden_size=16, n_layer=1, n_head=2)
     model = AutoModelForCausalLM.from_config(config).eval()
     with pytest.raises(UserError, match="--max-new-tokens"):
-        generate(model, tokenizer, "the", None, 0.0, 1.0, 0, print)
+        sample(model, tokenizer, "the", None, 0.0, 1.0, 0, print)
     lengths = []
     model.register_forward_hook(lambda module, inputs, output: lengths.append(output.logits.shape[1]))
-    generate(model, tokenizer, "the", 3, 0.0, 1.0, 0, lambda text: None)
+    sample(model, tokenizer, "the", 3, 0.0, 1.0, 0, lambda text: None)
     assert 1 <= len(lengths) <= 3
 
 
@@ -140,26 +145,26 @@ def test_what_cannot_generate_is_refused(run, exported, recipe, store, tmp_path)
 
     export(run, tmp_path / "bags", checkpoint=8, bags=True)
     with pytest.raises(UserError, match="predicts bags of 4 tokens, not the next token"):
-        load_model(tmp_path / "bags")
+        loaded(tmp_path / "bags")
     pickle = copied("pickle")
     (pickle / "model.safetensors").rename(pickle / "pytorch_model.bin")
     with pytest.raises(UserError, match="no weights"):
-        load_model(pickle)
+        loaded(pickle)
     with pytest.raises(UserError, match="holds no tokenizer"):
-        load_model(copied("mute", tokenizer="{}"))
+        loaded(copied("mute", tokenizer="{}"))
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_model(copied("strange", config='{"model_type": "no-such"}'))
+        loaded(copied("strange", config='{"model_type": "no-such"}'))
     for place in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="is not a run"):
-            load_model(place)
+            loaded(place)
     ended, stopped = tmp_path / "ended", tmp_path / "stopped"
     train(changed(recipe, "superposition", ratio=1.0), store, ended)
     with pytest.raises(UserError, match="ended inside superposition"):
-        load_model(ended)
+        loaded(ended)
     with pytest.raises(KilledError):
         train(recipe, store, stopped, listener=killed_after(3))
     with pytest.raises(UserError, match="is not finished; go on with: superpose train"):
-        load_model(stopped)
+        loaded(stopped)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
@@ -176,7 +181,7 @@ def test_code_beside_a_model_is_neither_run_nor_asked_about(run, tmp_path, monke
     settings |= {"model_type": "evil"} if name == "config.json" else {"tokenizer_class": "Evil"}
     (model / name).write_text(json.dumps(settings))
     with pytest.raises(UserError, match="loaded"):
-        load_model(tmp_path / "run")
+        loaded(tmp_path / "run")
     assert not (tmp_path / "canary").exists()
 
 
@@ -186,7 +191,7 @@ def test_weights_in_a_pickle_are_not_read(run, tmp_path, monkeypatch):
     (tmp_path / "run" / "model" / "model.safetensors").unlink()
     (tmp_path / "run" / "model" / "pytorch_model.bin").write_bytes(b"cposix\nsystem\n(S'touch canary'\ntR.")
     with pytest.raises(UserError, match="safetensors"):
-        load_model(tmp_path / "run")
+        loaded(tmp_path / "run")
     assert not (tmp_path / "canary").exists()
 
 
@@ -197,12 +202,12 @@ def test_settings_beside_a_model_that_were_altered_end_in_a_sentence(run, tmp_pa
         file = tmp_path / "run" / "model" / name
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=r"model cannot (be loaded|generate)"):
-        generate(*load_model(tmp_path / "run"), "the", 2, 0.8, 0.9, 0, lambda piece: None)
+        sample(*loaded(tmp_path / "run"), "the", 2, 0.8, 0.9, 0, lambda piece: None)
 
 
 def test_a_prompt_that_is_no_text(run):
     with pytest.raises(UserError, match="not UTF-8"):
-        generate(*load_model(run), "\udcff", 2, 0.8, 0.9, 0, lambda piece: None)
+        sample(*loaded(run), "\udcff", 2, 0.8, 0.9, 0, lambda piece: None)
 
 
 def test_weights_that_are_missing_are_not_made_up(run, tmp_path):
@@ -212,4 +217,4 @@ def test_weights_that_are_missing_are_not_made_up(run, tmp_path):
     del weights["lm_head.weight"]
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(UserError, match=r"does not hold all weights of its model: lm_head\.weight"):
-        load_model(tmp_path / "run")
+        loaded(tmp_path / "run")

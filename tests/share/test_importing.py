@@ -7,8 +7,7 @@ from safetensors.torch import load_file, save_file
 from superpose.data.config import prepare
 from superpose.data.prepare import prepare_store
 from superpose.errors import UserError
-from superpose.share.export import export
-from superpose.share.import_model import import_model
+from superpose.share import export, import_model
 from superpose.train.config import load_recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.recipe_file import write_recipe

@@ -1,7 +1,8 @@
-"""`superpose export` and `superpose import`."""
+"""`superpose export`, `superpose import` and `superpose generate`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,9 +30,9 @@ def export(
     ] = None,
 ) -> None:
     """Write a run's model as a Hugging Face directory with a model card of the run's facts."""
-    from superpose.share.export import export as write
+    from superpose.share import exporting
 
-    facts = write(run, directory, checkpoint, average, bags, max_shard_size, license_id, language or [])
+    facts = exporting.export(run, directory, checkpoint, average, bags, max_shard_size, license_id, language or [])
     typer.echo(f"{directory}: {facts.parameters:,} parameters of step {facts.step:,}; the card is README.md")
     if facts.bag_size > 1:
         typer.echo(f"It predicts {facts.predicts} and cannot generate text; its card says so.")
@@ -45,10 +46,31 @@ def import_model(
     ] = None,
 ) -> None:
     """Check a Hugging Face directory, and write a recipe that trains its model on."""
-    from superpose.share.import_model import import_model as write
+    from superpose.share import importing
 
-    taken = write(directory, out, recipe)
+    taken = importing.import_model(directory, out, recipe)
     typer.echo(
         f"{out}: {taken.train.latents} latents, peak learning rate {taken.train.lr:g}, {taken.train.steps:,} steps. "
         f"Set data.corpus and train.lr there, lower than for a fresh model, then: superpose train {out} --out RUN"
     )
+
+
+def generate(
+    place: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A finished run, or a Hugging Face directory.")],
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="By default as many as the context has room for.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the probability to sample from.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Continue a text with the model of a finished run or of a Hugging Face directory, streamed as it comes."""
+    from superpose.share import sampling
+
+    def stream(text: str) -> None:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    sampling.generate(place, prompt, max_new_tokens, temperature, top_p, seed, stream)
+    stream("\n")

@@ -6,7 +6,6 @@ DIR/: config.json, *.safetensors, tokenizer.json -> checked by loading them -> R
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,13 +13,13 @@ from superpose.data.config import DataArgs
 from superpose.data.tokenizer import load_tokenizer
 from superpose.errors import UserError
 from superpose.files import file_sha256
-from superpose.models.build import ModelArgs, build_config, load_weights
-from superpose.share.facts import predicts_bags
+from superpose.models.build import ModelArgs, build_config
+from superpose.models.load import load_weights, predicts_bags
 from superpose.train.config import Recipe, load_recipe, with_settings
 from superpose.train.recipe_file import write_recipe
 
 
-def import_model(directory: Path, out: Path, base: Path | None = None) -> Recipe:
+def import_model(directory: str | Path, out: str | Path, base: str | Path | None = None) -> Recipe:
     """Writes a recipe that trains the model of a Hugging Face directory on, and returns it.
 
     Text, optimizer and schedule are the base recipe's. Without one they are the defaults, and training is ordinary:
@@ -29,29 +28,31 @@ def import_model(directory: Path, out: Path, base: Path | None = None) -> Recipe
     Args:
         directory: with config.json, weights in safetensors and tokenizer.json.
         out: the TOML file to write; it must not exist.
+        base: a recipe.
 
     Raises:
         UserError: the directory holds no causal language model that can be trained, or no tokenizer of it.
     """
+    directory, out = Path(directory), Path(out)
     if out.suffix != ".toml":
         raise UserError(f"{out}: expected a name that ends in .toml")
     if out.exists():
         raise UserError(f"{out} is there already; give another name")
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} holds no config.json; give a directory that save_pretrained wrote")
-    recipe = load_recipe(base) if base else Recipe().ordinary()
+    recipe = load_recipe(Path(base)) if base else Recipe().ordinary()
     place = str(directory.resolve())
-    tokenizer = load_tokenizer(place, recipe.data.end_of_text if _same(recipe.data.tokenizer, directory) else "")
-    model = ModelArgs(init_from=place)
-    config = build_config(model, tokenizer.vocab_size, 1, tokenizer.end_of_text)
-    _expect_weights(model, config)
+    end_of_text = recipe.data.end_of_text if _same(recipe.data.tokenizer, directory) else ""
+    tokenizer = load_tokenizer(place, end_of_text)
+    config = build_config(ModelArgs(init_from=place), tokenizer.vocab_size, 1, tokenizer.end_of_text)
+    if any(not torch.isfinite(parameter).all() for parameter in load_weights(place, config).parameters()):
+        raise UserError(f"{place} holds weights that are not finite numbers; take them from where they came")
+    changed = {"model": ModelArgs(init_from=place), "data": _data(recipe.data, directory, end_of_text)}
     longest = getattr(config, "max_position_embeddings", None) or recipe.train.latents
-    whole = recipe.model_copy(update={"model": model, "data": _data(recipe.data, directory, place)})
     # The settings are checked together.
-    taken = with_settings(whole, "train", latents=min(recipe.train.latents, longest))
-    bags = predicts_bags(directory)
+    taken = with_settings(recipe.model_copy(update=changed), "train", latents=min(recipe.train.latents, longest))
     comments = [f"Trains the model of {place} on."]
-    if bags:
+    if bags := predicts_bags(directory):
         comments.append(f"It predicts {bags}; ordinary training, as here, teaches it the next token.")
     spelled_out = ("data.corpus", "superposition.bag_size", "superposition.ratio")
     own = ("train.steps", "train.lr", "train.warmup_steps", "train.latents")
@@ -63,12 +64,12 @@ def _same(tokenizer: str, directory: Path) -> bool:
     return bool(tokenizer) and Path(tokenizer).resolve() == directory.resolve()
 
 
-def _data(data: DataArgs, directory: Path, place: str) -> DataArgs:
+def _data(data: DataArgs, directory: Path, end_of_text: str) -> DataArgs:
     """The base recipe's text with the model's tokenizer."""
     if data.store is None:
-        end_of_text = data.end_of_text if _same(data.tokenizer, directory) else ""
         fresh = DataArgs.model_fields["vocab_size"].default
-        return data.model_copy(update={"tokenizer": place, "vocab_size": fresh, "end_of_text": end_of_text})
+        tokenizer = str(directory.resolve())
+        return data.model_copy(update={"tokenizer": tokenizer, "vocab_size": fresh, "end_of_text": end_of_text})
     own, stored = directory / "tokenizer.json", data.store / "tokenizer" / "tokenizer.json"
     if not stored.is_file() or file_sha256(own) != file_sha256(stored):
         raise UserError(
@@ -76,10 +77,3 @@ def _data(data: DataArgs, directory: Path, place: str) -> DataArgs:
             f"superpose prepare SOURCE --tokenizer {directory} --out STORE"
         )
     return data
-
-
-def _expect_weights(model: ModelArgs, config: Any) -> None:
-    """Loads the weights to see whether they are all there, and lets them go again."""
-    loaded = load_weights(model, config)
-    if any(not torch.isfinite(parameter).all() for parameter in loaded.parameters()):
-        raise UserError(f"{model.init_from} holds weights that are not finite numbers; take them from where they came")

@@ -1,0 +1,173 @@
+"""Evaluates models side by side.
+
+places -> models; texts, tasks -> scores of each model -> figures, intervals and differences -> Evaluation
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from superpose.errors import UserError
+from superpose.evaluate.choice import TaskScore, answer
+from superpose.evaluate.evaluation import Document, Evaluation, PositionFigures, Task, TaskFigures, Text, TextFigures
+from superpose.evaluate.intervals import paired_shares, ratio, wilson
+from superpose.evaluate.lm_eval import PAPER, answer_by_lm_eval, expect_lm_eval, write_tasks
+from superpose.evaluate.models import EvaluatedModel, load_models
+from superpose.evaluate.scores import TextScore, buckets, score_text
+from superpose.evaluate.tables import summary
+from superpose.evaluate.tasks import ITEMS, TASKS
+from superpose.evaluate.texts import HeldOut, opening, own_texts, read_text
+from superpose.files import write_json, write_text
+
+MOST_LATENTS = 2048
+"""Length of a row, where models were made for more and nothing else is asked for."""
+
+GROUPS = {"all": tuple(TASKS), "paper": PAPER}
+"""Names for several tasks."""
+
+Progress = Callable[[str], None]
+"""Told what is being done."""
+
+
+def evaluate(
+    places: Sequence[str | Path],
+    texts: Mapping[str, str | Path] | None = None,
+    tasks: Sequence[str] = (),
+    field: str = "text",
+    max_megabytes: float = 1.0,
+    latents: int | None = None,
+    limit: int | None = None,
+    include: Path | None = None,
+    device: str = "",
+    out: Path | None = None,
+    progress: Progress = lambda what: None,
+) -> Evaluation:
+    """Next-token loss of models on held-out text, by document and by position, and their tasks.
+
+    Args:
+        places: finished runs and Hugging Face directories.
+        texts: by name: what `superpose prepare` reads as text, or a prepared store. By default what the runs held out
+            of their training; where it is empty, no text is predicted.
+        tasks: "brackets", "copy", "grammar", "identifiers", or "all" of these; "paper" for the paper's eight, or any
+            of lm-eval's.
+        field: where records of the texts keep their text.
+        max_megabytes: of each text, from its start.
+        latents: length of a row; by default the shortest of the models' contexts, and at most `MOST_LATENTS`.
+        limit: questions of a task at most.
+        include: a folder of further tasks for lm-eval; functions that its YAML names are run.
+        device: by default a GPU if there is one.
+        out: folder for evaluation.json, summary.md and our tasks for lm-eval.
+        progress: told what is being done.
+
+    Raises:
+        UserError: a model, text or task is not there or cannot be scored, or a row is longer than a model's context.
+    """
+    chosen = list(dict.fromkeys(task for name in tasks for task in GROUPS.get(name, (name,))))
+    expect_lm_eval([name for name in chosen if name not in TASKS])
+    models = load_models([Path(place) for place in places], device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    size = max_megabytes * 1e6
+    if texts is None:
+        held_out = own_texts(models, size)
+    else:
+        held_out = [read_text(name, str(location), field, size) for name, location in texts.items()]
+    evaluation = score(models, held_out, chosen, latents, limit, include, progress)
+    if out is not None:
+        write_json(out / "evaluation.json", evaluation.model_dump())
+        write_text(out / "summary.md", summary(evaluation))
+        write_tasks(out / "tasks", {name: TASKS[name].items(limit or ITEMS) for name in chosen if name in TASKS})
+    return evaluation
+
+
+def score(
+    models: Sequence[EvaluatedModel],
+    texts: Sequence[HeldOut],
+    tasks: Sequence[str],
+    latents: int | None = None,
+    limit: int | None = None,
+    include: Path | None = None,
+    progress: Progress = lambda what: None,
+) -> Evaluation:
+    """Scores models that are loaded; see `evaluate`."""
+    contexts = [(model.context, model.name) for model in models if model.context is not None]
+    shortest, name = min(contexts, key=lambda pair: pair[0], default=(MOST_LATENTS, ""))
+    length = latents or min(MOST_LATENTS, shortest)
+    if contexts and length > shortest:
+        raise UserError(f"--latents is {length}, but {name} was made for {shortest}; lower it")
+    by_text = []
+    for text in texts:
+        scores = []
+        for model in models:
+            progress(f"{model.name}: {text.name}")
+            scores.append(score_text(model, text, length))
+        by_text.append(_text(text, models, scores, length))
+    by_task = []
+    for task in tasks:
+        items = TASKS[task].items(limit or ITEMS) if task in TASKS else None
+        answers = []
+        for model in models:
+            progress(f"{model.name}: {task}")
+            answers.append(
+                answer_by_lm_eval(model, task, include, limit) if items is None else answer(model, task, items)
+            )
+        by_task.append(_task(models, answers))
+    versions = {name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")}
+    facts = [model.facts for model in models]
+    return Evaluation(models=facts, latents=length, texts=by_text, tasks=by_task, versions=versions)
+
+
+def _text(text: HeldOut, models: Sequence[EvaluatedModel], scores: Sequence[TextScore], latents: int) -> Text:
+    first, sizes = scores[0], text.sizes
+    figures = []
+    for model, score in zip(models, scores, strict=True):
+        # Tokens of different tokenizers are not comparable; bits per byte are.
+        alike = score is not first and model.vocabulary == models[0].vocabulary
+        figures.append(
+            TextFigures(
+                name=model.name,
+                loss=ratio(score.nats, score.tokens),
+                bits_per_byte=ratio(score.nats / math.log(2), sizes),
+                tokens=int(score.tokens.sum()),
+                by_position=_by_position(score, first if alike else None, latents),
+                document_nats=score.nats.tolist(),
+                document_tokens=score.tokens.astype(int).tolist(),
+                minus_first=None if score is first else ratio((score.nats - first.nats) / math.log(2), sizes),
+            )
+        )
+    documents = [Document(starts=opening(document), bytes=len(document.encode())) for document in text.documents]
+    return Text(name=text.name, documents=documents, models=figures)
+
+
+def _by_position(score: TextScore, first: TextScore | None, latents: int) -> list[PositionFigures]:
+    """In each bucket of positions that has tokens."""
+    figures = []
+    for place, (low, high) in enumerate(buckets(latents)):
+        nats, tokens = score.position_nats[:, place], score.position_tokens[:, place]
+        if tokens.any():
+            difference = None if first is None else ratio(nats - first.position_nats[:, place], tokens)
+            figures.append(
+                PositionFigures(
+                    first=low, last=high, tokens=int(tokens.sum()), loss=ratio(nats, tokens), minus_first=difference
+                )
+            )
+    return figures
+
+
+def _task(models: Sequence[EvaluatedModel], scores: Sequence[TaskScore]) -> Task:
+    first, figures = scores[0], []
+    for model, score in zip(models, scores, strict=True):
+        by_byte = score.right_by_byte
+        figures.append(
+            TaskFigures(
+                name=model.name,
+                accuracy=wilson(score.right),
+                accuracy_by_byte=None if by_byte is None else wilson(by_byte),
+                minus_first=None if score is first else paired_shares(first.right, score.right),
+                right=score.right.astype(int).tolist(),
+            )
+        )
+    return Task(name=first.task, chance=first.chance, items=len(first.right), models=figures)

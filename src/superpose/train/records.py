@@ -1,0 +1,236 @@
+"""What a run writes down: metrics.jsonl, a record a line, and result.json when it is finished.
+
+The fields are the keys of the files, in this order; what is None is left out. Whoever writes or reads them does it
+by these classes. A field with a default may be missing in files of older versions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+
+from superpose.errors import UserError
+from superpose.files import read_json, write_text
+
+_Kind = TypeVar("_Kind")
+_Record = TypeVar("_Record", bound="Record")
+
+_Count = Annotated[int, Field(ge=0, lt=2**100)]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A line of metrics.jsonl, told after so many optimizer steps."""
+
+    kind: ClassVar[str]
+    step: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **as_json(self)}
+
+
+@dataclass(frozen=True)
+class Training(Record):
+    """The steps since the last such record; raw_tokens, latents and seconds are those since the start.
+
+    A bag's loss is not comparable with a token's, so the two have different names.
+    """
+
+    kind = "training"
+
+    phase: str
+    bag_size: int
+    loss: FiniteFloat | None = None
+    """Mean cross-entropy in nats, of single tokens."""
+    bag_loss: FiniteFloat | None = None
+    """The same of bags."""
+    lr: FiniteFloat | None = None
+    grad_norm: FiniteFloat | None = None
+    """Of the last step, before clipping."""
+    router_loss: FiniteFloat | None = None
+    """Of a mixture of experts."""
+    expert_load_max: FiniteFloat | None = None
+    """Load of the busiest expert over an even share."""
+    expert_load_min: FiniteFloat | None = None
+    raw_tokens: _Count | None = None
+    latents: _Count | None = None
+    seconds: FiniteFloat | None = None
+    raw_tokens_per_second: FiniteFloat | None = None
+    latents_per_second: FiniteFloat | None = None
+    mfu: FiniteFloat | None = None
+    memory: _Count | None = None
+    """Bytes at most so far."""
+
+    @property
+    def measured_loss(self) -> float:
+        """Whichever of the two losses it has."""
+        loss = self.bag_loss if self.loss is None else self.loss
+        assert loss is not None
+        return loss
+
+
+@dataclass(frozen=True)
+class Validation(Record):
+    """Next-token loss on held-out text, in nats per token and bits per byte, and what was spent until then."""
+
+    kind = "validation"
+
+    val_loss: FiniteFloat
+    val_bits_per_byte: FiniteFloat
+    raw_tokens: _Count
+    latents: _Count
+    flops: _Count
+    seconds: FiniteFloat
+    crossed: int | None = None
+    """Step at which the loss fell below the baseline's."""
+    crossing_forecast: int | None = None
+    """Step at which it may."""
+
+
+@dataclass(frozen=True)
+class Warned(Record):
+    """What the user should know."""
+
+    kind = "warning"
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Switch:
+    """How a run took the change from bags to single tokens.
+
+    The loss of a bag and that of a token are two quantities. The jump from one to the other is what is seen on a
+    curve and reported in the paper (arXiv 2605.06546, section 4: 1 to 2 nats); it is no loss of quality by itself.
+
+    Attributes:
+        step: first step of recovery.
+        bag_loss: mean training loss of the last record before it.
+        spike: the first record's next-token loss over `bag_loss`, in nats.
+        steps_to_recover: until a record's next-token loss was no more than `bag_loss`; None if it never was.
+    """
+
+    step: int
+    bag_loss: FiniteFloat
+    spike: FiniteFloat
+    steps_to_recover: int | None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What rank 0's machine took, from the run's start or resumption to its end.
+
+    Attributes:
+        kwh: None where there is nothing to go by.
+        how: whether it was measured or estimated.
+    """
+
+    kwh: FiniteFloat | None
+    hours: FiniteFloat
+    how: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came out of a run: result.json."""
+
+    val_loss: FiniteFloat
+    val_bits_per_byte: FiniteFloat
+    ends_in_superposition: bool = False
+    steps: int | None = None
+    raw_tokens: _Count
+    epochs: FiniteFloat | None = None
+    latents: _Count
+    flops: _Count
+    seconds: FiniteFloat
+    """Of training: without start-up, compilation, validation and the copying of checkpoints."""
+    compile_seconds: FiniteFloat | None = None
+    mfu: FiniteFloat | None = None
+    peak_memory: _Count | None = None
+    """Bytes, of the rank that took most."""
+    energy: Energy | None = None
+    ranks: int | None = None
+    parameters: _Count | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    switch: Switch | None = None
+    average_val_loss: FiniteFloat | None = None
+    """With the moving average of the weights."""
+    average_val_bits_per_byte: FiniteFloat | None = None
+
+
+def as_json(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are known, as JSON takes them."""
+    return {name: known for name, known in asdict(value).items() if known is not None}
+
+
+def checked(kind: type[_Kind], value: Any, path: Path) -> _Kind:
+    """The dataclass of what was read from `path`.
+
+    Raises:
+        UserError: a field is missing or of another type.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{path} was altered: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from None
+
+
+def read_result(path: Path) -> Result:
+    """Reads a result.json.
+
+    Raises:
+        UserError: it is missing or was altered.
+    """
+    return checked(Result, read_json(path), path)
+
+
+def read_records(path: Path, kind: type[_Record]) -> list[_Record]:
+    """The records of one class in a metrics.jsonl, ascending.
+
+    Raises:
+        UserError: one of them was altered.
+    """
+    return [checked(kind, record, path) for record in read_metrics(path) if record.get("kind") == kind.kind]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records of a run as they stand; a last line that was cut short by a crash is left out.
+
+    Raises:
+        UserError: a line is JSON, but no record.
+    """
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            raise UserError(f"{path}, line {number}: no record of a step, so the file was altered; take the line out")
+        records.append(record)
+    return records
+
+
+@contextmanager
+def metrics_log(path: Path, first_step: int, origin: Path | None = None) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yields a function that appends a record to a metrics.jsonl.
+
+    A run that resumes at `first_step` drops what it recorded after the checkpoint of that step, and one that
+    starts drops everything. One that takes over from another run keeps what that one recorded, in `origin`.
+    """
+    kept = [record for record in read_metrics(origin or path) if record["step"] <= first_step] if first_step else []
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    with path.open("a", encoding="utf-8") as file:
+
+        def write(record: dict[str, Any]) -> None:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
+            file.flush()
+
+        yield write
