@@ -159,7 +159,11 @@ def trained(runs, store, pool):
     from superpose.runs.pool import Outcome
     from superpose.train.loop import train
 
-    return [Outcome(run, pool / run.key(store), train(run.recipe, store, pool / run.key(store))) for run in runs]
+    directories = [pool / run.key(store) for run in runs]
+    return [
+        Outcome(run, path, train(run.recipe, store, path, resume=(path / "config.json").exists()))
+        for run, path in zip(runs, directories, strict=True)
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,12 @@ import re
 
 import pytest
 
+from superpose.compare import Comparison
 from superpose.evaluate import Evaluation
+from superpose.reproduce import Reproduction
+from superpose.train.config import load_recipe
+from superpose.train.recipe_file import write_recipe
+from tests.conftest import trained
 from tests.documented import ROOT
 
 
@@ -54,3 +59,29 @@ def test_share(samples, run, capsys):
     options = {"max_new_tokens": 4, "seed": 2}
     assert names["generate"]("runs/tst", "the", **options, stream=pieces.append) == "".join(pieces)
     assert names["sample"](names["model"], names["tokenizer"], "the", **options) == "".join(pieces)
+
+
+def test_compare(samples, recipe, tmp_path, monkeypatch, capsys):
+    """All three workflows on a tiny corpus, from its preparation to the files; runs train in this process."""
+    write_recipe(recipe, tmp_path / "recipe.toml")
+    for room in ("compare", "tune", "reproduce"):
+        monkeypatch.setattr(f"superpose.{room}.workflow.train_all", lambda *of: trained(*of[:3]))
+    names = samples("compare.md")
+    printed = capsys.readouterr().out
+
+    comparison, mine = names["comparison"], tmp_path / "runs" / "mine"
+    assert comparison.verdict() in printed
+    assert comparison.budgets("ordinary") == [20, 44]
+    assert names["gain"].value == pytest.approx(comparison.equal_flops().value)
+    again = Comparison.load(mine)
+    assert again.tables() == comparison.tables()
+    assert {"comparison.json", "summary.md", "loss.png", "tst-20-seed2"} <= {path.name for path in mine.iterdir()}
+
+    tuned, found = names["tuned"], tmp_path / "runs" / "found"
+    assert len(tuned.search.trials) == 3
+    assert load_recipe(found / "recipe.toml") == tuned.recipe
+    assert {"tuning.json", "summary.md", "ordinary-lr0.001-20-seed0"} <= {path.name for path in found.iterdir()}
+
+    saved = Reproduction.load(tmp_path / "runs" / "again" / "reproduction.json")
+    assert saved == [names["table1"]]
+    assert (tmp_path / "runs" / "again" / "summary.md").exists()
