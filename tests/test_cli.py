@@ -18,7 +18,7 @@ TINY = [
     "--set=train.eval_every=10",
     "--set=data.vocab_size=300",
     "--set=data.val_fraction=0.1",
-    "--set=data.val_megabytes=0.02",
+    "--set=data.val_megabytes=0.003",
     "--set=model.config.hidden_size=16",
 ]
 
@@ -46,9 +46,11 @@ def test_help_reads_well():
 
 
 def test_a_process_ends_with_the_sentence_and_the_code():
-    done = superpose("compare", "--seeds", "one")
+    done = superpose("data", "verify", "no/such")  # of all commands the one that needs least to start
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "superpose: --seeds one: expected whole numbers with commas between, such as 1,2,3\n"
+    assert done.stderr == (
+        "superpose: no/such/manifest.json cannot be read (No such file or directory); check the path\n"
+    )
 
 
 @pytest.mark.parametrize(("ranks", "code"), [("1", -signal.SIGABRT), ("2", 0)])
@@ -73,8 +75,8 @@ def test_help_needs_no_pytorch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_compare_train_and_generate_end_to_end(corpus, tmp_path, monkeypatch, refused):
-    done = superpose("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
+def test_compare_train_and_generate_end_to_end(documents, tmp_path, monkeypatch, refused):
+    done = superpose("compare", "--corpus", documents, "--steps", 20, "--seeds", "1,2", *TINY, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for word in ("validation loss", "bits per byte", "raw tokens read", "training FLOPs", "epochs", "95 % interval"):
         assert word in done.stdout
@@ -90,7 +92,7 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, monkeypatch, re
     assert "trained on 16" in refused("generate", demo / "tst-20-seed1", "the alpha " * 20)
 
     monkeypatch.chdir(tmp_path)
-    again = inside("compare", "--corpus", corpus, "--steps", 20, "--seeds", "1,2", *TINY)
+    again = inside("compare", "--corpus", documents, "--steps", 20, "--seeds", "1,2", *TINY)
     assert "4 of 4 runs are finished already" in again.stdout
 
     said = inside("report", demo, "--out", tmp_path / "report.html")
@@ -109,11 +111,12 @@ def test_compare_train_and_generate_end_to_end(corpus, tmp_path, monkeypatch, re
         assert "is being trained by another process" in refused(*again, "--resume")
 
 
-def test_prepare_verify_and_train_on_a_store(corpus, tmp_path, refused):
-    made = inside("tokenizer", "train", corpus, "--vocab-size", 300, "--out", tmp_path / "tokenizer")
+def test_prepare_verify_and_train_on_a_store(documents, tmp_path, refused):
+    made = inside("tokenizer", "train", documents, "--vocab-size", 300, "--out", tmp_path / "tokenizer")
     assert "300 entries" in made.stdout, made.stderr
-    options = ["--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "store", "--val-fraction", 0.1]
-    done = inside("prepare", corpus, *options)
+    options = ["--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "store"]
+    options += ["--val-fraction", 0.1, "--val-megabytes", 0.003]
+    done = inside("prepare", documents, *options)
     assert done.exit_code == 0, done.stderr
     assert "vocabulary 300" in done.stdout
     assert inside("data", "show", tmp_path / "store").stdout in done.stdout
@@ -125,7 +128,7 @@ def test_prepare_verify_and_train_on_a_store(corpus, tmp_path, refused):
     assert run.exit_code == 0, run.stderr
     assert "data.vocab_size cannot apply" in refused(*arguments, "--set=data.vocab_size=512", cwd=".")
 
-    assert "holds something else" in refused("prepare", corpus, *options, "--seed", 5)
+    assert "holds something else" in refused("prepare", documents, *options, "--seed", 5)
     shard = tmp_path / "store" / "train-00000.tokens"
     shard.write_bytes(b"\x07\x01" + shard.read_bytes()[2:])
     assert "train-00000.tokens was altered" in refused("data", "verify", tmp_path / "store")
@@ -150,7 +153,7 @@ def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused)
         (["compare", "--ratio", "1.5"], "superposition.ratio"),
         (["compare", "--stages", "8:0.1,oops"], "oops"),
         (["compare", "--stages", "8:0.1", "--ratio", "0.1"], "leave out"),
-        (["compare", "--seeds", "1,x"], "whole numbers"),
+        (["compare", "--seeds", "1,x"], "--seeds 1,x: expected whole numbers with commas between, such as 1,2,3"),
         (["compare", "--seeds", "1,1"], "stands there twice"),
         (["compare", "--budgets", "1e3"], "--budgets 1e3: expected whole numbers"),
         (["compare", "--ordinary-budgets", "auto,many"], "--ordinary-budgets many"),
