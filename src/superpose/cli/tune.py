@@ -75,7 +75,8 @@ def tune(
     from rich.console import Console
 
     from superpose.data.config import vocabulary_size
-    from superpose.plan.steps import few_steps
+    from superpose.plan.evidence import Setting
+    from superpose.plan.prediction import few_steps
     from superpose.results.progress import Display, print_table
     from superpose.runs.pool import POOL, link
     from superpose.train.config import with_settings
@@ -110,7 +111,7 @@ def tune(
     for line in search.plan():
         console.print(line)
     first = search.trials[0]
-    for line in few_steps(search.rungs[0].steps, first.bag_size, first.ratio)[:1]:
+    for line in few_steps(search.rungs[0].steps, Setting(first.bag_size, first.ratio))[:1]:
         console.print(f"{line}; so the shortest rung is little to go by", style="yellow")
 
     def announce(ranking: Ranking) -> None:
