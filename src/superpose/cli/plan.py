@@ -160,7 +160,10 @@ def _amount(option: str, text: str) -> float:
 
 def _gib(text: str) -> float:
     """Memory in bytes, out of 48, 48G, 48GB or 48GiB."""
-    return _amount("--memory", text.lower().removesuffix("b").removesuffix("i").removesuffix("g")) * 2**30
+    number = text.lower().removesuffix("b").removesuffix("i").removesuffix("g")
+    if not number.replace(".", "", 1).isdecimal() or float(number) <= 0:
+        raise UserError(f"--memory {text}: expected GiB of one device, such as 48G")
+    return float(number) * 2**30
 
 
 def _price(text: str, with_hardware: bool) -> Price:

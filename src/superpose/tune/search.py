@@ -9,7 +9,7 @@ here each rung is made of complete runs of fewer steps, with a boundary, a recov
 next-token validation losses of their ends. What a rung costs is not carried on into the next.
 
 The hazard of it: short runs gain less by TST, and favour small s, small r and high learning rates
-(docs/planning-response.md). So rungs are few and not very short, a rung keeps at least the share 1/eta, ordinary
+(docs/planning.md). So rungs are few and not very short, a rung keeps at least the share 1/eta, ordinary
 training takes no part in the halving (each of its learning rates is trained for the full steps, so that TST has to
 beat the best of them there), and the result says how well the order of one rung agreed with that of the next.
 
