@@ -21,7 +21,16 @@ from scipy import stats
 
 from superpose.compare.comparison import Comparison
 from superpose.files import read_json, write_json, write_text
-from superpose.plan.evidence import NORMAL, RULE, SMALL_RULE, Point, Setting, measured_points, points_of, published_points
+from superpose.plan.evidence import (
+    NORMAL,
+    RULE,
+    SMALL_RULE,
+    Point,
+    Setting,
+    measured_points,
+    points_of,
+    published_points,
+)
 from superpose.plan.prediction import fit, fit_law, of_small, published_law
 from superpose.reproduce.reproduction import Reproduction
 from superpose.results.tables import Row, Table, markdown
@@ -119,7 +128,11 @@ def paper_left_out(key: Callable[[Point], Hashable]) -> tuple[list[Left], int]:
         unseen = [point for point in points if key(point) == name]
         others = [point for point in points if key(point) != name]
         # A single cell changes nothing of the error, which takes a fit for each scale.
-        law = replace(fit(others), error=published_law().error) if len(unseen) == 1 < len(sweep(unseen[0])) else fit_law(others)
+        law = (
+            replace(fit(others), error=published_law().error)
+            if len(unseen) == 1 < len(sweep(unseen[0]))
+            else fit_law(others)
+        )
         for point in unseen:
             found = law.at(*point.scale, point.setting)
             if found is None:
@@ -183,7 +196,16 @@ def validation(figures: dict[str, dict[str, dict[str, Any]]]) -> Table:
                     f"{before[whose][name]['coverage']:.0%}",
                 )
             )
-    header = ("points of", "left out", "predicted", "no evidence", "RMSE, nats", "model before", "within", "model before")
+    header = (
+        "points of",
+        "left out",
+        "predicted",
+        "no evidence",
+        "RMSE, nats",
+        "model before",
+        "within",
+        "model before",
+    )
     return "Points that were left out", header, rows
 
 

@@ -60,8 +60,15 @@ def test_comparisons_of_another_kind_are_no_evidence():
             points_of(replace(comparison, recipe=recipe), "mine")
 
 
-@pytest.mark.parametrize(("setting", "words"), [((0, 0.3), "bag size 0"), ((4, 1.0), "without recovery"),
-                                                ((4, -0.1), "ratio -0.1"), ((4, 0.3, "first"), "weighting")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ((0, 0.3), "bag size 0"),
+        ((4, 1.0), "without recovery"),
+        ((4, -0.1), "ratio -0.1"),
+        ((4, 0.3, "first"), "weight"),
+    ],
+)
 def test_settings_that_are_none(setting, words):
     with pytest.raises(UserError, match=words):
         Setting(*setting)

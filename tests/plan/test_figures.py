@@ -1,4 +1,4 @@
-"""The figures of docs/planning.md are those that benchmarks/ wrote, and the paper's Table 1 comes out of its recipes."""
+"""docs/planning.md has the figures that benchmarks/ wrote, and the paper's Table 1 comes out of its recipes."""
 
 import importlib
 import json
@@ -18,7 +18,8 @@ def benchmark(monkeypatch):
 def test_the_page_has_the_committed_figures(benchmark):
     evidence, plan = benchmark("evidence"), benchmark("plan")
     results = {
-        name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text()) for name in ("evidence", "plan")
+        name: json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        for name in ("evidence", "plan")
     }
     tables = {
         "validation": evidence.validation(results["evidence"]["left_out"]),

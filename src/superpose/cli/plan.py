@@ -39,10 +39,13 @@ def plan(
     recommend: Annotated[
         bool, typer.Option("--recommend", help="Recommend bag size and ratio in place of the recipe's own.")
     ] = False,
-    vocab_size: Annotated[int | None, typer.Option(min=2, help="With --params; one that suits the size if not given.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=2, help="With --params; one that suits the size if not given.")
+    ] = None,
     latents: Annotated[int | None, typer.Option(min=1, help="Positions of a sequence, with --params; 2048.")] = None,
     compared: Annotated[
-        list[Path] | None, typer.Option(help="Directory of a comparison of yours, which counts where it is near; repeatable.")
+        list[Path] | None,
+        typer.Option(help="Directory of a comparison of yours, which counts where it is near; repeatable."),
     ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Run a few steps of both phases here, and plan with what they took.")

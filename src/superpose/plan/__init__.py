@@ -1,6 +1,6 @@
 """Before a run: what TST would bring, what it would cost, and whether to do it.
 
-    request_for (numbers) or request_of (a recipe) -> Request -> make_plan -> Plan -> summary, plan.json
+request_for (numbers) or request_of (a recipe) -> Request -> make_plan -> Plan -> summary, plan.json
 """
 
 from superpose.plan.advisor import Plan, Reason, make_plan, summary
