@@ -211,7 +211,8 @@ def validation(figures: dict[str, dict[str, dict[str, Any]]]) -> Table:
 
 def heights() -> Table:
     """The paper's scales beside the law, at s 6, r 0.3."""
-    law, rows = published_law(), []
+    law = published_law()
+    rows: list[Row] = []
     for point in published_points():
         if (point.setting.bag_size, point.setting.ratio) == (RULE.bag_size, RULE.ratio):
             gain, half = law.at(*point.scale, point.setting) or (0.0, 0.0)
@@ -226,8 +227,8 @@ def ours() -> Table:
         if point.setting != SMALL_RULE:
             continue
         found = of_small(measured_points(), point.steps, point.setting)
-        assert found.gain is not None and found.low is not None and found.high is not None
-        times = found.speedup or (0.0, 0.0, 0.0)
+        assert found.speedup is not None
+        times = found.speedup
         rows.append((point.source, f"{point.steps:,}", f"{point.gain:+.3f}",
                      f"{found.gain:+.3f} ({found.low:+.3f} to {found.high:+.3f})", f"{point.speedup or 0:.2f} x",
                      f"{times[1]:.2f} x ({times[0]:.2f} to {times[2]:.2f})"))  # fmt: skip

@@ -247,7 +247,7 @@ class Samples:
         from superpose.files import write_json
         from superpose.plan.advisor import make_plan
         from superpose.plan.request import request_of
-        from superpose.plan.tables import record
+        from superpose.plan.record import record
         from superpose.runs.pool import Outcome, link
         from superpose.train.config import load_recipe
         from superpose.train.loop import train

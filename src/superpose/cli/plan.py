@@ -63,8 +63,8 @@ def plan(
     hourly = None if price is None else _price(price, hardware is not None)
     speed = None if flops is None else _amount("--flops", flops)
     room = None if memory is None else _gib(memory)
-    for option, value in (("--flops", flops), ("--memory", memory)):
-        if value is not None and hardware is None:
+    for option, given in (("--flops", flops), ("--memory", memory)):
+        if given is not None and hardware is None:
             raise UserError(f"{option} would be ignored; name the devices it is of with --hardware, such as 8xmy-card")
 
     import json

@@ -177,7 +177,7 @@ def _linear_loss(
         vocab_start,
         group,
         product_dtype,
-        chunk_rows or chunk_positions(hidden.device.type, *hidden.shape, weight.shape[0]),
+        chunk_rows or chunk_positions(hidden.device.type, hidden.shape[0], hidden.shape[1], weight.shape[0]),
     )
     loss: Tensor = rows.reshape(leading) if reduction == "none" else total
     return loss / count_rows(targets, weights, ignore_index).clamp(min=1) if reduction == "mean" else loss

@@ -139,11 +139,9 @@ def shape_for(parameters: float, vocab_size: int | None = None) -> tuple[Shape, 
     choices = _VOCABULARIES if vocab_size is None else ((vocab_size, False), (vocab_size, True))
     found = None
     for entries, tied in choices:
-        shape = _grown(parameters, entries, tied)
-        if shape is None:
-            continue
-        found = shape
-        if (1 if tied else 2) * entries * shape.width <= parameters / 3:
+        grown = _grown(parameters, entries, tied)
+        found = grown or found
+        if grown is not None and (1 if tied else 2) * entries * grown.width <= parameters / 3:
             break
     if found is None:
         raise UserError(

@@ -226,8 +226,8 @@ def _of_paper(params: float, latents: float, setting: Setting, nearest: Point) -
     assert found is not None  # see missing_evidence
     gain, half = found
     pairs = sorted((math.log(p.latents / p.params), p.speedup) for p in published_points() if p.speedup is not None)
-    expected = float(np.interp(math.log(latents / params), *zip(*pairs, strict=True)))
     times = [time for _, time in pairs]
+    expected = float(np.interp(math.log(latents / params), [tau for tau, _ in pairs], times))
     basis = f"a power law through the paper's {published_law().scales} scales, for its text and recipe"
     return Prediction(gain, gain - half, gain + half, (min(times), expected, max(times)), basis, nearest=nearest)
 

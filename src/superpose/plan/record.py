@@ -42,8 +42,7 @@ def record(plan: Plan) -> dict[str, Any]:
         summary=summary(plan),
         tables=[PlanTable(title=title, header=header, rows=rows) for title, header, rows in tables(plan)],
         request=_finite(whole.pop("request")),
-        version=__version__,
-        **_finite(whole),
+        **{"version": __version__, **_finite(whole)},
     )
     written: dict[str, Any] = found.model_dump(mode="json")
     return written

@@ -15,7 +15,7 @@ def tables(plan: Plan) -> list[Table]:
         (reason.decision if reason.decision == plan.decision else "note", reason.text) for reason in plan.reasons
     ]
     found: list[Table] = [
-        ("Why", ("", "reason"), [(label or "note", text) for label, text in reasons]),
+        ("Why", ("", "reason"), reasons),
         _reading(plan),
         _cost(plan),
         _memory(plan),
