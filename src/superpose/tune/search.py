@@ -9,7 +9,7 @@ here each rung is made of complete runs of fewer steps, with a boundary, a recov
 next-token validation losses of their ends. What a rung costs is not carried on into the next.
 
 The hazard of it: short runs gain less by TST, and favour small s, small r and high learning rates
-(docs/planning-response.md). So rungs are few and not very short, a rung keeps at least the share 1/eta, ordinary
+(docs/planning.md). So rungs are few and not very short, a rung keeps at least the share 1/eta, ordinary
 training takes no part in the halving (each of its learning rates is trained for the full steps, so that TST has to
 beat the best of them there), and the result says how well the order of one rung agreed with that of the next.
 
@@ -30,9 +30,9 @@ from functools import cached_property
 from superpose.compare.experiment import ORDINARY
 from superpose.data.config import vocabulary_size
 from superpose.errors import UserError
-from superpose.plan.evidence import BagWeighting, parameters
-from superpose.plan.response import published_response
-from superpose.plan.steps import few_steps
+from superpose.plan.evidence import RULE, Setting, published_points
+from superpose.plan.model import parameters_of
+from superpose.plan.prediction import few_steps, level_settings, missing_evidence
 from superpose.runs.pool import Run
 from superpose.train.config import Recipe, with_settings
 
@@ -212,22 +212,24 @@ def candidates(
 
 
 def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float], ...]:
-    """Bag sizes and ratios that the response model cannot tell from its best one for this model and budget.
+    """Bag sizes and ratios that the paper's sweeps cannot tell from the best at this model and budget.
 
-    With fewer steps than TST is known to gain from, and for kinds of superposition the model knows nothing of, these
-    are all of `BAG_SIZES` and `RATIOS`.
+    Where there is no evidence, and for kinds of superposition it knows nothing of, these are all of `BAG_SIZES` and
+    `RATIOS`.
 
     Args:
         vocabulary: entries.
     """
     kind, steps = recipe.superposition, recipe.train.steps
+    params, latents = float(parameters_of(recipe, vocabulary)), float(steps * recipe.latents_per_step)
     known = kind.mode == "full" and kind.variant == "mce" and kind.weighting in ("uniform", "power")
-    if not known or few_steps(steps, BAG_SIZES[0], RATIOS[0]):
+    if (
+        not known
+        or few_steps(steps, Setting(BAG_SIZES[0], RATIOS[0]))
+        or missing_evidence(published_points(), params, latents, steps, RULE)
+    ):
         return tuple(itertools.product(BAG_SIZES, RATIOS))
-    weighting: BagWeighting = "power" if kind.weighting == "power" else "uniform"
-    params, latents = float(parameters(recipe, vocabulary)), float(steps * recipe.latents_per_step)
-    advice = published_response().best(params, latents, BAG_SIZES, RATIOS, (weighting,))
-    return tuple(sorted((setting.bag_size, setting.ratio) for setting in advice.region))
+    return tuple(sorted((s.bag_size, s.ratio) for s in level_settings(params, latents, BAG_SIZES, RATIOS)))
 
 
 def draw(trials: Sequence[Trial], count: int, seed: int) -> tuple[Trial, ...]:
