@@ -11,7 +11,7 @@ from superpose.results.tables import Row, Table
 def tables(plan: Plan) -> list[Table]:
     """Reasons, what is read, what it takes, memory, other settings; each a title, a header and rows."""
     # What speaks for a better decision than the plan's is to be known, and is no verdict of its own.
-    reasons = [
+    reasons: list[Row] = [
         (reason.decision if reason.decision == plan.decision else "note", reason.text) for reason in plan.reasons
     ]
     found: list[Table] = [
