@@ -66,9 +66,11 @@ def test_a_device_of_ones_own_and_a_price_with_its_currency():
 def test_reasons_are_read_from_the_left_and_not_cut():
     result = invoke(*NUMBERS, "--data", "10B")
     assert "…" not in result.output
-    lines = [line for line in result.output.splitlines() if line.startswith("note")]
-    assert lines
-    assert all(line.split("note", 1)[1].startswith("  ") and line[6] != " " for line in lines)
+    lines = result.output.splitlines()
+    start = next(line for line in lines if line.strip() == "reason").index("reason")
+    notes = [line for line in lines if line.startswith("note")]
+    assert notes
+    assert all(line[4:start].isspace() and line[start] != " " for line in notes)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def plan(
 
     from superpose.compare.comparison import Comparison
     from superpose.files import write_json
-    from superpose.plan import make_plan, parse_hardware, points_of, request_for, request_of, summary
+    from superpose.plan import parse_hardware, points_of, request_for, request_of
+    from superpose.plan.advisor import make_plan, summary
     from superpose.plan.calibration import calibrate as run_steps
     from superpose.plan.record import record
     from superpose.plan.tables import tables
