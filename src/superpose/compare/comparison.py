@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, TypeAdapter
 
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
 from superpose.data.store import TokenStore
@@ -86,11 +86,22 @@ class Comparison:
         if saved.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version of superpose; run the comparison again to write it anew")
         try:
-            parts = _Saved.model_validate(saved)
-        except ValidationError:
+            comparison = TypeAdapter(cls).validate_python({part.name: saved[part.name] for part in fields(cls)})
+            comparison._expect_whole()
+        except (KeyError, ValueError):
             raise UserError(f"{path} was altered; run the comparison again to write it anew") from None
-        runs = tuple(replace(run, directory=directory / run.directory) for run in parts.runs)
-        return cls(parts.recipe, runs, parts.tunings, parts.store, parts.failures)
+        runs = tuple(replace(run, directory=directory / run.directory) for run in comparison.runs)
+        return replace(comparison, runs=runs)
+
+    def _expect_whole(self) -> None:
+        """Raises ValueError where what was read is more or less than a comparison."""
+        for run in self.runs:
+            if checked(Result, run.result, run.directory).epochs is None:
+                raise ValueError("a result without epochs")
+            if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
+                raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
+        if self.tunings and set(self.tunings) != {ORDINARY, TST}:
+            raise ValueError("both arms are tuned, or none")
 
     @property
     def steps(self) -> int:
@@ -324,32 +335,9 @@ class Comparison:
                 "format": _FORMAT,
                 "verdict": self.verdict(),
                 "answers": answers,
+                **asdict(self),
                 "recipe": self.recipe.model_dump(mode="json"),
-                "store": self.store,
-                "tunings": {arm: asdict(tuning) for arm, tuning in self.tunings.items()},
                 "runs": [{**asdict(run), "directory": os.path.relpath(run.directory, directory)} for run in self.runs],
-                "failures": self.failures,
             },
         )
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
-
-
-class _Saved(BaseModel):
-    """What comparison.json has to hold to be read back."""
-
-    recipe: Recipe
-    runs: tuple[Trained, ...]
-    tunings: dict[str, Tuning]
-    store: dict[str, Any]
-    failures: dict[str, str]
-
-    @model_validator(mode="after")
-    def _complete(self) -> _Saved:
-        for run in self.runs:
-            if checked(Result, run.result, run.directory).epochs is None:
-                raise ValueError("a result without epochs")
-            if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
-                raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
-        if self.tunings and set(self.tunings) != {ORDINARY, TST}:
-            raise ValueError("both arms are tuned, or none")
-        return self

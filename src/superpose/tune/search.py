@@ -4,18 +4,12 @@
 
 A rung of successive halving (Jamieson and Talwalkar, arXiv 1502.07943) usually ranks the beginnings of long runs. For
 TST that would rank nothing: the boundary is a share of the *final* steps, so at a tenth of a run all candidates are
-still in superposition, where their losses are of bags and cannot be compared, and the learning rate has not fallen. So
-here each rung is made of complete runs of fewer steps, with a boundary, a recovery and a decay of their own, and ranks
-next-token validation losses of their ends. What a rung costs is not carried on into the next.
-
-The hazard of it: short runs gain less by TST, and favour small s, small r and high learning rates
-(docs/planning.md). So rungs are few and not very short, a rung keeps at least the share 1/eta, ordinary
-training takes no part in the halving (each of its learning rates is trained for the full steps, so that TST has to
-beat the best of them there), and the result says how well the order of one rung agreed with that of the next.
+still in superposition, where their losses are of bags and cannot be compared. So here each rung is made of complete
+runs of fewer steps. docs/planning-tune.md says what that costs, and how short runs mislead.
 
 Why no library such as Optuna: its pruners wait for reports of one growing run, which a rung is not, and its storage
-would be a second memory beside the pool of runs, which already knows runs by what they compute and goes on with those
-that were stopped, to the bit (`superpose.runs.pool`). What is left to do is to sort, and to keep the first few.
+would be a second memory beside the pool of runs, which already goes on with those that were stopped, to the bit. What
+is left to do is to sort, and to keep the first few.
 """
 
 from __future__ import annotations
