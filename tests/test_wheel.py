@@ -152,7 +152,7 @@ def test_the_sdists_tests_run(built, tmp_path):
     missing = [name for name in tracked if not (source / name).exists() and name not in (".gitignore", "recipes")]
     assert not missing
     chosen = ["tests/core/test_fold.py", "tests/recipes", "tests/test_init.py", "tests/test_results.py"]
-    told = said(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--pythonpath", "src", *chosen, cwd=source)
+    told = said(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "pythonpath=src", *chosen, cwd=source)
     assert "100%" in told
 
 

@@ -265,6 +265,8 @@ def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
 
 
 _WORK = (
+    # First, as importing them later would keep what stands in for it here.
+    *(f"superpose.{room}.workflow.prepare" for room in ("compare", "tune", "reproduce")),
     "superpose.data.config.prepare",
     "superpose.report.write.write_report",
     "superpose.share.sampling.generate",

@@ -38,7 +38,7 @@ def table(card):
 def test_it_tells_what_the_run_tells(run, store, facts):
     card, result = model_card("one", facts), read_json(run / "result.json")
     rows = table(card)
-    assert rows["data"] == "text.txt"
+    assert rows["data"] == "documents.jsonl"
     assert rows["its size"].startswith(f"{len(store.train.tokens):,} tokens, {store.train.documents:,} documents")
     assert rows["schedule"] == "bags of 4 in steps 1 to 8 (ratio 0.4); next token in steps 9 to 20"
     assert rows["raw tokens read"] == f"{result['raw_tokens']:,} ({result['epochs']:.2f} epochs)"
@@ -93,7 +93,7 @@ def test_a_fact_that_is_not_known_is_left_out(run, tmp_path):
     (copy / "result.json").write_text(json.dumps(result))
     card = model_card("copy", gathered(copy))
     rows = table(card)
-    assert rows["data"] == "text.txt"
+    assert rows["data"] == "documents.jsonl"
     assert rows["its fingerprint"] == "abc"
     assert not {"its size", "energy"} & rows.keys()
     assert "epochs" not in card

@@ -284,7 +284,7 @@ def test_settings_that_are_tried_by_default():
     assert likely_settings(RECIPE, 1024) == everything
     many = with_settings(RECIPE, "train", steps=20_000)
     assert likely_settings(many, 128_256) == everything  # no evidence on so small a model at so many steps
-    large = load_recipe(Path(__file__).parents[2] / "recipes" / "paper-600m.toml")
+    large = load_recipe("paper-600m")
     likely = likely_settings(large, 128_256)
     assert set(likely) < set(everything)
     assert {(6, 0.2), (8, 0.2)} <= set(likely)

@@ -144,7 +144,7 @@ def _schedule(request: Request, setting: Setting) -> Schedule:
     try:
         return Schedule(request.steps, setting.bag_size, setting.ratio)
     except ValueError as error:
-        raise UserError(f"s {setting.bag_size}, r {setting.ratio:g} in {request.steps:,} steps: {error}") from None
+        raise UserError(f"{setting} does not fit {request.steps:,} steps ({error}); plan more steps") from None
 
 
 def _of_gain(setting: Setting, prediction: Prediction) -> list[Reason]:
