@@ -14,9 +14,6 @@ FLOORS = {
     for floor, rooms in re.findall(r"^\| (\d+) \| (.+?) \|", PAGE, re.MULTILINE)
     for room in re.findall(r"`(\w+)`", rooms)
 } | {"__main__": 11}
-UPWARD = {("evaluate", "share")}
-"""Rooms that may look up all the same: evaluating loads a model as generating does."""
-
 LAZY = {"cli", "__main__"}
 """Rooms that import inside functions."""
 
@@ -49,7 +46,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__
 def test_imports_go_down_only(path):
     here = room_of(path)
     for room, inside in imports(path):
-        assert FLOORS[room] < FLOORS[here] or (here, room) in UPWARD, f"{here} is not above {room}"
+        assert FLOORS[room] < FLOORS[here], f"{here} is not above {room}"
         assert not inside or here in LAZY, f"{room} is imported inside a function"
 
 

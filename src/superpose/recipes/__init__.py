@@ -22,5 +22,7 @@ def find_recipe(name_or_path: Path | str) -> Path:
     if path.is_file() or path.suffix or path.name != str(path):
         return path
     if path.name not in NAMES:
-        raise UserError(f"recipe {path} is no file, and none of superpose's own; choose of {', '.join(NAMES)}")
+        raise UserError(
+            f"recipe {path} is no file, and none of superpose's own: {', '.join(NAMES)}; give a file or one of these"
+        )
     return FOLDER / f"{path.name}.toml"
