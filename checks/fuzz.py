@@ -693,6 +693,9 @@ def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
 
 
 _WORK = (
+    "superpose.compare.workflow.prepare",
+    "superpose.reproduce.workflow.prepare",
+    "superpose.tune.workflow.prepare",
     "superpose.data.config.prepare",
     "superpose.report.write.write_report",
     "superpose.share.sampling.generate",
