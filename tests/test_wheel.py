@@ -51,11 +51,12 @@ assert not others, others
 """
 
 
-def said(*command, code=0, **settings):
+def said(*command, code=0, cwd=None, path=""):
     """What a command prints, without what this environment would lend it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV"))}
+    environment |= {"PYTHONPATH": str(path)} if path else {}
     ended = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=environment, timeout=540, **settings
+        list(map(str, command)), capture_output=True, text=True, env=environment, cwd=cwd, timeout=540
     )
     assert ended.returncode == code, f"{command}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
     return ended.stdout + ended.stderr
@@ -152,7 +153,7 @@ def test_the_sdists_tests_run(built, tmp_path):
     missing = [name for name in tracked if not (source / name).exists() and name not in (".gitignore", "recipes")]
     assert not missing
     chosen = ["tests/core/test_fold.py", "tests/recipes", "tests/test_init.py", "tests/test_results.py"]
-    told = said(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "pythonpath=src", *chosen, cwd=source)
+    told = said(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *chosen, cwd=source, path=source / "src")
     assert "100%" in told
 
 
