@@ -268,6 +268,7 @@ def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
 _WORK = (
     "superpose.data.config.prepare",
     "superpose.report.write.write_report",
+    "superpose.evaluate.models.load_model",  # before its origin, of which it would keep the replacement
     "superpose.share.generate.load_model",
     "superpose.data.prepare.prepare_store",
     "superpose.data.prepare.train_on_sources",
