@@ -30,6 +30,7 @@ def test_json_for_programs():
     plan = json.loads(result.stdout)
     assert plan["decision"] == "go"
     assert plan["setting"] == {"bag_size": 6, "ratio": 0.3, "weighting": "uniform"}
+    assert plan["cost"]["hours"][0] < plan["cost"]["hours"][1]
     assert plan["cost"]["raw_tokens"] == pytest.approx(2.5 * plan["cost"]["latents"], rel=1e-3)
     assert plan["cost"]["price"] is None
 
@@ -54,9 +55,30 @@ def test_calibration_on_this_machine(corpus, tmp_path):
     assert "Measured here" in result.output
 
 
+def test_a_device_of_ones_own_and_a_price_with_its_currency():
+    own = ("--hardware", "8xmy-card", "--flops", "400T", "--memory", "96GB", "--price", "2 eur/h")
+    result = invoke(*NUMBERS, *own)
+    assert result.exit_code == 0, result.output
+    for words in ("8 x my-card", " EUR", "at 2 EUR a device and hour", "days"):
+        assert words in result.output
+
+
+def test_reasons_are_read_from_the_left_and_not_cut():
+    result = invoke(*NUMBERS, "--data", "10B")
+    assert "…" not in result.output
+    lines = result.output.splitlines()
+    start = next(line for line in lines if line.strip() == "reason").index("reason")
+    notes = [line for line in lines if line.startswith("note")]
+    assert notes
+    assert all(line[4:start].isspace() and line[start] != " " for line in notes)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ((*NUMBERS, "--flops", "400T"), "--flops would be ignored"),
+        ((*NUMBERS, "--memory", "lots", "--hardware", "A100"), "--memory lots"),
+        ((*NUMBERS, "--price", "2 EUR USD", "--hardware", "A100"), "--price 2 EUR USD"),
         ((), "give a recipe, or --params and --tokens"),
         (("--params", "3B"), "give a recipe, or --params and --tokens"),
         (("--params", "three", "--tokens", "1B"), "--params three: expected an amount"),

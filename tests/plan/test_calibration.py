@@ -14,7 +14,7 @@ def test_both_phases_are_measured(recipe, store):
     assert measured.memory > 2**20
     assert measured.precision == "float32"
     plan = make_plan(request_of(recipe, parse_hardware("cpu")), calibration=measured)
-    assert plan.cost.hours == pytest.approx(20 * measured.mean_step(recipe.schedule) / 3600)
+    assert plan.cost.hours == pytest.approx((20 * measured.mean_step(recipe.schedule) / 3600,) * 2)
 
 
 def test_the_mean_step_is_weighted_by_the_stages():

@@ -6,11 +6,10 @@ from hypothesis import strategies as st
 
 from superpose import Schedule
 from superpose.errors import UserError
-from superpose.plan.cost import OVERHEAD, UTILISATION, cost_of
-from superpose.plan.equal_loss import times_the_steps
-from superpose.plan.evidence import LATENTS_PER_STEP
+from superpose.plan.cost import OVERHEAD, PUBLIC_RUNS, Price, cost_of, usual_utilisation
 from superpose.plan.hardware import NAMES, parse_hardware
-from superpose.plan.table1 import table1
+from superpose.plan.model import KNOWN_SHAPES, Shape, facts
+from superpose.plan.request import request_for
 
 
 @given(st.integers(10, 5000), st.integers(1, 16), st.sampled_from([0.1, 0.25, 0.3, 0.5]))
@@ -27,19 +26,56 @@ def test_a_run_reads_what_its_phases_read(steps, bag_size, ratio):
 
 def test_hours_money_energy_and_co2():
     hardware = parse_hardware("4xA100")
-    cost = cost_of(Schedule(100), 1000, 312e9, None, hardware, price_per_hour=2.0, co2_grams=100)
-    seconds = 100 * 1000 * 312e9 / (4 * 312e12 * UTILISATION)
-    assert cost.hours == pytest.approx(seconds / 3600)
-    assert cost.price == pytest.approx(cost.hours * 4 * 2)
-    assert cost.kwh == pytest.approx(cost.hours * 4 * 0.4 * OVERHEAD)
-    assert cost.kg_co2 == pytest.approx(cost.kwh * 0.1)
+    cost = cost_of(Schedule(100), 1000, 312e9, None, hardware, price_per_hour=Price(2.0, "EUR"), co2_grams=100)
+    low, high = usual_utilisation("A100")
+    assert low < high
+    for hours, utilisation, price, kwh, kg in zip(
+        cost.hours, (high, low), cost.price, cost.kwh, cost.kg_co2, strict=True
+    ):
+        assert hours == pytest.approx(100 * 1000 * 312e9 / (4 * 312e12 * utilisation) / 3600)
+        assert price == pytest.approx(hours * 4 * 2)
+        assert kwh == pytest.approx(hours * 4 * 0.4 * OVERHEAD)
+        assert kg == pytest.approx(kwh * 0.1)
+    given = cost_of(Schedule(100), 1000, 312e9, None, hardware, utilisation=0.4)
+    assert given.hours[0] == given.hours[1] == pytest.approx(100 * 1000 * 312e9 / (4 * 312e12 * 0.4) / 3600)
 
 
 def test_measured_steps_take_the_place_of_a_utilisation():
     hardware = parse_hardware("A100")
     cost = cost_of(Schedule(3600), 1000, 312e9, None, hardware, step_seconds=2.0)
-    assert cost.hours == pytest.approx(2)
-    assert cost.utilisation == pytest.approx(0.5)
+    assert cost.hours == pytest.approx((2, 2))
+    assert cost.utilisation == pytest.approx((0.5, 0.5))
+
+
+SMOL_70M = Shape(384, 1024, 32, 6, 2, 49_152, True)
+GPT2 = KNOWN_SHAPES["GPT-2 124M, with a gated MLP"][1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "latents", "tokens", "device_hours"),
+    [
+        ("Llama 3 8B", KNOWN_SHAPES["Llama 3 8B"][1], 8192, 15e12, 1.3e6),
+        ("nanoGPT 124M", GPT2, 1024, 294.9e9, 8 * 96),
+        ("llm.c GPT-2 124M", GPT2, 1024, 10e9, 12),
+        ("SmolLM2-70M", SMOL_70M, 8192, 10.2e9, 25.82),
+    ],
+)
+def test_the_utilisation_of_public_runs_is_that_of_their_hours(name, shape, latents, tokens, device_hours):
+    (run,) = (run for run in PUBLIC_RUNS if run.name == name)
+    flops = facts(shape.config(latents), latents).flops * tokens
+    peak = parse_hardware(run.device).device.flops
+    assert flops / (device_hours * 3600 * peak) == pytest.approx(run.utilisation, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens", "hardware", "device_hours"),
+    [(8e9, 15e12, "1024xH100", 1.3e6), (124e6, 10e9, "8xA100", 12), (70e6, 10.2e9, "L40S", 25.8)],
+)
+def test_the_hours_of_public_runs_are_in_the_range(params, tokens, hardware, device_hours):
+    request = request_for(params, tokens, hardware=parse_hardware(hardware))
+    flops = facts(request.config, request.latents).flops
+    cost = cost_of(Schedule(request.steps), request.rows * request.latents, flops, None, request.hardware)
+    assert cost.device_hours[0] < device_hours < cost.device_hours[1]
 
 
 @pytest.mark.parametrize("text", [f"8x{name}" for name in NAMES] + ["2 x h100", "b200", "cpu"])
@@ -49,33 +85,16 @@ def test_hardware_is_read(text):
     assert hardware.device.flops > 1e9
 
 
+def test_a_device_of_ones_own():
+    own = parse_hardware("8xmy-card", 400e12, 48 * 2**30)
+    assert (own.count, own.device.name, own.device.flops, own.device.memory) == (8, "my-card", 400e12, 48 * 2**30)
+    assert cost_of(Schedule(100), 1000, 1e9, None, own).kwh is None  # its power is not known
+    assert parse_hardware("M1", memory=2**34).device.memory == 2**34
+    with pytest.raises(UserError, match="--flops 400T"):
+        parse_hardware("8xmy-card", memory=48 * 2**30)
+
+
 @pytest.mark.parametrize("text", ["8xH900", "0xH100", "x", "", "8x", "-1xH100", "2xcpu", "9999999xH100"])
 def test_hardware_that_is_not_known_is_refused(text):
     with pytest.raises(UserError, match="8xH100"):
         parse_hardware(text)
-
-
-@pytest.mark.error(n=12)
-def test_table_1_comes_out_of_its_recipes():
-    rows = table1()
-    assert len(rows) == 12
-    for row in rows:
-        # The table rounds to 1 % or so, and to one digit (2T).
-        assert row.raw_tokens == pytest.approx(row.published_tokens, rel=0.03)
-        # One pair of the paper's own runs differs by more: 49,983 and 125,000 steps took 4,768 and 12,311 hours.
-        outlier = row.model == "10B-A1B" and row.steps == 49_983
-        assert row.hours_ratio == pytest.approx(row.published_ratio, rel=0.035 if outlier else 0.03)
-
-
-def test_equal_loss_beside_the_papers_own_pairs():
-    # 3B: 20,000 TST steps end at 2.676, 36,000 ordinary ones at 2.677; the ordinary 20,000 at 2.808.
-    assert times_the_steps(2.808 - 2.676, 3e9, 20_000 * LATENTS_PER_STEP) == pytest.approx(1.8, rel=0.15)
-    # The pairs the law is made of come out of it, whatever gain is asked for.
-    assert times_the_steps(2.808 - 2.64, 3e9, 20_000 * LATENTS_PER_STEP) == pytest.approx(2.5, rel=0.1)
-    assert times_the_steps(3.212 - 3.092, 270e6, 20_000 * LATENTS_PER_STEP) == pytest.approx(5, rel=0.15)
-
-
-def test_no_gain_is_no_time_and_too_much_is_all_time():
-    assert times_the_steps(0, 1e9, 1e10) == 1
-    assert times_the_steps(-0.1, 1e9, 1e10) < 1
-    assert times_the_steps(10, 1e9, 1e10) == math.inf

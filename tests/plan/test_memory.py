@@ -1,8 +1,10 @@
 import pytest
 import torch
 
+from superpose.core.linear_loss import chunk_positions, linear_multi_hot_cross_entropy
 from superpose.core.model import SuperposedLM
-from superpose.plan.memory import Sharing, block_activations, memory
+from superpose.plan import memory as plan_memory
+from superpose.plan.memory import Sharing, block_activations, head_memory, memory
 from superpose.plan.model import facts
 from tests.conftest import make_model
 from tests.plan.test_model import config_of
@@ -92,3 +94,45 @@ def test_the_live_peak_of_a_real_step():
     found = memory(config, facts(config, LATENTS), rows, LATENTS, precision="float32", device="cuda")
     # The tracker does not look into the loss' operator, so its chunks are not in the live figure.
     assert found.peak - found.base - found.head == pytest.approx(live, rel=0.15)
+
+
+def test_the_head_takes_what_the_loss_allocates():
+    """The largest tensor of logits that the loss makes has as many positions as its rule says, and so has the plan."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    positions, width, vocab_size = 700, 16, 3000
+    seen = set()
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape[-1:] == (vocab_size,) and out.dim() == 2:
+                seen.add(out.shape[0])
+            return out
+
+    hidden = torch.randn(positions, width, requires_grad=True)
+    head = torch.randn(vocab_size, width, requires_grad=True)
+    with Shapes():
+        linear_multi_hot_cross_entropy(hidden, head, torch.randint(vocab_size, (positions, 2)))
+    chunk = chunk_positions("cpu", positions, width, vocab_size)
+    assert max(seen, default=chunk) <= chunk
+    gradients = 4 * (vocab_size * width + positions * width)
+    assert head_memory("cpu", positions, width, vocab_size) - gradients == 2 * 4 * chunk * vocab_size
+
+
+def test_the_head_on_a_gpu_takes_two_chunks_of_1_gib_together():
+    positions, width, vocab_size = 65_536, 2048, 128_256
+    gradients = 4 * (vocab_size * width + positions * width)
+    chunks = head_memory("cuda", positions, width, vocab_size) - gradients
+    assert chunks == 2 * 4 * chunk_positions("cuda", positions, width, vocab_size) * vocab_size
+    assert chunks / 2**30 == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("wasteful", [False, True])
+def test_checkpointed_activations_leave_holes_where_the_c_library_does_not_fill_them(monkeypatch, wasteful):
+    monkeypatch.setattr(plan_memory, "_wastes_aligned_blocks", lambda: wasteful)
+    config = config_of("llama")
+    kept = estimate(config, rows=512, precision="float32", device="cpu")
+    checkpointed = estimate(config, rows=512, precision="float32", device="cpu", checkpoint_activations=True)
+    assert checkpointed.activations < kept.activations
+    assert (checkpointed.peak - checkpointed.base >= kept.activations) == wasteful

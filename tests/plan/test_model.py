@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from superpose.errors import UserError
-from superpose.plan.model import facts, llama_of
+from superpose.plan.model import KNOWN_SHAPES, LLAMA_3_VOCABULARY, facts, parameters_of, shape_for
+from superpose.train.config import load_recipe
 from tests.conftest import MODELS
+
+ROOT = Path(__file__).parents[2]
 
 
 def config_of(family, **settings):
@@ -30,14 +35,37 @@ def test_active_parameters_of_a_llama_written_out():
     assert found.flops == 6 * found.active + 12 * 3 * 16 * 32
 
 
-@pytest.mark.parametrize("parameters", [1e6, 30e6, 124e6, 1e9, 8e9, 70e9])
+@pytest.mark.parametrize("parameters", [1e6, 30e6, 250e6, 1e9, 13e9])
 def test_a_llama_of_about_so_many_parameters(parameters):
-    vocab_size = 512 if parameters < 1e8 else 32_000
-    found = facts(llama_of(parameters, 2048, vocab_size), 2048)
-    assert found.parameters == pytest.approx(parameters, rel=0.05)
-    assert 20 < found.width / found.layers < 130
+    shape, _ = shape_for(parameters)
+    assert shape.parameters == pytest.approx(parameters, rel=0.05)
+    assert 20 < shape.width / shape.layers < 130
+    assert (1 if shape.tied else 2) * shape.vocab_size * shape.width <= parameters / 3
+    own, _ = shape_for(parameters, 512)
+    assert own.vocab_size == 512
+    assert own.parameters == pytest.approx(parameters, rel=0.05)
+
+
+@pytest.mark.parametrize(("name", "size", "shape"), [(name, *known) for name, known in KNOWN_SHAPES.items()])
+def test_sizes_with_a_name_have_its_shape(name, size, shape):
+    found, like = shape_for(size)
+    assert found == shape
+    assert name in like
+    assert facts(shape.config(2048), 2048).parameters == shape.parameters
+    assert shape.parameters == pytest.approx(size, rel=0.12)
+
+
+@pytest.mark.parametrize("name", ["270m", "600m", "3b"])
+def test_the_papers_shapes_are_those_of_its_recipes(name):
+    recipe = load_recipe(ROOT / "recipes" / f"paper-{name}.toml")
+    assert parameters_of(recipe, LLAMA_3_VOCABULARY) == KNOWN_SHAPES[f"the paper's {name.upper()}"][1].parameters
+
+
+def test_124m_is_gpt2s_shape():
+    shape, _ = shape_for(124e6)
+    assert (shape.layers, shape.width) == (12, 768)
 
 
 def test_more_vocabulary_than_parameters_is_refused():
     with pytest.raises(UserError, match="smaller --vocab-size"):
-        llama_of(1e6, 2048)
+        shape_for(1e6, LLAMA_3_VOCABULARY)

@@ -11,8 +11,8 @@ from superpose.cli.options import Overrides, load_settings, prepared_store
 from superpose.errors import UserError
 
 if TYPE_CHECKING:
-    from superpose.plan.advisor import Request
-    from superpose.plan.response import Setting
+    from superpose.plan import Request, Setting
+    from superpose.plan.cost import Price
     from superpose.train.config import Recipe
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
@@ -26,9 +26,12 @@ def plan(
     ] = None,
     data: Annotated[str | None, typer.Option(help="Tokens of unique text there are, such as 100B.")] = None,
     hardware: Annotated[str | None, typer.Option(help="Such as 8xH100, or cpu.")] = None,
-    price: Annotated[str | None, typer.Option(help="Of one device an hour, such as 2.5/h.")] = None,
+    flops: Annotated[str | None, typer.Option(help="FLOP/s of one device at most, such as 400T.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Memory of one device in GiB, such as 48G.")] = None,
+    price: Annotated[str | None, typer.Option(help="Of one device an hour, such as 2.5/h or '2 EUR/h'.")] = None,
     mfu: Annotated[
-        float | None, typer.Option(min=0.001, max=1, help="Utilisation of the devices; 0.4 if not given.")
+        float | None,
+        typer.Option(min=0.001, max=1, help="Utilisation of the devices; a range, from public runs, if not given."),
     ] = None,
     co2: Annotated[float | None, typer.Option(min=0, help="Grams a kWh; 445, the world's mean, if not given.")] = None,
     bag_size: Annotated[int | None, typer.Option(min=1, help="Tokens in a bag (s), with --ratio.")] = None,
@@ -36,10 +39,13 @@ def plan(
     recommend: Annotated[
         bool, typer.Option("--recommend", help="Recommend bag size and ratio in place of the recipe's own.")
     ] = False,
-    vocab_size: Annotated[int | None, typer.Option(min=2, help="With --params; Llama 3's if not given.")] = None,
-    latents: Annotated[int | None, typer.Option(min=1, help="Positions of a row, with --params; 2048.")] = None,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=2, help="With --params; one that suits the size if not given.")
+    ] = None,
+    latents: Annotated[int | None, typer.Option(min=1, help="Positions of a sequence, with --params; 2048.")] = None,
     compared: Annotated[
-        list[Path] | None, typer.Option(help="Directory of a comparison of yours, to add to the fit; repeatable.")
+        list[Path] | None,
+        typer.Option(help="Directory of a comparison of yours, which counts where it is near; repeatable."),
     ] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Run a few steps of both phases here, and plan with what they took.")
@@ -48,13 +54,18 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Say what TST would bring, what it would cost, and whether to do it: go, a small gain, or do not."""
+    """Say what TST would bring, what it would cost, and whether to do it: go, small gain, compare first, or do not."""
     # What is mistyped is said before anything heavy is loaded.
     unique, budget, size = (
         None if text is None else _amount(option, text)
         for option, text in (("--data", data), ("--tokens", tokens), ("--params", params))
     )
     hourly = None if price is None else _price(price, hardware is not None)
+    speed = None if flops is None else _amount("--flops", flops)
+    room = None if memory is None else _gib(memory)
+    for option, given in (("--flops", flops), ("--memory", memory)):
+        if given is not None and hardware is None:
+            raise UserError(f"{option} would be ignored; name the devices it is of with --hardware, such as 8xmy-card")
 
     import json
     from dataclasses import replace
@@ -63,17 +74,15 @@ def plan(
 
     from superpose.compare.comparison import Comparison
     from superpose.files import write_json
+    from superpose.plan import parse_hardware, points_of, request_for, request_of
     from superpose.plan.advisor import make_plan, summary
     from superpose.plan.calibration import calibrate as run_steps
-    from superpose.plan.evidence import points_of
-    from superpose.plan.hardware import parse_hardware
-    from superpose.plan.model import LLAMA_3_VOCABULARY
-    from superpose.plan.request import request_for, request_of
-    from superpose.plan.tables import record, tables
+    from superpose.plan.record import record
+    from superpose.plan.tables import tables
     from superpose.results.progress import Display, print_table
     from superpose.train.config import load_recipe
 
-    machine = parse_hardware(hardware) if hardware else None
+    machine = parse_hardware(hardware, speed, room) if hardware else None
     settings = None
     if recipe is not None:
         for option, value in (("--params", params), ("--tokens", tokens), ("--vocab-size", vocab_size),
@@ -88,14 +97,7 @@ def plan(
     else:
         if overrides:
             raise UserError("--set changes a recipe's settings; without a recipe it would be ignored")
-        request = request_for(
-            size,
-            budget,
-            LLAMA_3_VOCABULARY if vocab_size is None else vocab_size,
-            2048 if latents is None else latents,
-            machine,
-            unique,
-        )
+        request = request_for(size, budget, vocab_size, 2048 if latents is None else latents, machine, unique)
     request = replace(
         request,
         setting=_setting(request, bag_size, ratio, recommend),
@@ -131,7 +133,7 @@ def plan(
 
 
 def _setting(request: Request, bag_size: int | None, ratio: float | None, recommend: bool) -> Setting | None:
-    from superpose.plan.response import Setting
+    from superpose.plan import Setting
 
     if (bag_size is None) != (ratio is None):
         raise UserError("--bag-size and --ratio belong together; give both, or neither")
@@ -160,13 +162,24 @@ def _amount(option: str, text: str) -> float:
     return amount
 
 
-def _price(text: str, with_hardware: bool) -> float:
-    try:
-        price = float(text.lower().removesuffix("/h"))
-    except ValueError:
-        price = -1.0
-    if not 0 <= price < 1e9:
-        raise UserError(f"--price {text}: expected a price of one device an hour, such as 2.5/h")
+def _gib(text: str) -> float:
+    """Memory in bytes, out of 48, 48G, 48GB or 48GiB."""
+    number = text.lower().removesuffix("b").removesuffix("i").removesuffix("g")
+    if not number.replace(".", "", 1).isdecimal() or float(number) <= 0:
+        raise UserError(f"--memory {text}: expected GiB of one device, such as 48G")
+    return float(number) * 2**30
+
+
+def _price(text: str, with_hardware: bool) -> Price:
+    """Of one device an hour: 2.5/h, $2.5/h, 2 EUR/h."""
+    import re
+
+    from superpose.plan.cost import Price
+
+    sign = r"[$€£¥]|[A-Za-z]{3}"
+    found = re.fullmatch(rf"\s*({sign})?\s*(\d+(?:\.\d+)?)\s*({sign})?\s*(?:/\s*h)?\s*", text)
+    if found is None or (found[1] and found[3]) or not float(found[2]) < 1e9:
+        raise UserError(f"--price {text}: expected a price of one device an hour, such as 2.5/h or '2 EUR/h'")
     if not with_hardware:
         raise UserError("--price would be ignored; say on what with --hardware, such as 8xH100")
-    return price
+    return Price(float(found[2]), (found[1] or found[3] or "").upper())

@@ -19,7 +19,9 @@ def tune(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of a full run.")] = None,
     bag_sizes: Annotated[
         str | None,
-        typer.Option(metavar="S,S,...", help="Bag sizes to try; by default those the response model finds likely."),
+        typer.Option(
+            metavar="S,S,...", help="Bag sizes to try; by default those as good as the best in the paper's sweeps."
+        ),
     ] = None,
     ratios: Annotated[str | None, typer.Option(metavar="R,R,...", help="Ratios to try; likewise.")] = None,
     lrs: Annotated[

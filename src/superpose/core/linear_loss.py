@@ -177,7 +177,7 @@ def _linear_loss(
         vocab_start,
         group,
         product_dtype,
-        chunk_rows or _chunk_rows(hidden, weight),
+        chunk_rows or chunk_positions(hidden.device.type, hidden.shape[0], hidden.shape[1], weight.shape[0]),
     )
     loss: Tensor = rows.reshape(leading) if reduction == "none" else total
     return loss / count_rows(targets, weights, ignore_index).clamp(min=1) if reduction == "mean" else loss
@@ -228,15 +228,13 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     return dtype
 
 
-def _chunk_rows(hidden: Tensor, weight: Tensor) -> int:
-    """Rows of a chunk.
+def chunk_positions(device_type: str, positions: int, width: int, vocab_size: int) -> int:
+    """Positions that go through the head at a time.
 
     On a CPU as few as keep the products efficient, so that the passes between them find the logits in cache: 128,
-    or as many as make 1 MiB of logits for a small vocabulary. Elsewhere products need more rows to fill the device,
-    and memory sets the limit: as many as make the logits as large as the hidden states, at least 1024.
+    or as many as make 1 MiB of logits for a small vocabulary. Elsewhere products need more positions to fill the
+    device, and memory sets the limit: as many as make the logits as large as the hidden states, at least 1024.
     """
-    rows, width = hidden.shape
-    vocab_size = max(1, weight.shape[0])
-    if hidden.device.type == "cpu":
-        return max(128, 2**18 // vocab_size)
-    return max(1024, rows * width // vocab_size)
+    if device_type == "cpu":
+        return max(128, 2**18 // max(1, vocab_size))
+    return max(1024, positions * width // max(1, vocab_size))

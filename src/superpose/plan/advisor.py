@@ -1,28 +1,33 @@
 """The plan of a run: what TST would bring, what it would cost, and whether to do it at all.
 
-Request -> accounting (model, memory, cost) + response model (response) -> verdict with reasons -> Plan
+Request -> accounting (model, memory, cost) + evidence (prediction) -> verdict with reasons -> Plan
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from superpose.core.schedule import Schedule
+from superpose.errors import UserError
 from superpose.plan.calibration import Calibration
-from superpose.plan.cost import CO2_GRAMS, Cost, cost_of
-from superpose.plan.equal_loss import times_the_steps
-from superpose.plan.evidence import Point, published_points
-from superpose.plan.hardware import Hardware
-from superpose.plan.limits import short
-from superpose.plan.memory import Memory, Precision, Sharing, memory
+from superpose.plan.cost import Cost, cost_of
+from superpose.plan.evidence import RULE, SMALL_RULE, Point, Setting, measured_points, published_bound, short
+from superpose.plan.fit import Request, step_memory, what_would_fit
+from superpose.plan.memory import Memory
 from superpose.plan.model import ModelFacts, facts
-from superpose.plan.response import Prediction, Response, Setting, fit, published_response
-from superpose.plan.steps import few_steps, gain_by_steps, gains_from
+from superpose.plan.prediction import (
+    Prediction,
+    enough_steps,
+    few_steps,
+    level_settings,
+    predict,
+    too_few_steps,
+)
 
-Decision = Literal["go", "small gain", "do not"]
-_ORDER: tuple[Decision, ...] = ("go", "small gain", "do not")
+Decision = Literal["go", "small gain", "compare first", "do not"]
+_ORDER: tuple[Decision, ...] = ("go", "small gain", "compare first", "do not")
 
 _SMALL = 0.02
 """Nats below which a gain is called small: what seeds and learning rates of a comparison differ by."""
@@ -31,41 +36,7 @@ _AS_NEW, _WORN = 4.0, 16.0
 al., arXiv 2305.16264, section 5: 4 and about 16)."""
 _BYTES = 300
 """Entries up to which a vocabulary is one of bytes."""
-ROOM = 0.9
-"""Share of a card's memory that can be planned with."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is to be planned.
-
-    Attributes:
-        config: the model, as transformers has it.
-        latents, rows, steps: L of a row, rows of a step on all devices, steps of the run.
-        unique_tokens: raw tokens of the text there is; None if it is not known.
-        setting: bag size, ratio and weighting to take; None to have them recommended.
-        parts: into which a device's rows of a step are split.
-        sharing: of the model over the devices; also says how many they are.
-        unusual: what about the run has no evidence, in words ("continued pre-training").
-    """
-
-    config: Any
-    latents: int
-    rows: int
-    steps: int
-    unique_tokens: float | None = None
-    setting: Setting | None = None
-    hardware: Hardware | None = None
-    utilisation: float | None = None
-    price_per_hour: float | None = None
-    co2_grams: float = CO2_GRAMS
-    parts: int = 1
-    precision: Precision = "bfloat16"
-    sharing: Sharing = Sharing()  # noqa: RUF009  # frozen
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    checkpoint_activations: bool = False
-    device: str = "cuda"
-    unusual: tuple[str, ...] = ()
+_SIZES, _RATIOS = tuple(range(2, 17)), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -80,9 +51,8 @@ class Reason:
 class Plan:
     """
     Attributes:
-        alternatives: settings that cannot be told from the recommended one.
-        times_the_steps: how much longer ordinary training would take for the same loss: low, expected, high;
-            infinite where no length would do. An orientation, see `superpose.plan.equal_loss`.
+        alternatives: settings that the paper's sweeps cannot tell from the best; none where they say nothing.
+        reasons: the deciding ones first.
     """
 
     request: Request
@@ -90,7 +60,6 @@ class Plan:
     setting: Setting
     prediction: Prediction
     alternatives: tuple[Setting, ...]
-    times_the_steps: tuple[float, float, float]
     cost: Cost
     memory: Memory
     decision: Decision
@@ -102,7 +71,8 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
     """The plan.
 
     Args:
-        own_points: of comparisons of one's own, to be added to the fit.
+        request: by `superpose.plan.request_for` out of numbers, or by `superpose.plan.request_of` out of a recipe.
+        own_points: gains of comparisons of one's own (`superpose.plan.points_of`), which count where they are near.
         calibration: measured step times, to be taken in place of a utilisation.
 
     Raises:
@@ -111,140 +81,109 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
     model = facts(request.config, request.latents)
     per_step = request.rows * request.latents
     budget = float(request.steps * per_step)
-    response = fit([*published_points(), *own_points]) if own_points else published_response()
-    setting, prediction, alternatives, notes = _advised(response, request, model, budget)
-    schedule = Schedule(request.steps, setting.bag_size, setting.ratio)
+    setting, alternatives, notes = _advised(request, model, budget, own_points)
+    prediction = predict(model.parameters, budget, request.steps, setting, own_points)
     cost = cost_of(
-        schedule,
+        _schedule(request, setting),
         per_step,
         model.flops,
         request.unique_tokens,
         request.hardware,
         request.utilisation,
         request.price_per_hour,
-        None if calibration is None else calibration.mean_step(schedule),
+        None if calibration is None else calibration.mean_step(_schedule(request, setting)),
         request.co2_grams,
     )
-    needed = step_memory(request, model)
-    reasons = _reasons(request, model, setting, prediction, cost, needed, notes)
-    decision = max((reason.decision for reason in reasons if reason.decision), key=_ORDER.index)
-    times = [
-        times_the_steps(gain, model.parameters, budget) for gain in (prediction.low, prediction.gain, prediction.high)
+    reasons = [
+        *_of_gain(setting, prediction),
+        *(Reason(None, note) for note in notes),
+        *_of_steps(request.steps, setting, prediction),
+        *_of_text(cost),
+        *_of_model(request, model),
     ]
+    decision = max((reason.decision for reason in reasons if reason.decision), key=_ORDER.index)
     return Plan(
-        request, model, setting, prediction, alternatives, (times[0], times[1], times[2]), cost, needed, decision,
+        request, model, setting, prediction, alternatives, cost, step_memory(request, model), decision,
         tuple(sorted(reasons, key=_weight, reverse=True)), calibration,
     )  # fmt: skip
 
 
-def step_memory(request: Request, model: ModelFacts) -> Memory:
-    """Memory of one device in a step of what is requested; `model` is its model, counted."""
-    rows = max(1, request.rows // request.sharing.devices // request.parts)
-    return memory(
-        request.config, model, rows, request.latents, request.parts, request.precision, request.sharing,
-        request.optimizer, request.checkpoint_activations, request.device,
-    )  # fmt: skip
-
-
 def _advised(
-    response: Response, request: Request, model: ModelFacts, budget: float
-) -> tuple[Setting, Prediction, tuple[Setting, ...], tuple[str, ...]]:
-    if request.setting is None:
-        advice = response.best(model.parameters, budget, steps=request.steps)
-        passes = budget / request.unique_tokens if request.unique_tokens else 0.0
-        fresh = [
-            setting
-            for setting in advice.region
-            if setting.weighting == advice.setting.weighting and passes * _reads(setting) <= _AS_NEW
-        ]
-        if passes * _reads(advice.setting) <= _AS_NEW or not fresh:
-            return advice.setting, advice.prediction, advice.region, advice.why
-        # As good within what can be told, and it does not wear the text out.
-        sparing = fresh[0]
-        prediction = response.predict(
-            model.parameters, budget, sparing.bag_size, sparing.ratio, sparing.weighting, steps=request.steps
-        )
-        note = f"{advice.setting} is predicted best, but reads the text {passes * _reads(advice.setting):.1f} times"
-        return sparing, prediction, advice.region, (f"{note}; {sparing} cannot be told from it",)
-    wanted = request.setting
-    prediction = response.predict(
-        model.parameters, budget, wanted.bag_size, wanted.ratio, wanted.weighting, steps=request.steps
-    )
-    best = response.best(model.parameters, budget, steps=request.steps)
-    notes: tuple[str, ...] = ()
-    if best.prediction.gain - prediction.gain > _SMALL / 2:
-        notes = (
-            f"{best.setting} is predicted to gain {best.prediction.gain - prediction.gain:.3f} nats more than {wanted}",
-        )
-    return wanted, prediction, best.region, notes
+    request: Request, model: ModelFacts, budget: float, own: Sequence[Point]
+) -> tuple[Setting, tuple[Setting, ...], tuple[str, ...]]:
+    """The setting, those as good, and what is to be known of it, in sentences."""
+
+    def gain(setting: Setting) -> float | None:
+        return predict(model.parameters, budget, request.steps, setting, own).gain
+
+    smallest = measured_points()[0].params
+    usual = SMALL_RULE if model.parameters < 2 * smallest else RULE
+    of_paper = usual == RULE and gain(RULE) is not None
+    level = level_settings(model.parameters, budget, _SIZES, _RATIOS) if of_paper else ()
+    if request.setting is not None:
+        here, there = gain(request.setting), gain(usual)
+        if here is not None and there is not None and there - here > _SMALL / 2:
+            return request.setting, level, (f"{usual} is predicted to gain {there - here:.3f} nats more",)
+        return request.setting, level, ()
+    if not level or not request.unique_tokens:
+        return usual, level, ()
+
+    def passes(setting: Setting) -> float:
+        read = _schedule(request, setting).raw_tokens(request.rows * request.latents)
+        return read / float(request.unique_tokens or 1)
+
+    sparing = [setting for setting in level if passes(setting) <= _AS_NEW]
+    if passes(usual) <= _AS_NEW or not sparing:
+        return usual, level, ()
+    # As good within what can be told, and it does not wear the text out.
+    note = f"{usual} reads the text {passes(usual):.1f} times; {sparing[0]} cannot be told from it, and reads less"
+    return sparing[0], level, (note,)
 
 
-def _reads(setting: Setting) -> float:
-    """Tokens read for each of an ordinary run's."""
-    return 1 + setting.ratio * (setting.bag_size - 1)
+def _schedule(request: Request, setting: Setting) -> Schedule:
+    try:
+        return Schedule(request.steps, setting.bag_size, setting.ratio)
+    except ValueError as error:
+        raise UserError(f"s {setting.bag_size}, r {setting.ratio:g} in {request.steps:,} steps: {error}") from None
 
 
-def _reasons(
-    request: Request,
-    model: ModelFacts,
-    setting: Setting,
-    prediction: Prediction,
-    cost: Cost,
-    needed: Memory,
-    notes: Sequence[str],
-) -> list[Reason]:
-    gain = f"{prediction.gain:.3f} nats ({prediction.low:+.3f} to {prediction.high:+.3f})"
-    if prediction.gain <= 0:
-        found = [Reason("do not", f"with {setting} the predicted gain is {gain}")]
-    elif prediction.low <= 0 or prediction.gain < _SMALL:
-        found = [Reason("small gain", f"with {setting} the predicted gain is {gain}: compare on a small scale first")]
-    else:
-        found = [Reason("go", f"with {setting} the predicted gain is {gain} at equal FLOPs")]
-    found += [Reason(None, note) for note in (*notes, *prediction.why)]
-    found += _of_steps(request.steps, setting)
-    found += _of_text(setting, cost)
-    found += [Reason("small gain", f"{what}: there is no evidence on it") for what in request.unusual]
-    if model.vocab_size <= _BYTES:
-        found.append(
-            Reason(
-                "small gain",
-                f"a vocabulary of {model.vocab_size}: all evidence is on tokens of several bytes, and a bag of bytes "
-                f"is hardly more than one token",
-            )
-        )
-    if model.experts:
-        found.append(
-            Reason(None, "a mixture of experts: of the paper's one the gain at equal steps is not known, only bounded")
-        )
-    device = request.hardware.device if request.hardware else None
-    if device is not None and device.memory and needed.peak > ROOM * device.memory:
-        found.append(
-            Reason(
-                None,
-                f"a step needs {needed.peak / 2**30:.0f} GiB, and each {device.name} has {device.memory / 2**30:.0f}: "
-                f"raise train.accumulate, checkpoint activations, or take more devices",
-            )
-        )
-    return found
+def _of_gain(setting: Setting, prediction: Prediction) -> list[Reason]:
+    if prediction.gain is None or prediction.low is None or prediction.high is None:
+        found = [Reason("compare first", f"no evidence here, so no number: {'; '.join(prediction.why)}")]
+        if prediction.nearest is not None:
+            found.append(Reason(None, f"the nearest evidence is {prediction.nearest}"))
+        return found
+    gain = f"{prediction.gain:.3f} nats (95 % interval {prediction.low:+.3f} to {prediction.high:+.3f})"
+    text = f"with {setting} the predicted gain is {gain} at equal FLOPs, by {prediction.basis}"
+    if setting.ordinary or prediction.high < 0 or prediction.gain <= 0:
+        return [Reason("do not", text)]
+    if prediction.low <= 0 or prediction.gain < _SMALL:
+        return [Reason("small gain", f"{text}: compare on a small scale first")]
+    return [Reason("go", text)]
 
 
-def _of_steps(steps: int, setting: Setting) -> list[Reason]:
-    """Short runs, by our own measurements."""
-    if setting.bag_size == 1 or setting.ratio == 0:
+def _of_steps(steps: int, setting: Setting, prediction: Prediction) -> list[Reason]:
+    """Short runs, by our own measurements; where the user has comparisons of the own, by those."""
+    if setting.ordinary or prediction.basis.startswith("your own"):
         return []
-    rows = gain_by_steps()
-    enough = gains_from(rows)
-    undecided = max((row.steps for row in rows if row.low <= 0), default=0)
-    if steps <= undecided:
-        decision: Decision | None = "do not"
-    else:
-        decision = "small gain" if enough is None or steps < enough else None
-    return [Reason(decision, sentence) for sentence in few_steps(steps, setting.bag_size, setting.ratio)]
+    decision: Decision | None = None
+    if steps <= too_few_steps():
+        decision = "do not"
+    elif steps < enough_steps():
+        decision = "small gain"
+    return [Reason(decision, sentence) for sentence in few_steps(steps, setting)]
 
 
-def _of_text(setting: Setting, cost: Cost) -> list[Reason]:
-    """Text that is read several times."""
-    if cost.epochs is None or cost.ordinary_epochs is None or cost.epochs <= 1:
+def _of_text(cost: Cost) -> list[Reason]:
+    """Text that is read several times, or how much of it is needed."""
+    if cost.epochs is None or cost.ordinary_epochs is None:
+        needed = (
+            f"it reads {short(cost.raw_tokens)} tokens: so many unique ones are needed to read none twice, and "
+            f"{short(cost.raw_tokens / _AS_NEW)} to read each up to {_AS_NEW:.0f} times, which is nearly as good "
+            f"(ordinary training: {short(cost.ordinary_tokens)} and {short(cost.ordinary_tokens / _AS_NEW)})"
+        )
+        return [Reason(None, needed)]
+    if cost.epochs <= 1:
         return []
     passes = f"the text is read {cost.epochs:.1f} times, {cost.ordinary_epochs:.1f} times without bags"
     if cost.epochs <= _AS_NEW:
@@ -258,20 +197,32 @@ def _of_text(setting: Setting, cost: Cost) -> list[Reason]:
     return [Reason("do not", f"data-bound: {passes}, and beyond {_WORN:.0f} times text is worth nothing more; {other}")]
 
 
+def _of_model(request: Request, model: ModelFacts) -> list[Reason]:
+    found = [Reason("compare first", f"{what}: there is no evidence on it") for what in request.unusual]
+    if model.vocab_size <= _BYTES:
+        text = f"a vocabulary of {model.vocab_size}: all evidence is on tokens of several bytes, and a bag of bytes is "
+        found.append(Reason("compare first", f"{text}hardly more than one token"))
+    if model.experts:
+        steps, nats, times = published_bound()
+        text = f"a mixture of experts: the paper's 10B-A1B ended {nats:.3f} nats below an ordinary run of {times:.1f} "
+        found.append(Reason(None, f"{text}times its {steps:,} steps; its gain at equal steps is not known"))
+    too_much = what_would_fit(request, model)
+    if too_much is not None:
+        found.append(Reason("do not", too_much))
+    return found
+
+
 def _weight(reason: Reason) -> int:
     return -1 if reason.decision is None else _ORDER.index(reason.decision)
 
 
 def summary(plan: Plan) -> str:
     """The verdict in a sentence."""
-    low, expected, high = plan.times_the_steps
     model = f"a model of {short(plan.model.parameters)} parameters"
     text = f"{plan.decision}: {plan.setting} for {plan.request.steps:,} steps of {model}"
-    if plan.decision != "do not" and plan.prediction.gain > 0:
-        times = f"{_times(expected)} times the steps ({_times(low)} to {_times(high)})"
-        text += f"; ordinary training would take about {times}"
-    return text
-
-
-def _times(value: float) -> str:
-    return "more than 100" if value > 100 else f"{value:.1f}"
+    if plan.decision in ("do not", "compare first"):
+        return f"{text}; {plan.reasons[0].text}"
+    if plan.prediction.speedup is None:
+        return text
+    low, expected, high = plan.prediction.speedup
+    return f"{text}; ordinary training would take about {expected:.1f} times the steps ({low:.1f} to {high:.1f})"

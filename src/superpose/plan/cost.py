@@ -3,6 +3,7 @@
     hours  = FLOPs / (devices x FLOP/s at most x utilisation), or steps x measured seconds
     energy = devices x rated watts x hours x 1.25, for the rest of the machine and of the room
 
+Nobody knows the utilisation of a run before it has begun, so hours are a range, from what public runs reached.
 Ordinary training and TST of equal steps take the same, but for the text they read.
 """
 
@@ -13,12 +14,44 @@ from dataclasses import dataclass
 from superpose.core.schedule import Schedule
 from superpose.plan.hardware import Hardware
 
-UTILISATION = 0.4
-"""Model FLOPs utilisation where none is given: what well-tuned dense models reach; mixtures of experts less."""
+
+@dataclass(frozen=True)
+class PublicRun:
+    """A run that was published with its hours.
+
+    Attributes:
+        utilisation: share of the devices' FLOP/s that the model's FLOPs make up, counted as this plan counts them.
+    """
+
+    name: str
+    device: str
+    utilisation: float
+    source: str
+
+
+PUBLIC_RUNS = (
+    PublicRun("Llama 3 8B", "H100", 0.19, "its model card: 1.3M hours for 15T tokens"),
+    PublicRun("SmolLM3 3B", "H100", 0.294, "as reported: 14k tokens a second and device on 384 devices"),
+    PublicRun("Llama 3 405B", "H100", 0.43, "arXiv 2407.21783, table 4: 0.38 to 0.43"),
+    PublicRun("nanoGPT 124M", "A100", 0.29, "its README: 4 days on 8 devices for 295B tokens"),
+    PublicRun("llm.c GPT-2 124M", "A100", 0.63, "its discussion 481: 90 minutes on 8 devices for 10B tokens"),
+    PublicRun("SmolLM2-70M", "L40S", 0.49, "the card of codelion/SmolLM2-70M: 25.8 hours for 10.2B tokens"),
+)
+_MARGIN = 1.25
+"""By which a run of another shape and length of rows may lie outside of the public ones."""
 OVERHEAD = 1.25
 """Energy of all that is not the accelerators, in units of theirs."""
 CO2_GRAMS = 445.0
 """Per kWh: the world's mean in 2024 (IEA, Electricity 2025)."""
+
+Range = tuple[float, float]
+
+
+def usual_utilisation(device: str) -> Range:
+    """From the lowest to the highest of the public runs on a device, or of all where it has fewer than two."""
+    known = [run.utilisation for run in PUBLIC_RUNS if run.device == device]
+    known = known if len(known) > 1 else [run.utilisation for run in PUBLIC_RUNS]
+    return min(known) / _MARGIN, min(1.0, max(known) * _MARGIN)
 
 
 @dataclass(frozen=True)
@@ -32,13 +65,25 @@ class PhaseTokens:
 
 
 @dataclass(frozen=True)
+class Price:
+    """Of one device an hour, in some currency; "" where none was given."""
+
+    amount: float
+    currency: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.currency}".strip()
+
+
+@dataclass(frozen=True)
 class Cost:
     """
     Attributes:
         latents, raw_tokens, flops: of the whole run; `ordinary_tokens` are read by a run without superposition.
         epochs, ordinary_epochs: passes over the unique text; None if it is not known.
-        hours: of wall-clock time on all devices together; None without hardware, as what follows.
-        device_hours, price, kwh, kg_co2: of all devices. The price is in whatever currency an hour was given in.
+        utilisation, hours: lowest and highest; equal where it was given or measured. Hours are wall-clock time on all
+            devices together. None without hardware, as what follows.
+        device_hours, price, kwh, kg_co2: of all devices, lowest and highest. Energy is None where no power is known.
     """
 
     steps: int
@@ -49,12 +94,12 @@ class Cost:
     flops: float
     epochs: float | None
     ordinary_epochs: float | None
-    utilisation: float | None = None
-    hours: float | None = None
-    device_hours: float | None = None
-    price: float | None = None
-    kwh: float | None = None
-    kg_co2: float | None = None
+    utilisation: Range | None = None
+    hours: Range | None = None
+    device_hours: Range | None = None
+    price: Range | None = None
+    kwh: Range | None = None
+    kg_co2: Range | None = None
 
 
 def cost_of(
@@ -64,14 +109,14 @@ def cost_of(
     unique_tokens: float | None = None,
     hardware: Hardware | None = None,
     utilisation: float | None = None,
-    price_per_hour: float | None = None,
+    price_per_hour: Price | None = None,
     step_seconds: float | None = None,
     co2_grams: float = CO2_GRAMS,
 ) -> Cost:
     """
     Args:
         unique_tokens: raw tokens of the text there is.
-        utilisation: share of the devices' FLOP/s that the model's FLOPs make up; `UTILISATION` if not given.
+        utilisation: share of the devices' FLOP/s that the model's FLOPs make up; that of public runs if not given.
         price_per_hour: of one device.
         step_seconds: measured; in place of a utilisation.
     """
@@ -90,12 +135,22 @@ def cost_of(
         return Cost(*common)
     at_most = hardware.count * hardware.device.flops
     if step_seconds is not None:
-        hours = schedule.total_steps * step_seconds / 3600
-        utilisation = flops / (hours * 3600 * at_most)
+        hours = (schedule.total_steps * step_seconds / 3600,) * 2
+        used = (flops / (hours[0] * 3600 * at_most),) * 2
     else:
-        utilisation = UTILISATION if utilisation is None else utilisation
-        hours = flops / (at_most * utilisation) / 3600
-    device_hours = hours * hardware.count
-    kwh = device_hours * hardware.device.watts * OVERHEAD / 1000
-    price = None if price_per_hour is None else device_hours * price_per_hour
-    return Cost(*common, utilisation, hours, device_hours, price, kwh, kwh * co2_grams / 1000)
+        used = usual_utilisation(hardware.device.name) if utilisation is None else (utilisation, utilisation)
+        hours = (flops / (at_most * used[1]) / 3600, flops / (at_most * used[0]) / 3600)
+
+    def times(factor: float) -> Range:
+        return hours[0] * hardware.count * factor, hours[1] * hardware.count * factor
+
+    energy = hardware.device.watts * OVERHEAD / 1000
+    return Cost(
+        *common,
+        used,
+        hours,
+        times(1),
+        None if price_per_hour is None else times(price_per_hour.amount),
+        times(energy) if energy else None,
+        times(energy * co2_grams / 1000) if energy else None,
+    )

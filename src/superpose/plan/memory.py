@@ -13,14 +13,18 @@ for one row and once for two, which separates what grows with rows from what doe
 So dropout, attention that keeps its scores, gated MLPs and experts need no formulas. The rest is arithmetic.
 
 On a CPU the trainer keeps large blocks that it frees (`superpose.train.hardware.keep_memory`), so a process grows to a
-third more than what is in use at most; benchmarks/plan.py holds the estimate against processes. On a GPU the figure is
-what PyTorch calls allocated; what it reserves is a little more.
+third more than what is in use at most. Checkpointed activations save less there: PyTorch asks for aligned memory, and
+glibc before 2.38 never fills the hole of an aligned block with another of the same size, so what one block recomputes
+finds no room where the block before has freed its own. The process grows as if all blocks' activations were kept.
+benchmarks/plan.py holds the estimate against processes. On a GPU the figure is what PyTorch calls allocated; what it
+reserves is a little more.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +34,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from superpose.core.linear_loss import chunk_positions
 from superpose.plan.model import ModelFacts
 from superpose.train.hardware import peak_memory
 
@@ -38,10 +43,10 @@ Precision = Literal["float32", "bfloat16"]
 _FLOAT32 = 4
 # A driver's context and the libraries' workspaces; 0.5 to 1 GiB on current cards.
 _GPU_BASE = 2**30
-# Rows of a chunk, see `linear_loss`: on a CPU as many as make 1 MiB of logits, or 128.
-_GPU_CHUNK_ROWS = 1024
 _KEPT_FREE = 1.31
 """Of a process on a CPU: its blocks, free ones included, to what is in use at most; 1.30 and 1.32 for 1 and 3 GiB."""
+_COUNTED: dict[tuple[str, int, Precision], tuple[int, int]] = {}
+"""Activations of configurations that were counted: a search for the fewest devices asks again and again."""
 _COPIES = 2
 """Of the state while a checkpoint is written: the staged copy, and the file that the writer makes in memory."""
 
@@ -120,19 +125,13 @@ def memory(
 
     per_row, fixed = block_activations(config, latents, precision)
     inputs = rows * latents * model.width * _FLOAT32
-    if checkpoint_activations:
-        activations = model.layers * inputs + rows * per_row + fixed
-    else:
-        # Under FSDP2 weights are gathered in half precision instead of being cast in each block.
-        activations = model.layers * (rows * per_row + (0 if sharded else fixed))
-    activations += 3 * inputs  # the embedding, and what the last norm keeps
+    # Under FSDP2 weights are gathered in half precision instead of being cast in each block.
+    all_kept = model.layers * (rows * per_row + (0 if sharded else fixed)) + 3 * inputs
+    # The embedding, what the last norm keeps, and of a checkpointed block its input.
+    activations = model.layers * inputs + rows * per_row + fixed + 3 * inputs if checkpoint_activations else all_kept
 
     positions = rows * latents
-    table = model.vocab_size * model.width
-    chunk = max(128, 2**18 // model.vocab_size) if device == "cpu" else max(_GPU_CHUNK_ROWS, positions // 16)
-    chunk = min(chunk, positions)
-    # Two chunks of logits, the gradient of the head, and that of the hidden states.
-    head = _FLOAT32 * (2 * chunk * model.vocab_size + table) + positions * model.width * _FLOAT32
+    head = head_memory("cpu" if device == "cpu" else "cuda", positions, model.width, model.vocab_size)
     # Logits, their copy in float32 if they were not, log-probabilities kept, and their gradient.
     head_whole = positions * model.vocab_size * (2 * _FLOAT32 + (2 if half else 0) + width_bytes)
 
@@ -144,7 +143,12 @@ def memory(
     in_use = [kept + max(activations + loss, late) for loss in (head, head_whole)]
     if device == "cpu":
         base = peak_memory(torch.device("cpu"))
-        peak, peak_whole = (base + round(_KEPT_FREE * (used + checkpoint)) for used in in_use)
+        # What checkpointing has freed is room for the file that is written, so that takes no more of its own.
+        holes = kept + all_kept if checkpoint_activations and _wastes_aligned_blocks() else 0
+        peak, peak_whole = (
+            base + max(round(_KEPT_FREE * (used + checkpoint)), holes + loss)
+            for used, loss in zip(in_use, (head, head_whole), strict=True)
+        )
     else:
         base = _GPU_BASE
         peak, peak_whole = (base + used for used in in_use)
@@ -153,8 +157,27 @@ def memory(
     )
 
 
+def head_memory(device_type: str, positions: int, width: int, vocab_size: int) -> int:
+    """Bytes of the chunked loss in float32: two chunks of logits, the head's gradient and that of the hidden states."""
+    chunk = min(positions, chunk_positions(device_type, positions, width, vocab_size))
+    return _FLOAT32 * (2 * chunk * vocab_size + vocab_size * width + positions * width)
+
+
+def _wastes_aligned_blocks() -> bool:
+    """Whether the C library is a glibc before 2.38 (its bug 14581)."""
+    name, version = platform.libc_ver()
+    return name == "glibc" and tuple(map(int, version.split(".")[:2])) < (2, 38)
+
+
 def block_activations(config: Any, latents: int, precision: Precision) -> tuple[int, int]:
     """Bytes a block keeps for the backward pass: of each row of `latents`, and whatever the rows."""
+    key = config.to_json_string(use_diff=False), latents, precision
+    if key not in _COUNTED:
+        _COUNTED[key] = _counted(config, latents, precision)
+    return _COUNTED[key]
+
+
+def _counted(config: Any, latents: int, precision: Precision) -> tuple[int, int]:
     kept = {(layers, rows): _kept(config, layers, rows, latents, precision) for layers in (1, 2) for rows in (1, 2)}
     one_row, two_rows = (kept[2, rows] - kept[1, rows] for rows in (1, 2))
     return two_rows - one_row, max(0, 2 * one_row - two_rows)

@@ -6,13 +6,14 @@ it. Where only a number of parameters is given, a Llama of about that many stand
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, build_config, build_model, matmul_parameters, model_flops_per_latent
+from superpose.train.config import Recipe
 from superpose.train.distributed import blocks
 
 LLAMA_3_VOCABULARY = 128_256
@@ -67,39 +68,108 @@ def facts(config: Any, latents: int) -> ModelFacts:
     )
 
 
-def llama_of(parameters: float, latents: int, vocab_size: int = LLAMA_3_VOCABULARY) -> Any:
-    """The configuration of a Llama with about so many parameters, untied: one layer for each 64 of width up to 32
-    layers, then for each 104.
+@dataclass(frozen=True)
+class Shape:
+    """A Llama's sizes; `kv_heads` share keys and values, `tied` is one table for embedding and head."""
 
-    Depth and width grow together about as in the paper's models and in Llama 3 (32 x 4,096, 80 x 8,192).
+    width: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab_size: int
+    tied: bool
+
+    @property
+    def parameters(self) -> int:
+        narrow = self.width * self.kv_heads // self.heads
+        block = 2 * self.width * (self.width + narrow) + 3 * self.width * self.intermediate + 2 * self.width
+        return (1 if self.tied else 2) * self.vocab_size * self.width + self.width + self.layers * block
+
+    def config(self, latents: int) -> Any:
+        """The configuration of a Llama of this shape."""
+        settings = {
+            "hidden_size": self.width,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "tie_word_embeddings": self.tied,
+        }
+        return build_config(ModelArgs(architecture="llama", config=settings), self.vocab_size, latents, 0)
+
+
+KNOWN_SHAPES = {
+    "SmolLM2-135M": (135e6, Shape(576, 1536, 30, 9, 3, 49_152, True)),
+    "SmolLM2-360M": (360e6, Shape(960, 2560, 32, 15, 5, 49_152, True)),
+    "SmolLM2-1.7B": (1.7e9, Shape(2048, 8192, 24, 32, 32, 49_152, True)),
+    "GPT-2 124M, with a gated MLP": (124e6, Shape(768, 2048, 12, 12, 12, 50_257, True)),
+    "GPT-2 355M, with a gated MLP": (350e6, Shape(1024, 2752, 24, 16, 16, 50_257, True)),
+    "GPT-2 774M, with a gated MLP": (774e6, Shape(1280, 3456, 36, 20, 20, 50_257, True)),
+    "GPT-2 1.5B, with a gated MLP": (1.5e9, Shape(1600, 4288, 48, 25, 25, 50_257, True)),
+    "the paper's 270M": (270e6, Shape(576, 1536, 30, 9, 3, LLAMA_3_VOCABULARY, False)),
+    "the paper's 600M": (600e6, Shape(960, 2560, 32, 15, 5, LLAMA_3_VOCABULARY, False)),
+    "the paper's 3B": (3e9, Shape(2048, 11_008, 36, 16, 4, LLAMA_3_VOCABULARY, False)),
+    "Llama 3.2 1B": (1.24e9, Shape(2048, 8192, 16, 32, 8, LLAMA_3_VOCABULARY, True)),
+    "Llama 3 8B": (8e9, Shape(4096, 14_336, 32, 32, 8, LLAMA_3_VOCABULARY, False)),
+    "Llama 3 70B": (70e9, Shape(8192, 28_672, 80, 64, 8, LLAMA_3_VOCABULARY, False)),
+}
+"""Sizes as they are called, and the shapes of models of that name, from their configurations on Hugging Face and from
+recipes/paper-*.toml. A shape is taken for a size within 2 % of its name's."""
+_VOCABULARIES = ((LLAMA_3_VOCABULARY, False), (LLAMA_3_VOCABULARY, True), (50_257, True), (32_000, True), (8192, True),
+                 (1024, True))  # fmt: skip
+"""Tried in this order for other sizes, until tables are no more than a third of the parameters."""
+
+
+def shape_for(parameters: float, vocab_size: int | None = None) -> tuple[Shape, str]:
+    """A Llama of about so many parameters, and what it is like.
+
+    A known shape where the size has one. Otherwise one layer for each 64 of width up to 32 layers, then for each 104:
+    depth and width grow together about as in the paper's models and in Llama 3 (32 x 4,096, 80 x 8,192).
+
+    Args:
+        vocab_size: by default the largest of a few whose tables leave two thirds of the parameters to the blocks.
 
     Raises:
         UserError: the embeddings alone have more.
     """
+    for name, (size, shape) in KNOWN_SHAPES.items():
+        if vocab_size is None and abs(parameters / size - 1) <= 0.02:
+            return shape, f"the shape of {name}"
+    choices = _VOCABULARIES if vocab_size is None else ((vocab_size, False), (vocab_size, True))
+    found = None
+    for entries, tied in choices:
+        grown = _grown(parameters, entries, tied)
+        found = grown or found
+        if grown is not None and (1 if tied else 2) * entries * grown.width <= parameters / 3:
+            break
+    if found is None:
+        raise UserError(
+            f"--params {parameters:g}: a vocabulary of {choices[-1][0]:,} entries takes more than that at a width of "
+            f"{_WIDTH_STEP}; give a smaller --vocab-size"
+        )
+    return found, "a shape between those of known models"
+
+
+def _grown(parameters: float, vocab_size: int, tied: bool) -> Shape | None:
+    """The widest shape at its usual depth, then as many layers as fit best; None if the tables alone are too large."""
+    chosen = None
     for width in range(_WIDTH_STEP, 64 * 1024, _WIDTH_STEP):
         layers = max(2, min(width // _WIDTH_STEP, 32), width // 104)
-        intermediate = -(-8 * width // 3 // 64) * 64
-        block = 4 * width * width + 3 * width * intermediate + 2 * width
-        rest = 2 * vocab_size * width + width
-        # The last width that is not too wide at this depth; then as many layers as fit best.
-        if rest + layers * block < parameters and width < 64 * 1023:
-            chosen = width, intermediate, max(1, round((parameters - rest) / block))
-            continue
-        if width == _WIDTH_STEP:
-            raise UserError(
-                f"--params {parameters:g}: a vocabulary of {vocab_size:,} entries takes more than that at a width of "
-                f"{_WIDTH_STEP}; give a smaller --vocab-size"
-            )
-        break
-    width, intermediate, layers = chosen
-    settings = {
-        "hidden_size": width,
-        "intermediate_size": intermediate,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // _WIDTH_STEP,
-        "tie_word_embeddings": False,
-    }
-    return build_config(ModelArgs(architecture="llama", config=settings), vocab_size, latents, 0)
+        shape = Shape(width, -(-8 * width // 3 // 64) * 64, layers, width // _WIDTH_STEP, width // _WIDTH_STEP,
+                      vocab_size, tied)  # fmt: skip
+        if shape.parameters >= parameters:
+            break
+        chosen = shape
+    if chosen is None:
+        return None
+    block = replace(chosen, layers=1).parameters - replace(chosen, layers=0).parameters
+    return replace(chosen, layers=max(1, chosen.layers + round((parameters - chosen.parameters) / block)))
+
+
+def parameters_of(recipe: Recipe, vocabulary: int) -> int:
+    """Parameters of a recipe's model with a vocabulary of so many entries; only its shapes are made."""
+    return _count(build_model(build_config(recipe.model, vocabulary, recipe.train.latents, 0), "meta"))
 
 
 def _count(module: nn.Module) -> int:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from superpose.core.schedule import Schedule
 from superpose.data.config import DataArgs, vocabulary_size
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config
-from superpose.plan.advisor import ROOM, Request, step_memory
-from superpose.plan.evidence import LATENTS_PER_STEP
+from superpose.plan.evidence import LATENTS_PER_STEP, Setting
+from superpose.plan.fit import Request, fitted, step_memory
 from superpose.plan.hardware import Hardware
 from superpose.plan.memory import Memory, Sharing
-from superpose.plan.model import LLAMA_3_VOCABULARY, facts, llama_of
-from superpose.plan.response import Setting
+from superpose.plan.model import LLAMA_3_VOCABULARY, facts, shape_for
 from superpose.train.config import Recipe
 
 _ROW = 2048
@@ -72,7 +69,7 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
 def request_for(
     params: float,
     tokens: float,
-    vocab_size: int = LLAMA_3_VOCABULARY,
+    vocab_size: int | None = None,
     latents: int = _ROW,
     hardware: Hardware | None = None,
     unique_tokens: float | None = None,
@@ -81,6 +78,7 @@ def request_for(
 
     Args:
         tokens: the budget in latents, what an ordinary run would read.
+        vocab_size: by default what suits the size, see `superpose.plan.model.shape_for`.
 
     Raises:
         UserError: a number is too small.
@@ -92,23 +90,22 @@ def request_for(
     if steps < 1:
         raise UserError(f"--tokens {tokens:g}: less than one step of {latents:,} latents")
     devices = hardware.count if hardware else 1
+    on_cpu = hardware is not None and hardware.device.name == "CPU"
+    shape, like = shape_for(params, vocab_size)
     request = Request(
-        llama_of(params, latents, vocab_size),
+        shape.config(latents),
         latents,
         max(1, rows),
         steps,
         unique_tokens,
         hardware=hardware,
-        precision="float32" if hardware is not None and hardware.device.name == "CPU" else "bfloat16",
+        precision="float32" if on_cpu else "bfloat16",
         sharing=Sharing(devices, devices),
-        device="cpu" if hardware is not None and hardware.device.name == "CPU" else "cuda",
+        device="cpu" if on_cpu else "cuda",
+        like=like,
     )
-    # As many rows at a time as there is room for.
     room = (hardware.device.memory if hardware else 0) or _USUAL_MEMORY
-    model = facts(request.config, latents)
-    while request.rows // devices // request.parts > 1 and step_memory(request, model).peak > ROOM * room:
-        request = replace(request, parts=2 * request.parts)
-    return request
+    return fitted(request, facts(request.config, latents), room)[0]
 
 
 def memory_of(recipe: Recipe) -> Memory:

@@ -1,27 +1,21 @@
-"""A plan for people (tables) and for programs (JSON)."""
+"""A plan for people: tables."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
-from typing import Any
-
-from superpose import __version__
-from superpose.plan.advisor import Plan, summary
-from superpose.plan.limits import short
+from superpose.plan.advisor import Plan
+from superpose.plan.cost import PUBLIC_RUNS, Range
+from superpose.plan.evidence import short
 from superpose.results.tables import Row, Table
-
-FORMAT = "superpose plan 1"
 
 
 def tables(plan: Plan) -> list[Table]:
     """Reasons, what is read, what it takes, memory, other settings; each a title, a header and rows."""
+    # What speaks for a better decision than the plan's is to be known, and is no verdict of its own.
+    reasons: list[Row] = [
+        (reason.decision if reason.decision == plan.decision else "note", reason.text) for reason in plan.reasons
+    ]
     found: list[Table] = [
-        (
-            "Why",
-            ("", "reason"),
-            [(reason.decision or "note", reason.text) for reason in plan.reasons],
-        ),
+        ("Why", ("", "reason"), reasons),
         _reading(plan),
         _cost(plan),
         _memory(plan),
@@ -31,23 +25,6 @@ def tables(plan: Plan) -> list[Table]:
     if plan.calibration is not None:
         found.append(_calibration(plan))
     return found
-
-
-def record(plan: Plan) -> dict[str, Any]:
-    """All of a plan, as JSON has it; numbers that are infinite are null."""
-    request = asdict(plan.request)
-    request["config"] = plan.request.config.to_diff_dict()
-    values = {**asdict(plan), "request": request}
-    values["alternatives"] = [asdict(setting) for setting in plan.alternatives]
-    whole = {
-        "format": FORMAT,
-        "version": __version__,
-        "summary": summary(plan),
-        **values,
-        "tables": [{"title": title, "header": header, "rows": rows} for title, header, rows in tables(plan)],
-    }
-    cleaned: dict[str, Any] = _finite(whole)
-    return cleaned
 
 
 def _reading(plan: Plan) -> Table:
@@ -64,30 +41,56 @@ def _reading(plan: Plan) -> Table:
 
 def _cost(plan: Plan) -> Table:
     model, cost, request = plan.model, plan.cost, plan.request
+    table = "one table for embedding and head" if model.tied else "embedding and head apart"
+    shape = f"{model.architecture}, {model.layers} blocks, {model.width} wide, vocabulary {model.vocab_size:,}, {table}"
     rows: list[Row] = [
-        ("parameters", f"{model.parameters:,}", f"{model.architecture}, {model.layers} blocks, {model.width} wide"),
+        ("parameters", f"{model.parameters:,}", shape + (f": {request.like}" if request.like else "")),
         ("active in a latent", f"{model.active:,}", "matrices and the head; tables are looked up"),
         ("FLOPs of a latent", f"{model.flops:.3g}", "forward and backward, attention included"),
         ("latents", short(cost.latents), f"{request.steps:,} steps of {request.rows:,} x {request.latents:,}"),
         ("FLOPs", f"{cost.flops:.3g}", "the same with and without bags"),
     ]
-    if cost.hours is not None and cost.device_hours is not None and request.hardware is not None:
-        measured = "by measured steps" if plan.calibration else "stated, not measured"
+    if cost.hours and cost.device_hours and cost.utilisation and request.hardware is not None:
         rows += [
-            ("utilisation", f"{cost.utilisation:.0%}", f"of {request.hardware.device.flops:.3g} FLOP/s, {measured}"),
-            ("hours", f"{cost.hours:,.1f}", f"on {request.hardware}"),
-            ("device hours", f"{cost.device_hours:,.1f}", ""),
+            ("utilisation", _range(cost.utilisation, "{:.0%}"), _reached(plan)),
+            ("hours", _range(cost.hours), f"on {request.hardware}"),
+            ("days", _range((cost.hours[0] / 24, cost.hours[1] / 24)), ""),
+            ("device hours", _range(cost.device_hours), ""),
         ]
-        if cost.price is not None:
-            rows.append(("price", f"{cost.price:,.0f}", f"at {request.price_per_hour:g} a device and hour"))
-        rows += [
-            ("energy, kWh", f"{cost.kwh:,.1f}", f"{request.hardware.device.watts:g} W rated, x 1.25 for the rest"),
-            ("CO2, kg", f"{cost.kg_co2:,.1f}", f"at {request.co2_grams:g} g a kWh"),
-        ]
-    low, expected, high = plan.times_the_steps
-    saved = f"{_number(expected)} ({_number(low)} to {_number(high)})"
-    rows.append(("ordinary steps for the same loss", saved, "times this run's; an orientation"))
+        if cost.price:
+            currency = request.price_per_hour.currency if request.price_per_hour else ""
+            price = f"{_range(cost.price, '{:,.0f}')} {currency}".strip()
+            rows.append(("price", price, f"at {request.price_per_hour} a device and hour"))
+        if cost.kwh and cost.kg_co2:
+            watts = f"{request.hardware.device.watts:g} W rated, x 1.25 for the rest"
+            rows += [
+                ("energy, kWh", _range(cost.kwh), watts),
+                ("CO2, kg", _range(cost.kg_co2), f"at {request.co2_grams:g} g a kWh"),
+            ]
+    if plan.prediction.speedup is not None:
+        low, expected, high = plan.prediction.speedup
+        saved = f"{expected:.2f} ({low:.2f} to {high:.2f})"
+        rows.append(("ordinary steps for the same loss", saved, "times this run's, as measured in the evidence"))
     return "What it takes", ("", "amount", "how"), rows
+
+
+def _reached(plan: Plan) -> str:
+    """Where the utilisation is from."""
+    hardware = plan.request.hardware
+    assert hardware is not None
+    of = f"of {hardware.device.flops:.3g} FLOP/s"
+    if plan.calibration is not None:
+        return f"{of}, by measured steps"
+    if plan.request.utilisation is not None:
+        return f"{of}, as given"
+    known = [run for run in PUBLIC_RUNS if run.device == hardware.device.name]
+    names = ", ".join(f"{run.name} {run.utilisation:.0%}" for run in (known if len(known) > 1 else PUBLIC_RUNS))
+    return f"{of}; public runs: {names}, and a quarter beyond; --mfu or --calibrate says better"
+
+
+def _range(values: Range, form: str = "{:,.1f}") -> str:
+    low, high = (form.format(value) for value in values)
+    return low if low == high else f"{low} to {high}"
 
 
 def _memory(plan: Plan) -> Table:
@@ -109,20 +112,15 @@ def _memory(plan: Plan) -> Table:
 
 
 def _settings(plan: Plan) -> Table:
-    """The settings that cannot be told from the best: of each bag size its ratios, other weightings in a line each."""
+    """The settings that cannot be told from the best: of each bag size its ratios."""
     by_size: dict[int, list[float]] = {}
-    sizes: dict[str, list[int]] = {}
     for setting in plan.alternatives:
-        if setting.weighting == plan.setting.weighting:
-            by_size.setdefault(setting.bag_size, []).append(setting.ratio)
-        else:
-            sizes.setdefault(setting.weighting, []).append(setting.bag_size)
+        by_size.setdefault(setting.bag_size, []).append(setting.ratio)
     rows: list[Row] = [
         (str(size), f"{min(ratios):g} to {max(ratios):g}" if len(ratios) > 1 else f"{ratios[0]:g}")
         for size, ratios in sorted(by_size.items())
     ]
-    rows += [(f"{min(found)} to {max(found)}", f"with {weighting} weights") for weighting, found in sizes.items()]
-    return "Settings that cannot be told from the best", ("bag size", "ratio"), rows
+    return "Settings that the paper's sweeps cannot tell from the best", ("bag size", "ratio"), rows
 
 
 def _calibration(plan: Plan) -> Table:
@@ -140,17 +138,3 @@ def _calibration(plan: Plan) -> Table:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:,.2f}"
-
-
-def _number(value: float) -> str:
-    return "none would do" if math.isinf(value) else f"{value:.2f}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return value

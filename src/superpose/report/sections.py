@@ -9,15 +9,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from superpose.compare.charts import all_charts
 from superpose.compare.comparison import Comparison
 from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.paper.published import published_gain
+from superpose.plan.record import PlanRecord
 from superpose.reproduce.experiments import SWEEP, SWEEP_RATIOS, SWEEP_SIZES, cell
 from superpose.reproduce.reproduction import Reproduction
 from superpose.results.charts import AXES, Chart, Series, read_series
@@ -86,24 +87,9 @@ def _of_comparison(place: Path) -> Section:
     )
 
 
-class _PlanTable(BaseModel):
-    title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-
-
-class _Plan(BaseModel):
-    """What is told of a plan.json."""
-
-    format: Literal["superpose plan 1"]
-    summary: str
-    tables: list[_PlanTable]
-    request: dict[str, Any]
-
-
 def _of_plan(path: Path) -> Section:
     try:
-        plan = _Plan.model_validate(read_json(path))
+        plan = PlanRecord.model_validate(read_json(path))
     except ValidationError:
         raise UserError(f"{path} was altered, or written by another version; make the plan again") from None
     tables = tuple((table.title, table.header, table.rows) for table in plan.tables)

@@ -155,7 +155,7 @@ def print_table(console: Console, header: Row, rows: Sequence[Row]) -> None:
     # The first column names things: folded and never cut, so that its names can be copied.
     table.add_column(header[0], overflow="fold")
     for place, name in enumerate(header[1:], start=1):
-        table.add_column(name, justify="left" if of_words(rows, place) else "right")
+        table.add_column(name, justify="left" if of_words(rows, place) else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

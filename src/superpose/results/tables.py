@@ -20,10 +20,15 @@ def describe(schedule: Schedule) -> str:
     return "; ".join(parts) + mode
 
 
+_NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?\s?(%|x|k|M|B|T|GiB|ms|[A-Z]{3}|[$€£])?", re.ASCII)
+_NUMBERS = re.compile(rf"{_NUMBER.pattern}( to {_NUMBER.pattern})?( \(.*\))?")
+"""A number with its unit, a range of two, and what is said of them in brackets."""
+
+
 def of_words(rows: Sequence[Row], place: int) -> bool:
     """Whether most of a column is words, which are read from the left, and not numbers, which line up at their ends."""
     cells = [row[place] for row in rows if row[place]]
-    return 2 * sum(cell[0] not in "+-0123456789" for cell in cells) > len(cells)
+    return 2 * sum(_NUMBERS.fullmatch(cell) is None for cell in cells) > len(cells)
 
 
 def plain(text: str) -> str:

@@ -5,7 +5,7 @@
 A rung of successive halving (Jamieson and Talwalkar, arXiv 1502.07943) usually ranks the beginnings of long runs. For
 TST that would rank nothing: the boundary is a share of the *final* steps, so at a tenth of a run all candidates are
 still in superposition, where their losses are of bags and cannot be compared. So here each rung is made of complete
-runs of fewer steps. docs/planning-tune.md says what that costs, and how short runs mislead.
+runs of fewer steps. docs/tuning.md says what that costs, and how short runs mislead.
 
 Why no library such as Optuna: its pruners wait for reports of one growing run, which a rung is not, and its storage
 would be a second memory beside the pool of runs, which already goes on with those that were stopped, to the bit. What
@@ -24,9 +24,9 @@ from functools import cached_property
 from superpose.compare.experiment import ORDINARY
 from superpose.data.config import vocabulary_size
 from superpose.errors import UserError
-from superpose.plan.evidence import BagWeighting, parameters
-from superpose.plan.response import published_response
-from superpose.plan.steps import few_steps
+from superpose.plan.evidence import RULE, Setting, published_points
+from superpose.plan.model import parameters_of
+from superpose.plan.prediction import few_steps, level_settings, missing_evidence
 from superpose.runs.pool import Run
 from superpose.train.config import Recipe, with_settings
 
@@ -206,22 +206,24 @@ def candidates(
 
 
 def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float], ...]:
-    """Bag sizes and ratios that the response model cannot tell from its best one for this model and budget.
+    """Bag sizes and ratios that the paper's sweeps cannot tell from the best at this model and budget.
 
-    With fewer steps than TST is known to gain from, and for kinds of superposition the model knows nothing of, these
-    are all of `BAG_SIZES` and `RATIOS`.
+    Where there is no evidence, and for kinds of superposition it knows nothing of, these are all of `BAG_SIZES` and
+    `RATIOS`.
 
     Args:
         vocabulary: entries.
     """
     kind, steps = recipe.superposition, recipe.train.steps
+    params, latents = float(parameters_of(recipe, vocabulary)), float(steps * recipe.latents_per_step)
     known = kind.mode == "full" and kind.variant == "mce" and kind.weighting in ("uniform", "power")
-    if not known or few_steps(steps, BAG_SIZES[0], RATIOS[0]):
+    if (
+        not known
+        or few_steps(steps, Setting(BAG_SIZES[0], RATIOS[0]))
+        or missing_evidence(published_points(), params, latents, steps, RULE)
+    ):
         return tuple(itertools.product(BAG_SIZES, RATIOS))
-    weighting: BagWeighting = "power" if kind.weighting == "power" else "uniform"
-    params, latents = float(parameters(recipe, vocabulary)), float(steps * recipe.latents_per_step)
-    advice = published_response().best(params, latents, BAG_SIZES, RATIOS, (weighting,))
-    return tuple(sorted((setting.bag_size, setting.ratio) for setting in advice.region))
+    return tuple(sorted((s.bag_size, s.ratio) for s in level_settings(params, latents, BAG_SIZES, RATIOS)))
 
 
 def draw(trials: Sequence[Trial], count: int, seed: int) -> tuple[Trial, ...]:

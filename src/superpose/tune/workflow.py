@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from superpose.data.config import prepare
-from superpose.plan.steps import few_steps
+from superpose.plan.evidence import Setting
+from superpose.plan.prediction import few_steps
 from superpose.results.progress import Display
 from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, train_all
 from superpose.train.hardware import chosen_precision
@@ -54,7 +55,7 @@ def tune(
     for line in search.spoken():
         display.say(line)
     first = search.trials[0]
-    for line in few_steps(search.rungs[0].steps, first.bag_size, first.ratio)[:1]:
+    for line in few_steps(search.rungs[0].steps, Setting(first.bag_size, first.ratio))[:1]:
         display.say(f"{line}; so the shortest rung is little to go by", style="yellow")
     with display:
         store = prepare(search.recipe.data, display.prepare)
