@@ -5,7 +5,7 @@
 A rung of successive halving (Jamieson and Talwalkar, arXiv 1502.07943) usually ranks the beginnings of long runs. For
 TST that would rank nothing: the boundary is a share of the *final* steps, so at a tenth of a run all candidates are
 still in superposition, where their losses are of bags and cannot be compared. So here each rung is made of complete
-runs of fewer steps. docs/planning-tune.md says what that costs, and how short runs mislead.
+runs of fewer steps. docs/tuning.md says what that costs, and how short runs mislead.
 
 Why no library such as Optuna: its pruners wait for reports of one growing run, which a rung is not, and its storage
 would be a second memory beside the pool of runs, which already goes on with those that were stopped, to the bit. What
