@@ -24,7 +24,7 @@ class _Figures(BaseModel):
         return {name: value for name, value in handler(self).items() if value is not None}
 
 
-class ModelFacts(BaseModel):
+class ModelFigures(BaseModel):
     """A model that was evaluated: the path of its run or directory, its `model_type`, and its tokenizer's entries."""
 
     name: str
@@ -108,7 +108,7 @@ class Task(BaseModel):
 class Evaluation(BaseModel):
     """Figures of one or several models, in the same order everywhere, on rows of `latents` tokens."""
 
-    models: list[ModelFacts]
+    models: list[ModelFigures]
     latents: int
     texts: list[Text]
     tasks: list[Task]

@@ -9,7 +9,7 @@ from typing import Any
 
 from superpose.data.tokenizer import TextTokenizer, load_tokenizer
 from superpose.errors import UserError, first_line
-from superpose.evaluate.evaluation import ModelFacts
+from superpose.evaluate.evaluation import ModelFigures
 from superpose.files import file_sha256
 from superpose.models.load import load_with_tokenizer
 from superpose.runs.disk import model_directory
@@ -43,9 +43,9 @@ class EvaluatedModel:
         return file_sha256(self.model_directory / "tokenizer.json")
 
     @property
-    def facts(self) -> ModelFacts:
+    def facts(self) -> ModelFigures:
         """What results tell of it."""
-        return ModelFacts(
+        return ModelFigures(
             name=self.name,
             path=str(self.run or self.model_directory),
             model=self.model.config.model_type,

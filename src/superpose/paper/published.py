@@ -42,7 +42,7 @@ def published_gain(sweep: str, bag_size: int, ratio: float) -> float | None:
 
 
 @dataclass(frozen=True)
-class Run:
+class PublishedRun:
     """A run of table 1, or the 10B-A1B mixture of experts.
 
     Attributes:
@@ -63,10 +63,10 @@ class Run:
     hours: float
 
 
-def published_runs() -> tuple[Run, ...]:
+def published_runs() -> tuple[PublishedRun, ...]:
     """All runs of one training; the one re-initialised at the switch (table 2) is left out."""
     return tuple(
-        Run(
+        PublishedRun(
             run["params"],
             run["steps"],
             run.get("tst_steps") or 0,

@@ -12,7 +12,7 @@ from typing import Literal
 from superpose.core.schedule import Schedule
 from superpose.errors import UserError
 from superpose.plan.calibration import Calibration
-from superpose.plan.cost import Cost, cost_of
+from superpose.plan.cost import RunCost, cost_of
 from superpose.plan.evidence import RULE, SMALL_RULE, Point, Setting, measured_points, published_bound, short
 from superpose.plan.fit import Request, step_memory, what_would_fit
 from superpose.plan.memory import Memory
@@ -60,7 +60,7 @@ class Plan:
     setting: Setting
     prediction: Prediction
     alternatives: tuple[Setting, ...]
-    cost: Cost
+    cost: RunCost
     memory: Memory
     decision: Decision
     reasons: tuple[Reason, ...]
@@ -174,7 +174,7 @@ def _of_steps(steps: int, setting: Setting, prediction: Prediction) -> list[Reas
     return [Reason(decision, sentence) for sentence in few_steps(steps, setting)]
 
 
-def _of_text(cost: Cost) -> list[Reason]:
+def _of_text(cost: RunCost) -> list[Reason]:
     """Text that is read several times, or how much of it is needed."""
     if cost.epochs is None or cost.ordinary_epochs is None:
         needed = (

@@ -76,7 +76,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Cost:
+class RunCost:
     """
     Attributes:
         latents, raw_tokens, flops: of the whole run; `ordinary_tokens` are read by a run without superposition.
@@ -112,7 +112,7 @@ def cost_of(
     price_per_hour: Price | None = None,
     step_seconds: float | None = None,
     co2_grams: float = CO2_GRAMS,
-) -> Cost:
+) -> RunCost:
     """
     Args:
         unique_tokens: raw tokens of the text there is.
@@ -132,7 +132,7 @@ def cost_of(
     epochs, ordinary_epochs = (tokens / unique_tokens if unique_tokens else None for tokens in (raw_tokens, latents))
     common = (schedule.total_steps, latents, raw_tokens, latents, phases, flops, epochs, ordinary_epochs)
     if hardware is None:
-        return Cost(*common)
+        return RunCost(*common)
     at_most = hardware.count * hardware.device.flops
     if step_seconds is not None:
         hours = (schedule.total_steps * step_seconds / 3600,) * 2
@@ -145,7 +145,7 @@ def cost_of(
         return hours[0] * hardware.count * factor, hours[1] * hardware.count * factor
 
     energy = hardware.device.watts * OVERHEAD / 1000
-    return Cost(
+    return RunCost(
         *common,
         used,
         hours,

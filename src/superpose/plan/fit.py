@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from superpose.plan.cost import CO2_GRAMS, Price
 from superpose.plan.evidence import Setting
 from superpose.plan.hardware import Hardware
-from superpose.plan.memory import Memory, Precision, Sharing, memory
+from superpose.plan.memory import Memory, Sharing, memory
 from superpose.plan.model import ModelFacts
+from superpose.train.hardware import Precision
+from superpose.train.optim import Optimizer
 
 ROOM = 0.9
 """Share of a device's memory that can be planned with."""
@@ -45,7 +47,7 @@ class Request:
     parts: int = 1
     precision: Precision = "bfloat16"
     sharing: Sharing = Sharing()  # noqa: RUF009  # frozen
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     checkpoint_activations: bool = False
     device: str = "cuda"
     unusual: tuple[str, ...] = ()

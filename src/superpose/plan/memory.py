@@ -28,7 +28,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,9 +36,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from superpose.core.linear_loss import chunk_positions
 from superpose.plan.model import ModelFacts
-from superpose.train.hardware import peak_memory
-
-Precision = Literal["float32", "bfloat16"]
+from superpose.train.hardware import Precision, peak_memory
+from superpose.train.optim import Optimizer
 
 _FLOAT32 = 4
 # A driver's context and the libraries' workspaces; 0.5 to 1 GiB on current cards.
@@ -96,7 +95,7 @@ def memory(
     parts: int = 1,
     precision: Precision = "bfloat16",
     sharing: Sharing = Sharing(),  # frozen
-    optimizer: Literal["adamw", "muon"] = "adamw",
+    optimizer: Optimizer = "adamw",
     checkpoint_activations: bool = False,
     device: str = "cuda",
 ) -> Memory:

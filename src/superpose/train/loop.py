@@ -34,7 +34,7 @@ from superpose.train.running import Listener, Running
 from superpose.train.state import TrainState, build_state
 from superpose.train.step import StepResult, accumulate_gradients, optimizer_step
 from superpose.train.stopping import StoppedError, stop_requests
-from superpose.train.validation import HeldOut, validate
+from superpose.train.validation import HeldOutLoss, validate
 from superpose.train.watch.watchers import watchers_of
 
 
@@ -131,7 +131,7 @@ def _compile(run: Running) -> float:
     return time.perf_counter() - started
 
 
-def _steps(run: Running) -> HeldOut:
+def _steps(run: Running) -> HeldOutLoss:
     """From the checkpoint's step to the last; returns the last validation."""
     args, schedule, state, ranks = run.recipe.train, run.recipe.schedule, run.state, run.state.ranks
     measured = _validate(run, 0) if run.progress.step == 0 else None
@@ -173,7 +173,7 @@ def _steps(run: Running) -> HeldOut:
     return measured or _validate(run, args.steps)
 
 
-def _validate(run: Running, done: int) -> HeldOut:
+def _validate(run: Running, done: int) -> HeldOutLoss:
     """Next-token loss on the held-out side, in whatever phase."""
     with run.clock.paused():
         measured = _held_out(run)
@@ -181,12 +181,12 @@ def _validate(run: Running, done: int) -> HeldOut:
     return measured
 
 
-def _held_out(run: Running) -> HeldOut:
+def _held_out(run: Running) -> HeldOutLoss:
     args = run.recipe.train
     return validate(run.state.lm, run.store.val, args.latents, args.batch_size, run.ranks)
 
 
-def _finish(run: Running, measured: HeldOut, compile_seconds: float) -> dict[str, Any]:
+def _finish(run: Running, measured: HeldOutLoss, compile_seconds: float) -> dict[str, Any]:
     """Exports the model, if it can generate, and writes result.json: the sign that the run is finished."""
     result, average = run.result(measured, compile_seconds), run.state.average
     for watcher in run.watchers:

@@ -24,7 +24,7 @@ from superpose.train.hardware import matmul_peak, peak_memory
 from superpose.train.records import Record, Result, Training, Validation, Warned
 from superpose.train.state import TrainState
 from superpose.train.step import StepResult
-from superpose.train.validation import HeldOut
+from superpose.train.validation import HeldOutLoss
 from superpose.train.watch.watcher import Watcher
 
 Listener = Callable[[dict[str, Any]], None]
@@ -112,11 +112,11 @@ class Running:
             memory=peak_memory(ranks.device),
         )
 
-    def validation(self, done: int, held_out: HeldOut) -> Validation:
+    def validation(self, done: int, held_out: HeldOutLoss) -> Validation:
         """The record of a validation."""
         return Validation(step=done, **self._measured(done, held_out))
 
-    def result(self, held_out: HeldOut, compile_seconds: float) -> Result:
+    def result(self, held_out: HeldOutLoss, compile_seconds: float) -> Result:
         """What came out of the whole run."""
         steps, world_size = self.recipe.train.steps, self.ranks.world_size
         return Result(
@@ -135,7 +135,7 @@ class Running:
             },
         )
 
-    def _measured(self, done: int, held_out: HeldOut) -> dict[str, Any]:
+    def _measured(self, done: int, held_out: HeldOutLoss) -> dict[str, Any]:
         """The fields of `superpose.train.records.Measured`."""
         spent, raw_tokens = self._spent(done), self.windows.raw_tokens(done)
         return {

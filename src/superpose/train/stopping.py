@@ -23,19 +23,19 @@ class StoppedError(Exception):
         return 128 + self.signal
 
 
-class Request:
+class StopRequest:
     """Which signal asked this process to stop; 0 for none."""
 
     number: int = 0
 
 
 @contextmanager
-def stop_requests() -> Iterator[Request]:
+def stop_requests() -> Iterator[StopRequest]:
     """Notes SIGTERM and SIGINT instead of ending at once; the same signal a second time ends at once.
 
     Both may come together: a terminal sends one to all processes, and what started them passes on the other.
     """
-    request = Request()
+    request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread of a process can handle signals
         return

@@ -14,7 +14,7 @@ from superpose.data.store import Split
 from superpose.train.distributed import Ranks, reshard
 
 
-class HeldOut(NamedTuple):
+class HeldOutLoss(NamedTuple):
     """Next-token loss on held-out text.
 
     Attributes:
@@ -28,7 +28,7 @@ class HeldOut(NamedTuple):
 
 
 @torch.no_grad()
-def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks) -> HeldOut:
+def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks) -> HeldOutLoss:
     """Next-token loss over a whole split, every token but the first predicted once, in rows of `latents`.
 
     It does not know of bags: in either phase it measures the model that training is to end with. Ranks take turns at
@@ -47,7 +47,7 @@ def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ran
     reshard(lm)
     lm.train(training)
     nats = nats_of_all / (len(split.tokens) - 1)
-    return HeldOut(nats, nats_of_all / math.log(2) / split.bytes)
+    return HeldOutLoss(nats, nats_of_all / math.log(2) / split.bytes)
 
 
 def next_token_rows(tokens: Tensor, latents: int) -> Tensor:
