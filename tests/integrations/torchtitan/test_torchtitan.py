@@ -315,8 +315,8 @@ def test_bags_are_averaged_and_single_tokens_looked_up(dtype):
 
 
 @pytest.mark.error(n=1)
-@pytest.mark.parametrize("documents", ["joined", "aligned"])
-def test_ranks_and_parts_share_a_step_out(documents, store):
+@pytest.mark.parametrize("order", ["joined", "aligned"])
+def test_ranks_and_parts_share_a_step_out(order, store):
     """Bag j's targets are bag j + 1, and whoever reads them, the rows of a step are the same."""
 
     def rows(ranks, rows_at_once, step):
@@ -326,7 +326,7 @@ def test_ranks_and_parts_share_a_step_out(documents, store):
                 dataset_path=str(store.path),
                 schedule=Schedule(STEPS, 4, 0.4),
                 rows=8,
-                documents=documents,
+                documents=order,
                 attention="document",
             )
             loader = config.build(dp_world_size=ranks, dp_rank=rank, seq_len=LATENTS, local_batch_size=rows_at_once)
