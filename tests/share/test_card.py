@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from superpose.compare.comparison import Comparison, Trained
-from superpose.evaluate.evaluation import Document, Evaluation, ModelFacts, Task, TaskFigures, Text, TextFigures
+from superpose.evaluate.evaluation import Document, Evaluation, ModelFigures, Task, TaskFigures, Text, TextFigures
 from superpose.files import read_json
 from superpose.models.load import load_model
 from superpose.results.intervals import Interval
@@ -157,7 +157,7 @@ def evaluation(*names):
     )
     answers = [TaskFigures(name=name, accuracy=Interval(0.25), right=[1]) for name in names]
     task = Task(name="next_word", chance=0.5, items=1, models=answers)
-    models = [ModelFacts(name=name, **facts) for name in names]
+    models = [ModelFigures(name=name, **facts) for name in names]
     return Evaluation(models=models, latents=16, texts=[text], tasks=[task], versions={})
 
 
