@@ -13,13 +13,14 @@ def names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: its `__name__`.
-        homes: the module of each name, such as {"evaluate": "workflow"}.
+        homes: the module of each name, seen from the package, such as {"evaluate": "workflow"}; ".data.config" stands
+            beside it.
     """
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        value = getattr(import_module(f".{homes[name]}", package), name)
         setattr(sys.modules[package], name, value)
         return value
 

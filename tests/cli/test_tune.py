@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from superpose import cli
-from superpose.__main__ import main
 from superpose.files import read_json
 from superpose.runs.pool import Outcome
 from superpose.train.config import load_recipe, with_settings
@@ -138,14 +137,6 @@ def test_its_help_reads_well():
         (["--steps", "0"], "train.steps"),
     ],
 )
-def test_what_is_wrong_is_said_before_any_work(arguments, message, monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["superpose", "tune", *arguments])
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main()
-    said = capsys.readouterr().err
-    assert caught.value.code == 2
-    assert said.startswith("superpose: ")
-    assert said.count("\n") == 1
-    assert message in said
+def test_what_is_wrong_is_said_before_any_work(arguments, message, refused, tmp_path):
+    assert message in refused("tune", *arguments)
     assert not list(tmp_path.iterdir())

@@ -8,8 +8,9 @@
 The names are imported on first use, so that the command line answers before PyTorch is loaded.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from superpose import lazy
 
 if TYPE_CHECKING:
     from superpose.data.config import prepare
@@ -19,10 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Recipe", "StoppedError", "load_recipe", "prepare", "train"]
 
-_PLACES = {"StoppedError": "train.stopping", "prepare": "data.config", "train": "train.loop"}
+_HOMES = {"Recipe": "config", "load_recipe": "config", "prepare": ".data.config"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'superpose.train' has no attribute {name!r}")
-    return getattr(import_module(f"superpose.{_PLACES.get(name, 'train.config')}"), name)
+__getattr__ = lazy.names(__name__, {**_HOMES, "StoppedError": "stopping", "train": "loop"})
