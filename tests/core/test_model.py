@@ -262,7 +262,7 @@ def test_a_model_that_scales_its_logits_is_refused():
         ("granite", {"logits_scaling": 4.0}),
     ],
 )
-def test_logits_scaled_or_capped_as_the_config_says(family, setting):
+def test_logits_scaled_or_capped_as_the_config_says(family, setting, monkeypatch):
     config = AutoConfig.for_model(
         family,
         vocab_size=V,
@@ -285,10 +285,11 @@ def test_logits_scaled_or_capped_as_the_config_says(family, setting):
     window = window_of(10, 1)
     logits = model(input_ids=window[:, :-1]).logits.flatten(0, 1)
     torch.testing.assert_close(lm(window).loss, F.cross_entropy(logits, window[:, 1:].flatten()))
-    ignored = {name: 1.0 for name in setting if "head" not in name} | {"final_logit_softcapping": None}
-    for name, value in ignored.items():
-        setattr(config, name, value)
+    for known in ("SCALES", "SOFTCAPS"):
+        monkeypatch.setattr(f"superpose.core.head.{known}", {})
     assert abs(lm(window).loss - F.cross_entropy(logits, window[:, 1:].flatten())) > 0.1
+    with pytest.raises(ValueError, match="its own logits and those of its head differ"):
+        lm.check()
 
 
 def data_parallel_equals_one_process(rank, group):

@@ -114,6 +114,7 @@ class Probe(nn.Module):
             vocab_size=vocab_size,
             hidden_size=width_,
             final_logit_softcapping=softcap,
+            model_type="gemma2",  # a family that caps
             tie_word_embeddings=False,
             max_position_embeddings=2**20,
         )

@@ -35,6 +35,8 @@ def window_length(latents: int, bag_size: int, mode: Mode = "full") -> int:
 def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Tensor, Tensor]:
     """Splits rows of tokens into model inputs and their targets, with nothing skipped, leaked or padded.
 
+    A latent that holds nothing predicts nothing: where padding comes before text, its targets are ignored.
+
     Args:
         window: token ids [B, `window_length(L, bag_size, mode)`].
         bag_size: S, tokens in a bag.
@@ -42,7 +44,7 @@ def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Te
             "output" tokens in, the next S tokens out.
 
     Returns:
-        inputs and targets, views of the window where possible:
+        inputs, a view of the window, and targets:
 
         ======== ============ ============
         mode     inputs       targets
@@ -62,21 +64,23 @@ def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Te
     if bag_size == 1:
         if length < 2:
             raise ValueError(f"a window of {length} token(s) has no next token; give latents + 1 tokens a row")
-        return window[:, :-1], window[:, 1:]
-    if mode == "output":
+        inputs, targets = window[:, :-1], window[:, 1:]
+    elif mode == "output":
         if length <= bag_size:
             raise ValueError(
                 f"a window of {length} tokens has no full target bag; give latents + {bag_size} tokens a row"
             )
-        return window[:, :-bag_size], window[:, 1:].unfold(1, bag_size, 1)
-    if length % bag_size or length < 2 * bag_size:
-        raise ValueError(
-            f"a window of {length} tokens cannot be cut into bags of {bag_size} and one bag to predict; "
-            f"give bag_size x (latents + 1) tokens a row"
-        )
-    bags = fold(window, bag_size)
-    inputs, targets = bags[:, :-1], bags[:, 1:]
-    return inputs, targets if mode == "full" else targets[:, :, 0]
+        inputs, targets = window[:, :-bag_size], window[:, 1:].unfold(1, bag_size, 1)
+    else:
+        if length % bag_size or length < 2 * bag_size:
+            raise ValueError(
+                f"a window of {length} tokens cannot be cut into bags of {bag_size} and one bag to predict; "
+                f"give bag_size x (latents + 1) tokens a row"
+            )
+        bags = fold(window, bag_size)
+        inputs, targets = bags[:, :-1], bags[:, 1:] if mode == "full" else bags[:, 1:, 0]
+    empty = (inputs == IGNORE_INDEX) if inputs.dim() == 2 else (inputs == IGNORE_INDEX).all(dim=-1)
+    return inputs, targets.masked_fill(empty if targets.dim() == 2 else empty.unsqueeze(-1), IGNORE_INDEX)
 
 
 def shift_labels(labels: Tensor, bag_size: int) -> Tensor:
