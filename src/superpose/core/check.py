@@ -10,12 +10,13 @@ Shapes: B rows of a batch, L latents, S tokens in a bag, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
@@ -49,6 +50,8 @@ def check_model(lm: SuperposedLM) -> list[str]:
         ValueError: in one sentence, what the model does that its loss here would not.
     """
     device = lm.model.get_input_embeddings().weight.device
+    if isinstance(lm, FSDPModule) and "within" not in vars(lm):
+        register_fsdp_forward_method(lm, "within")
     with _as_it_was(lm), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         lm.eval()
@@ -116,10 +119,12 @@ class _Check:
         middle = self.latents // 2
         changed = (self.tokens + 1) % self.vocab_size
         changed[0, :middle] = self.tokens[0, :middle]
-        for what, before, after in (
-            ("tokens", self._own(self.tokens).logits, self._own(changed).logits),
-            ("bags", *(self._ours(_bags(row))[0] for row in (self.tokens, changed))),
-        ):
+        logits: dict[str, Callable[[Tensor], Tensor]] = {
+            "tokens": lambda tokens: self._own(tokens).logits,
+            "bags": lambda tokens: self._ours(_bags(tokens))[0],
+        }
+        for what, logits_of in logits.items():
+            before, after = logits_of(self.tokens), logits_of(changed)
             if self._far(after[0, :middle], before[0, :middle], float(before.abs().max())):
                 raise ValueError(
                     f"{self.name} looks ahead: other {what} from place {middle} on move its logits before it by "
@@ -135,8 +140,7 @@ class _Check:
         middle = self.latents // 2
         for inputs in (self.tokens.clone(), _bags(self.tokens)):
             inputs[:, middle - 1] = end_of_text
-            together, *_ = self.lm.parts().hidden_states(inputs)
-            alone, *_ = self.lm.parts().hidden_states(inputs[:, middle:])
+            together, alone = self._hidden(inputs), self._hidden(inputs[:, middle:])
             if self._far(together[:, middle:], alone):
                 raise ValueError(
                     f"{self.name} with attention {self.model.config._attn_implementation!r} does not keep attention "
@@ -150,19 +154,21 @@ class _Check:
         """
         reached = {}
         self.lm.train()
-        for how in ("its own loss", "single tokens", "bags"):
+        losses: dict[str, Callable[[], Tensor]] = {
+            "its own loss": lambda: F.cross_entropy(
+                self._own(self.tokens).logits.float().flatten(0, 1), self.window[:, 1:].flatten()
+            ),
+            "single tokens": lambda: self.lm(self.window).loss,
+            "bags": lambda: self.lm(self.window.repeat_interleave(2, dim=1), 2).loss,
+        }
+        for how, loss in losses.items():
+            _reshard(self.lm)
             for parameter in self.model.parameters():
                 parameter.grad = None
             torch.manual_seed(0)
             with torch.enable_grad():
-                if how == "its own loss":
-                    own = self._own(self.tokens)
-                    loss = F.cross_entropy(own.logits.float().flatten(0, 1), self.window[:, 1:].flatten())
-                elif how == "single tokens":
-                    loss = self.lm(self.window).loss
-                else:
-                    loss = self.lm(self.window.repeat_interleave(2, dim=1), 2).loss
-                loss.backward()
+                self._called(lambda: loss().backward(), how)  # noqa: B023
+            _reshard(self.lm)
             reached[how] = {
                 name
                 for name, parameter in self.model.named_parameters()
@@ -175,23 +181,37 @@ class _Check:
                     f"which the model's own loss trains"
                 )
         trained = reached["single tokens"] | reached["bags"]
-        return [
-            name for name, parameter in self.model.named_parameters() if parameter.requires_grad and name not in trained
-        ]
+        trainable = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        return [name for name in trainable if name not in trained]
 
     def _own(self, tokens: Tensor) -> Any:
         routed = {} if self.lm.router_coef is None else {"output_router_logits": True}
-        return self._called(lambda: self.model(input_ids=tokens, use_cache=False, **routed), "its own forward pass")
+        model = self.model
+        run = self.lm.within
+        return self._called(
+            lambda: run(lambda: model(input_ids=tokens, use_cache=False, **routed)), "its own forward pass"
+        )
 
     def _ours(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, L, V] and router loss, as they go into the loss."""
         parts = self.lm.parts()
-        hidden, router_loss, _ = self._called(lambda: parts.hidden_states(inputs), "its embeddings")
-        logits = parts.head(hidden)
-        if parts.softcap is not None:
-            logits = parts.softcap * torch.tanh(logits / parts.softcap)
-        return logits, router_loss
 
-    def _called(self, call: Any, what: str) -> Any:
+        def run() -> tuple[Tensor, Tensor | None]:
+            hidden, router_loss, _ = parts.hidden_states(inputs)
+            logits = parts.head(hidden)
+            if parts.softcap is not None:
+                logits = parts.softcap * torch.tanh(logits / parts.softcap)
+            return logits, router_loss
+
+        return self._called(lambda: self.lm.within(run), "its embeddings")
+
+    def _hidden(self, inputs: Tensor) -> Tensor:
+        hidden: Tensor = self._called(
+            lambda: self.lm.within(lambda: self.lm.parts().hidden_states(inputs)[0]), "its embeddings"
+        )
+        return hidden
+
+    def _called(self, call: Callable[[], Any], what: str) -> Any:
         try:
             return call()
         except torch.OutOfMemoryError:
@@ -221,10 +241,12 @@ class _Check:
         )
 
     def _own_of_embeddings(self) -> Tensor:
-        vectors = self.model.get_input_embeddings()(self.tokens)
-        logits: Tensor = self._called(
-            lambda: self.model(inputs_embeds=vectors, use_cache=False).logits, "its embeddings"
-        )
+        def run() -> Tensor:
+            vectors = self.model.get_input_embeddings()(self.tokens)
+            logits: Tensor = self.model(inputs_embeds=vectors, use_cache=False).logits
+            return logits
+
+        logits: Tensor = self._called(lambda: self.lm.within(run), "its embeddings")
         return logits
 
     def _far(self, one: Tensor, other: Tensor, scale: float | None = None) -> bool:
@@ -249,7 +271,7 @@ def _some(names: list[str]) -> str:
 
 
 @contextmanager
-def _as_it_was(lm: nn.Module) -> Iterator[None]:
+def _as_it_was(lm: SuperposedLM) -> Iterator[None]:
     """Gives back what the checks change."""
     modes = {module: module.training for module in lm.modules()}
     gradients = {parameter: parameter.grad for parameter in lm.parameters()}
@@ -269,6 +291,7 @@ def _as_it_was(lm: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes.items():
             module.training = mode
+        lm.biases.forget()
 
 
 def _draw_weights(model: nn.Module) -> None:
@@ -293,5 +316,5 @@ def _local(tensor: Tensor) -> Tensor:
 def _reshard(lm: nn.Module) -> None:
     """Gives back weights that FSDP2 still holds gathered, after a forward pass that no backward pass followed."""
     for module in lm.modules():
-        if hasattr(module, "reshard"):
+        if isinstance(module, FSDPModule):
             module.reshard()

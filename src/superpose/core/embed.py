@@ -17,7 +17,7 @@ Shapes: B rows of a batch, L latents, N = B x L positions, S tokens in a bag, D 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -63,15 +63,21 @@ def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor]) -> Tenso
         inputs: as `split_window` gives them.
         embedding: a module or function from ids [...] to vectors [..., D].
     """
-    if inputs.dim() == 3 and type(embedding) is nn.Embedding and embedding.padding_idx is embedding.max_norm is None:
+    if inputs.dim() == 3 and _only_looks_up(embedding):
         return embed_bags(inputs, embedding.weight)
-    # Single tokens, or a module that does more than look up (scales, clips, freezes an entry): let it.
+    # Single tokens, or a module that does more than look up (scales, clips, freezes an entry, has a hook): let it.
     ignored = (inputs == IGNORE_INDEX).unsqueeze(-1)
     vectors = embedding(inputs.masked_fill(ignored.squeeze(-1), 0)).masked_fill(ignored, 0)
     if inputs.dim() == 2:
         return vectors
     wide = vectors if vectors.dtype == torch.float64 else vectors.float()
     return (wide.sum(dim=-2) / (~ignored).sum(dim=-2).clamp(min=1)).to(vectors.dtype)
+
+
+def _only_looks_up(embedding: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Embedding]:
+    if type(embedding) is not nn.Embedding or embedding.padding_idx is not None or embedding.max_norm is not None:
+        return False
+    return not (embedding._forward_hooks or embedding._forward_pre_hooks or embedding._backward_hooks)
 
 
 def _mean_of_valid(bags: Tensor, weight: Tensor, valid: Tensor) -> Tensor:

@@ -37,6 +37,11 @@ def router_coefficient(model: Any) -> float | None:
     return float(getattr(model, names[0])) if names and several else None
 
 
+def router_biases(model: nn.Module) -> dict[str, Tensor]:
+    """The biases of a model's routers that are buffers, by name: training changes them, and no optimizer does."""
+    return {name: buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2] in BIASES}
+
+
 def balance_loss(
     router_logits: Sequence[Tensor],
     chosen: int,
@@ -136,6 +141,10 @@ class BiasBalance:
         for number, move in enumerate(moves):
             bias = self._bias(number)
             bias += move.to(bias).view_as(bias)
+        self._counts = []
+
+    def forget(self) -> None:
+        """Counts from 0 again, after passes that are part of no step."""
         self._counts = []
 
     def _bias(self, number: int) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from superpose.core.fold import IGNORE_INDEX, Mode
 from superpose.core.head import find_head
 from superpose.core.loss import Weighting
 from superpose.core.parts import SuperposedOutput, SuperposedParts
+
+_Result = TypeVar("_Result")
 
 
 class SuperposedLM(nn.Module):
@@ -67,7 +69,7 @@ class SuperposedLM(nn.Module):
         self.group = group
         self.z_loss = z_loss
         self.router_coef = router_coefficient(model)
-        self._biases = BiasBalance(model, group)
+        self.biases = BiasBalance(model, group)
         self.parts()  # says at once what does not fit
         self.decoder()
 
@@ -95,7 +97,7 @@ class SuperposedLM(nn.Module):
                 raise ValueError("attention inside documents takes no attention_mask; mark padding with IGNORE_INDEX")
             window = window.masked_fill(attention_mask == 0, IGNORE_INDEX)
             sides["attention_mask"] = attention_mask
-        if self.router_coef is not None or self._biases:
+        if self.router_coef is not None or self.biases:
             sides["counted"] = window != IGNORE_INDEX  # latents that hold nothing are no load
         parts = replace(self.parts(), sides=dict.fromkeys(sides, "any"))
         return parts.output(window, bag_size, mode, normalizer, **sides)
@@ -105,13 +107,23 @@ class SuperposedLM(nn.Module):
 
         A loss balances the rest, and that is part of the loss already. On all ranks of `group` together.
         """
-        self._biases.step()
+        self.biases.step()
+
+    @property
+    def unbalanced(self) -> bool:
+        """Whether the model has experts, and nothing that its family keeps their load even by."""
+        experts = any(name.endswith(".experts") for name, _ in self.model.named_modules())
+        return experts and self.router_coef is None and not self.biases
 
     def check(self) -> list[str]:
         """See `superpose.core.check.check_model`."""
         from superpose.core.check import check_model
 
         return check_model(self)
+
+    def within(self, call: Callable[[], _Result]) -> _Result:
+        """What `call` returns; as a forward pass of this module to FSDP2, which gathers the weights for it."""
+        return call()
 
     def parts(self) -> SuperposedParts:
         """The model in three parts, as it and its config are now."""
@@ -157,8 +169,8 @@ class SuperposedLM(nn.Module):
             width = self.model.config.hidden_size_per_layer_input
             named["per_layer_inputs"] = layers.unflatten(-1, (-1, width))
         routed: dict[str, Any] = {} if self.router_coef is None else {"output_router_logits": True}
-        training = torch.is_grad_enabled() and self.training and self._biases
-        with self._biases.counting(counted) if training else nullcontext():
+        training = torch.is_grad_enabled() and self.training and self.biases
+        with self.biases.counting(counted) if training else nullcontext():
             # Without a mask, transformers takes position ids that restart for rows of several documents.
             outputs = self.decoder()(
                 inputs_embeds=vectors, attention_mask=attention_mask, use_cache=False, **named, **routed
@@ -167,4 +179,4 @@ class SuperposedLM(nn.Module):
         if self.router_coef is not None:
             chosen = self.model.num_experts_per_tok
             return hidden, *balance_loss(outputs.router_logits, chosen, counted, self.group)
-        return hidden, None, self._biases.load() if training else None
+        return hidden, None, self.biases.load() if training else None

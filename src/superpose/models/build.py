@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from superpose.core.accounting import flops_per_latent
 from superpose.errors import UserError, first_line, last_line
@@ -27,6 +28,13 @@ _TINY: dict[str, Any] = {
 
 _MOST_LAYERS = 4096
 """Building more takes minutes, even without their weights."""
+_LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
+_POSITIONS_FROM_PADDING = {
+    *("camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm", "xlm", "xlm-roberta"),
+    *("xlm-roberta-xl", "xmod"),
+}
 
 
 class ModelArgs(BaseModel):
@@ -75,17 +83,25 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
         config = _read_config(args, vocab_size)
         # A model that exists keeps its embedding, whose rows may be more than the tokenizer's entries.
         special["vocab_size"] = max(vocab_size, config.vocab_size) if args.init_from else vocab_size
-        config.update(special)
+        try:
+            config.update(special)
+        except Exception as error:  # of a setting that the family wants to be another
+            raise UserError(f"{place}{last_line(error)}") from None
     else:
         config = _new_config(args, {"max_position_embeddings": latents, "vocab_size": vocab_size, **special})
     layers = getattr(config, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > _MOST_LAYERS:
         raise UserError(f"{place}num_hidden_layers is {layers}; give at most {_MOST_LAYERS}")
-    known_length = getattr(config, "max_position_embeddings", latents)
-    if known_length < latents:
+    for name in _LENGTHS:
+        longest = getattr(config, name, None)
+        if isinstance(longest, int) and 0 < longest < latents:
+            raise UserError(
+                f"{place}{name} is {longest} but train.latents is {latents}; raise the one or lower the other"
+            )
+    if config.pad_token_id is None and config.model_type in _POSITIONS_FROM_PADDING:
         raise UserError(
-            f"{place}max_position_embeddings is {known_length} but train.latents is {latents}; "
-            f"raise the one or lower the other"
+            f"model.architecture: {config.model_type} counts positions from its padding token, which text has not; "
+            f"take a family that was made to be causal"
         )
     return config
 
@@ -101,6 +117,17 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
     refuse_code_of_others(args.config, "model.config.")
     try:
         config: Any = AutoConfig.for_model(args.architecture, **{**settings, **args.config})
+        heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+        if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
+            if "num_key_value_heads" in args.config:
+                raise UserError(
+                    f"model.config.num_key_value_heads is {groups}, which does not divide num_attention_heads, {heads}"
+                )
+            # The family's default is that of a large model; without groups there are as many as heads.
+            given = {**settings, "num_key_value_heads": heads, **args.config}
+            config = AutoConfig.for_model(args.architecture, **given)
+    except UserError:
+        raise
     except Exception as error:  # transformers raises a class of its own for each kind of bad value
         raise UserError(f"model.config: {last_line(error)}") from None
     known = {field.name for field in fields(config)} | set(config.attribute_map) | {"attn_implementation", "head_dim"}
@@ -136,12 +163,21 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
 
 
 def _known_architecture(name: str, place: str) -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     known_models = list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
     if name not in known_models:
         raise UserError(
             f"{place} is {name!r}, which is no causal language model of transformers{did_you_mean(name, known_models)}"
+        )
+    text = getattr(CONFIG_MAPPING[name], "sub_configs", {}).get("text_config")
+    text_type = getattr(text, "model_type", name)
+    if text_type not in ("", name):
+        known = text_type in known_models
+        raise UserError(
+            f"{place} is {name!r}, which reads more than text; "
+            + (f"its text model is {text_type!r}" if known else "its text model is no causal model of its own")
         )
 
 
@@ -163,16 +199,33 @@ def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:
 
 
 def model_flops_per_latent(model: nn.Module, latents: int) -> int:
-    """Forward and backward FLOPs of one position in a row of `latents`, see `flops_per_latent`."""
+    """Forward and backward FLOPs of one position in a row of `latents`, see `flops_per_latent`.
+
+    Where a configuration does not say what that takes, or says it layer by layer, the products of a forward pass are
+    counted and taken three times.
+    """
     config: Any = model.config
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return flops_per_latent(matmul_parameters(model), config.num_hidden_layers, heads * head_dim, latents)
+    try:
+        heads = getattr(config, "num_attention_heads", 0)  # none in a state-space model
+        head_dim = (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
+        return flops_per_latent(matmul_parameters(model), config.num_hidden_layers, heads * head_dim, latents)
+    except Exception:  # a figure for the log stops no run
+        return _counted_flops(model, latents)
+
+
+def _counted_flops(model: Any, latents: int) -> int:
+    table = model.get_input_embeddings().weight
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.zeros(1, latents, dtype=torch.int64, device=table.device), use_cache=False)
+    return int(3 * counter.get_total_flops() // latents)
 
 
 def matmul_parameters(model: nn.Module) -> int:
-    """Weights one position is multiplied with: matrices and the head, no look-up tables, of experts the active ones."""
-    config: Any = model.config
+    """Weights one position is multiplied with: matrices and the head, no look-up tables, of experts the active ones.
+
+    Raises:
+        AttributeError: the configuration does not say how many experts a position is sent to.
+    """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings().weight  # type: ignore[operator]  # of transformers' base class
     count: int = head.numel()
@@ -180,11 +233,19 @@ def matmul_parameters(model: nn.Module) -> int:
         if parameter.dim() < 2 or parameter is head or id(parameter) in tables:
             continue
         if ".experts." in name:
-            experts = getattr(config, "num_local_experts", None) or config.num_experts
-            count += parameter.numel() * config.num_experts_per_tok // experts
+            count += parameter.numel() * _setting(model.config, _CHOSEN) // _setting(model.config, _EXPERTS)
         else:
             count += parameter.numel()
     return count
+
+
+def _setting(config: Any, names: tuple[str, ...]) -> int:
+    """The first of these settings that a configuration has, by families' names for the same."""
+    for holder in (config, getattr(config, "ffn_config", None)):
+        for name in names:
+            if value := getattr(holder, name, None):
+                return int(value)
+    raise AttributeError(f"none of {', '.join(names)}")
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -34,6 +34,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from superpose.core.experts import router_biases
 from superpose.errors import UserError, first_line
 from superpose.files import file_sha256, read_json, sync, write_json
 from superpose.train.distributed import Ranks
@@ -78,6 +79,7 @@ def training_state(
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     state = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
+    state |= {f"model.{name}": bias for name, bias in router_biases(model).items()}
     for optimizer in optimizers:
         for parameter, values in optimizer.state.items():
             for key, value in values.items():
@@ -170,14 +172,15 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} cannot be used: {problem}")
         kind = "average" if average else "model"
         state = {f"{kind}.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+        biases = {f"model.{name}": bias for name, bias in router_biases(model).items()}
         with _loading(path):
             reader = HuggingFaceStorageReader(str(path))
             stored = {name for name in reader.read_metadata().state_dict_metadata if name.startswith(f"{kind}.")}
             if average and not stored:
                 raise UserError(f"checkpoint {path} holds no average; the run was trained without train.average")
-            if set(state) != stored:
-                raise UserError(f"checkpoint {path} is of another model: {min(set(state) ^ stored)} is in one alone")
-            load(state, storage_reader=reader, no_dist=self._ranks.world_size == 1)
+            if other := set(state) ^ (stored - set(biases)):
+                raise UserError(f"checkpoint {path} is of another model: {min(other)} is in one alone")
+            load(state | biases, storage_reader=reader, no_dist=self._ranks.world_size == 1)
 
     def restore(
         self,

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from superpose.core.model import SuperposedLM
 from superpose.errors import ReportedError, UserError, first_line
@@ -182,7 +182,6 @@ def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) ->
     for block in blocks(lm.model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=args.reshard)
     fully_shard(lm, mesh=mesh, mp_policy=policy)
-    register_fsdp_forward_method(lm, "check")
 
 
 def reshard(module: nn.Module) -> None:

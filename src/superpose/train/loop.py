@@ -94,7 +94,7 @@ def train(
         for watcher in watchers:
             watcher.started()
         compile_seconds = _compile(running) if recipe.train.compile else 0.0
-        for message in warnings:
+        for message in (*state.notes, *warnings):
             running.warn(progress.step, message)
         # Steps.
         measured = _steps(running)
@@ -128,6 +128,7 @@ def _compile(run: Running) -> float:
             accumulate_gradients(run.state, run.recipe.train, stage, run.window(stage.start))
             for optimizer in run.state.optimizers:
                 optimizer.zero_grad(set_to_none=True)
+    run.state.lm.biases.forget()
     return time.perf_counter() - started
 
 

@@ -5,7 +5,7 @@ recipe -> model (on the device, or sharded from the meta device) -> SuperposedLM
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from superpose.models.build import build_config, build_model
 from superpose.models.load import load_weights
 from superpose.train.checkpoint import State, training_state
 from superpose.train.config import Recipe
-from superpose.train.distributed import Ranks, blocks, reshard, shard
+from superpose.train.distributed import Ranks, blocks, shard
 from superpose.train.optim import Average, build_optimizers
 
 
@@ -37,6 +37,8 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     average: Average | None
     ranks: Ranks
+    notes: Sequence[str] = ()
+    """What to know of the model before it is trained, a sentence each."""
 
     @property
     def tensors(self) -> State:
@@ -112,16 +114,21 @@ def build_state(recipe: Recipe, store: TokenStore, ranks: Ranks) -> TrainState:
     if sharded:
         shard(lm, recipe.parallel, ranks, train.precision)
         _fill(model, whole, ranks)
-    elif ranks.world_size > 1:
-        on_device = [ranks.device] if ranks.device.type == "cuda" else None
-        module = DistributedDataParallel(lm, device_ids=on_device)
     try:
-        lm.check()
+        untrained = lm.check()
     except ValueError as error:
         raise UserError(f"model.architecture: {error}") from None
-    reshard(lm)
+    if ranks.world_size > 1 and not sharded:
+        on_device = [ranks.device] if ranks.device.type == "cuda" else None
+        module = DistributedDataParallel(lm, device_ids=on_device, find_unused_parameters=bool(untrained))
+    notes = []
+    if untrained:
+        some = ", ".join(untrained[:3]) + ("" if len(untrained) < 4 else f" and {len(untrained) - 3} more")
+        notes.append(f"the loss of a {config.model_type} trains no {some}; they keep their first values")
+    if lm.unbalanced:
+        notes.append(f"nothing balances the load of a {config.model_type}'s experts: its family has nothing for it")
     average = Average(model, train.average) if train.average else None
-    return TrainState(model, lm, module, build_optimizers(train, model), average, ranks)
+    return TrainState(model, lm, module, build_optimizers(train, model), average, ranks, notes)
 
 
 def _fill(model: nn.Module, whole: nn.Module | None, ranks: Ranks) -> None:

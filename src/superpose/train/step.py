@@ -44,6 +44,7 @@ def optimizer_step(state: TrainState, args: TrainArgs, stage: Stage, window: Ten
             group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    state.lm.balance()
     if state.average is not None:
         state.average.update()
     return StepResult(
