@@ -77,7 +77,7 @@ MUTANTS = [
     Mutant(
         2,
         "nobody looks at the first loss",
-        "train/watch/loss.py",
+        "train/watch.py",
         "if abs(loss - expected) > 0.2 * expected:",
         "if False:",
         "tests/train/test_loop.py",

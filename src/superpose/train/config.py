@@ -30,7 +30,6 @@ from superpose.recipes import find_recipe
 from superpose.train.distributed import ParallelArgs
 from superpose.train.hardware import Precision, faster_precision
 from superpose.train.optim import OptimArgs
-from superpose.train.watch.trackers import Tracker
 
 _BagSize = Annotated[int, Field(ge=1, le=2**20)]
 _Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -89,7 +88,7 @@ class TrainArgs(OptimArgs):
     """For ablations: the embedding and the head start afresh at each boundary of phases."""
     runaway: Annotated[float, Field(ge=0)] = 3.0
     """Nats the loss may stand above its lowest in a phase before the run stops; 0 for any."""
-    track: Literal["auto"] | tuple[Tracker, ...] = "auto"
+    track: Literal["auto"] | tuple[Literal["tensorboard", "wandb", "trackio"], ...] = "auto"
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio; auto: TensorBoard if it is installed."""
 
     @property

@@ -2,8 +2,8 @@
 
 store -> windows of a step -> SuperposedLM -> backward -> optimizer -> metrics, checkpoints -> model/
 
-Every rank runs this; what is printed, logged and exported rank 0 does for all. What watches a run (the loss, energy,
-a baseline, trackers, the profiler) is in `superpose.train.watch`.
+Every rank runs this; what is printed, logged and exported rank 0 does for all. What watches a run is in
+`superpose.train.watch`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from superpose.train.hardware import keep_memory
 from superpose.train.optim import learning_rate
 from superpose.train.records import Validation, metrics_log, read_records
 from superpose.train.run_directory import claim, export_model, finish, finished, shared_steps
-from superpose.train.running import Listener, Running
+from superpose.train.running import Listener, Running, Watcher
 from superpose.train.state import TrainState, build_state
 from superpose.train.step import StepResult, accumulate_gradients, optimizer_step
 from superpose.train.stopping import StoppedError, stop_requests
+from superpose.train.trackers import Trackers
 from superpose.train.validation import HeldOutLoss, validate
-from superpose.train.watch.watchers import watchers_of
+from superpose.train.watch import Baseline, EnergyMeter, LossWatch, Profile, SwitchSpike
 
 
 def train(
@@ -79,7 +80,13 @@ def train(
         # Model, on the device or its shard of it.
         if ranks.device.type == "cpu":
             keep_memory()
-        watchers = watchers_of(recipe.train, ranks, reference, profile)
+        watchers: list[Watcher] = [LossWatch(recipe.train.runaway)]
+        if ranks.main:
+            # Trackers are told of a record before the loss is judged by it; energy counts from here on.
+            trackers, energy = Trackers(recipe.train.track), EnergyMeter(ranks.device)
+            watchers = [trackers, *watchers, energy, Baseline(reference), SwitchSpike()]
+        if profile:
+            watchers.append(Profile())
         for watcher in watchers:
             stack.callback(watcher.closed)
         state = build_state(recipe, store, ranks)

@@ -1,9 +1,11 @@
-"""A run under way: what was built for it, what its steps cost, and where its records go."""
+"""A run under way: what was built for it, what its steps cost, where its records go, and what watches it."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +19,6 @@ from superpose.core.schedule import Stage
 from superpose.data.store import TokenStore
 from superpose.models.build import model_flops_per_latent
 from superpose.train.checkpoint import Checkpoints, Progress
-from superpose.train.clock import Clock
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks
 from superpose.train.hardware import matmul_peak, peak_memory
@@ -25,10 +26,73 @@ from superpose.train.records import Record, Result, Training, Validation, Warned
 from superpose.train.state import TrainState
 from superpose.train.step import StepResult
 from superpose.train.validation import HeldOutLoss
-from superpose.train.watch.watcher import Watcher
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of every record that goes into metrics.jsonl."""
+
+
+class Watcher:
+    """Watches a run; each kind fills in the moments it wants.
+
+    started -> after_step, before_record, after_record ... -> before_finish -> closed
+
+    Whatever a moment raises ends the run. It has to be raised on all ranks, see `superpose.train.distributed.Ranks`.
+    """
+
+    run: Running
+
+    def started(self) -> None:
+        """All is built and restored, and nothing trained yet."""
+
+    def after_step(self, done: int, result: StepResult) -> None:
+        """So many steps are done. To read a value of `result` makes a device wait."""
+
+    def before_record(self, record: Record) -> Record:
+        """The record as it is to be written."""
+        return record
+
+    def after_record(self, record: Record) -> None:
+        """It is written."""
+
+    def before_finish(self, result: Result) -> Result:
+        """The result as rank 0 is to write it."""
+        return result
+
+    def closed(self) -> None:
+        """The run has ended, whatever way."""
+
+
+class Clock:
+    """Seconds spent training, without start-up, validation and checkpoints.
+
+    Args:
+        seconds: spent before this start of the run.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._spent = seconds
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + (0 if self._since is None else time.perf_counter() - self._since)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the time of the block."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent, self._since = self.seconds, None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of a block out, whether it stands in one that is counted or not."""
+        counted = self._since is not None
+        self._spent, self._since = self.seconds, None
+        yield
+        self._since = time.perf_counter() if counted else None
 
 
 @dataclass

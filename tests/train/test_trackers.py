@@ -6,8 +6,8 @@ import pytest
 
 from superpose.errors import UserError
 from superpose.train.records import Training, Warned
-from superpose.train.watch import trackers
-from superpose.train.watch.trackers import Trackers, curves
+from superpose.train import trackers
+from superpose.train.trackers import Trackers, curves
 
 RECORD = Training(step=7, phase="recovery", bag_size=1, loss=2.5, lr=1e-3)
 CURVES = {"training/loss": 2.5, "training/lr": 1e-3, "training/bag_size": 1}

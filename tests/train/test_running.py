@@ -1,12 +1,12 @@
 import pytest
 
-from superpose.train import clock
-from superpose.train.clock import Clock
+from superpose.train import running
+from superpose.train.running import Clock
 
 
 def test_pauses_do_not_count(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(running.time, "perf_counter", lambda: now[0])
     spent = Clock(7.0)
     now[0] += 50
     with spent.paused():  # it has not begun
@@ -29,7 +29,7 @@ def test_pauses_do_not_count(monkeypatch):
 
 def test_what_fails_is_no_longer_counted(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(running.time, "perf_counter", lambda: now[0])
     spent = Clock(0.0)
 
     def fail():
