@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from superpose.errors import UserError
-from superpose.train.records import Training, Warned
 from superpose.train import trackers
+from superpose.train.records import Training, Warned
 from superpose.train.trackers import Trackers, curves
 
 RECORD = Training(step=7, phase="recovery", bag_size=1, loss=2.5, lr=1e-3)
