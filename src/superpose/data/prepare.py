@@ -24,17 +24,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, count, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from superpose.data.readers import Part, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
-from superpose.data.shards import chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
+from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
 from superpose.data.sources import Source
 from superpose.data.store import FORMAT, TokenStore
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
@@ -85,7 +83,7 @@ def prepare_store(
         UserError: a source or the tokenizer cannot be read, there is too little text, or `path` holds something else.
     """
     progress("looking at the sources", 0)
-    parts = _parts_of(preparation.sources)
+    parts = [part for source in preparation.sources for part in find_parts(source)]
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
     if given is None and any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
@@ -110,24 +108,52 @@ def _prepare(
     work = path.with_name(f".{path.name}.partial")
     _claim(work, inputs)
     with workers(min(processes or available_cores(), len(parts))) as run:
-        selection, of_part = _select(preparation, parts, work, given.end_of_text if given else None, run, progress)
+        selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run, progress)
         _expect_text(preparation, selection)
-        if not (work / "tokenizer" / "done").is_file():
+        if not (work / "tokenizer").is_dir():
             progress("training the tokenizer" if given is None else "looking at the tokenizer", 0)
-            tokenizer = given or train_tokenizer(_first_texts(run, parts, of_part, selection), preparation.vocab_size)
-            keep_tokenizer(tokenizer, work / "tokenizer")
+            keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
         tokenizer = kept_tokenizer(work)
         dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-
-        jobs = zip(range(len(parts)), parts, of_part, strict=True)
-        chosen = [job for job in jobs if (job[2] >= 0).any()]
-        run(partial(spill, work, dtype), chosen, lambda share: progress("tokenizing", share))
+        run(partial(spill, work, dtype), jobs, lambda share: progress("tokenizing", share))
         val = plan_shards("val", selection.val.sizes, 0)
         train = plan_shards("train", selection.train.sizes, len(selection.val.sizes))
         write = partial(gather, work, dtype, tokenizer.end_of_text)
         records = run(write, val + train, lambda share: progress("writing shards", share))
-    written = {"val": {"shards": records[: len(val)]}, "train": {"shards": records[len(val) :]}}
-    _finish(work, path, preparation, inputs, tokenizer, dtype, selection, written)
+    checksums = {
+        f"{shard['name']}.{suffix}": digest for shard in records for suffix, digest in shard.pop("sha256").items()
+    }
+    content = [checksums[name] for name in sorted(checksums)]
+    checksums |= {f"tokenizer/{file.name}": file_sha256(file) for file in sorted((work / "tokenizer").iterdir())}
+    content.append(checksums["tokenizer/tokenizer.json"])
+    write_json(
+        work / "manifest.json",
+        {
+            "format": FORMAT,
+            "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
+            "inputs": inputs,
+            "versions": {name: version(name) for name in ("superpose", "tokenizers")},
+            "preparation": {
+                name: value for name, value in asdict(preparation).items() if value not in (float("inf"), None, "")
+            },
+            "documents": selection.documents,
+            "repeated_documents": selection.repeated,
+            "unreadable_files": selection.unreadable,
+            "left_out_bytes": selection.left_out_bytes,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+            "dtype": dtype,
+            "splits": {"val": {"shards": records[: len(val)]}, "train": {"shards": records[len(val) :]}},
+            "sha256": checksums,
+        },
+    )
+    # The mark goes first: without it nobody takes what is left for a preparation to go on with.
+    for name in ("inputs.json", "end_of_text.json"):
+        (work / name).unlink()
+    for folder in ("index", "spill", "shards"):
+        shutil.rmtree(work / folder)
+    work.rename(path)
+    sync(path.parent)
 
 
 def train_on_sources(
@@ -143,16 +169,16 @@ def train_on_sources(
         UserError: a source cannot be read, or holds no text.
     """
     preparation = Preparation(sources, val_fraction=0.0)
-    parts = _parts_of(sources)
+    parts = [part for source in sources for part in find_parts(source)]
     if any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already, and a tokenizer is trained on text")
     with workers(min(processes or available_cores(), len(parts))) as run, TemporaryDirectory() as folder:
         (Path(folder) / "index").mkdir()
-        selection, of_part = _select(preparation, parts, Path(folder), None, run, progress)
+        selection, jobs = _select(preparation, parts, Path(folder), None, run, progress)
         if not len(selection.train.documents):
             raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")
         progress("training the tokenizer", 0)
-        return train_tokenizer(_first_texts(run, parts, of_part, selection), vocab_size, special_tokens)
+        return train_tokenizer(_first_texts(run, jobs, selection), vocab_size, special_tokens)
 
 
 def cache_directory() -> Path:
@@ -160,10 +186,6 @@ def cache_directory() -> Path:
     if chosen := os.environ.get("SUPERPOSE_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
-
-
-def _parts_of(sources: tuple[Source, ...]) -> list[Part]:
-    return [part for source in sources for part in find_parts(source)]
 
 
 def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
@@ -215,8 +237,8 @@ def _select(
     end_of_text: int | None,
     run: Run,
     progress: Progress,
-) -> tuple[Selection, list[npt.NDArray[np.int64]]]:
-    """Step 2: the selection, and for each document of each part its place in the store, or -1."""
+) -> tuple[Selection, list[Job]]:
+    """Step 2: the selection, and of each part that has some of it the places in the store."""
     run(partial(_scan, work, end_of_text), list(enumerate(parts)), lambda share: progress("reading text", share))
     indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in range(len(parts))]
     bounds = [0, *accumulate(map(len, indexes))]
@@ -233,7 +255,8 @@ def _select(
     order = np.concatenate([selection.val.documents, selection.train.documents])
     places = np.full(bounds[-1], -1, dtype=np.int64)
     places[order] = np.arange(len(order))
-    return selection, [places[start:stop] for start, stop in pairwise(bounds)]
+    of_part = [places[start:stop] for start, stop in pairwise(bounds)]
+    return selection, [job for job in zip(count(), parts, of_part) if (job[2] >= 0).any()]
 
 
 def _expect_text(preparation: Preparation, selection: Selection) -> None:
@@ -247,72 +270,15 @@ def _expect_text(preparation: Preparation, selection: Selection) -> None:
     )
 
 
-def _first_texts(
-    run: Run, parts: list[Part], of_part: list[npt.NDArray[np.int64]], selection: Selection
-) -> Iterator[str]:
+def _first_texts(run: Run, jobs: list[Job], selection: Selection) -> Iterator[str]:
     """The first `TRAINING_BYTES` of the training side."""
     first = len(selection.val.documents)
     stop = first + 1 + int(np.searchsorted(np.cumsum(selection.train.sizes), TRAINING_BYTES))
-    jobs = [
-        (part, np.where((places >= first) & (places < stop), places, -1))
-        for part, places in zip(parts, of_part, strict=True)
-    ]
-    jobs = [job for job in jobs if (job[1] >= 0).any()]
-    texts = sorted(pair for pairs in run(_texts_of_places, jobs, lambda share: None) for pair in pairs)
-    return (text for _, text in texts)
+    jobs = [(number, part, np.where((at >= first) & (at < stop), at, -1)) for number, part, at in jobs]
+    texts = run(_texts_of_places, [job for job in jobs if (job[2] >= 0).any()], lambda share: None)
+    return (text for _, text in sorted(chain.from_iterable(texts)))
 
 
-def _texts_of_places(job: tuple[Part, npt.NDArray[np.int64]]) -> list[tuple[int, str]]:
-    part, places = job
+def _texts_of_places(job: Job) -> list[tuple[int, str]]:
+    _, part, places = job
     return [(place, document) for place, document in chosen_documents(part, places, None) if isinstance(document, str)]
-
-
-def _finish(
-    work: Path,
-    path: Path,
-    preparation: Preparation,
-    inputs: str,
-    tokenizer: TextTokenizer,
-    dtype: str,
-    selection: Selection,
-    written: dict[str, Any],
-) -> None:
-    """Writes the manifest, removes what only the preparation needed, and gives the directory its name."""
-    checksums: dict[str, str] = {}
-    for side in written.values():
-        for shard in side["shards"]:
-            checksums |= {f"{shard['name']}.{suffix}": digest for suffix, digest in shard.pop("sha256").items()}
-    (work / "tokenizer" / "done").unlink()
-    for file in sorted((work / "tokenizer").iterdir()):
-        checksums[f"tokenizer/{file.name}"] = file_sha256(file)
-        sync(file)
-    content = [checksums[name] for name in sorted(checksums) if not name.startswith("tokenizer/")]
-    content.append(checksums["tokenizer/tokenizer.json"])
-    write_json(
-        work / "manifest.json",
-        {
-            "format": FORMAT,
-            "fingerprint": hashlib.sha256("".join(content).encode()).hexdigest(),
-            "inputs": inputs,
-            "versions": {name: version(name) for name in ("superpose", "tokenizers")},
-            "preparation": {
-                name: value for name, value in asdict(preparation).items() if value not in (float("inf"), None, "")
-            },
-            "documents": selection.documents,
-            "repeated_documents": selection.repeated,
-            "unreadable_files": selection.unreadable,
-            "left_out_bytes": selection.left_out_bytes,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-            "dtype": dtype,
-            "splits": written,
-            "sha256": checksums,
-        },
-    )
-    # The mark goes first: without it nobody takes what is left for a preparation to go on with.
-    for name in ("inputs.json", "end_of_text.json"):
-        (work / name).unlink()
-    for folder in ("index", "spill", "shards"):
-        shutil.rmtree(work / folder)
-    work.rename(path)
-    sync(path.parent)
