@@ -243,8 +243,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
 
 def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
     """Text, JSON lines, Parquet, Arrow and tokens of others, compressed or not; found and read to their end."""
-    from superpose.data.readers import find_parts, read_part
-    from superpose.data.sources import Source
+    from superpose.data.readers import Source, find_parts, read_part
 
     place = folder / "texts"
     shutil.copytree(samples.texts, place)

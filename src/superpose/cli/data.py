@@ -11,7 +11,7 @@ from superpose.cli.options import numbers
 from superpose.errors import UserError
 
 if TYPE_CHECKING:
-    from superpose.data.sources import Source
+    from superpose.data.readers import Source
 
 Sources = Annotated[
     list[str],
@@ -145,6 +145,6 @@ def verify(store: Store) -> None:
 
 
 def _sources(locations: list[str], field: str, encoding: str, dtype: Dtype = "auto") -> tuple[Source, ...]:
-    from superpose.data.sources import Source
+    from superpose.data.readers import Source
 
     return tuple(Source(location, field, encoding, dtype) for location in locations)

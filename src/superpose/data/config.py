@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from superpose.data.prepare import Preparation, Progress, prepare_store
-from superpose.data.sources import PYTHON_SOURCES, Source
+from superpose.data.readers import PYTHON_SOURCES, Source
 from superpose.data.store import TokenStore
 from superpose.data.tokenizer import load_tokenizer
 from superpose.errors import UserError

@@ -30,10 +30,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from superpose.data.readers import Part, find_parts, read_part
+from superpose.data.readers import Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
-from superpose.data.sources import Source
 from superpose.data.store import FORMAT, TokenStore
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Run, available_cores, workers

@@ -53,13 +53,7 @@ class _Shard(BaseModel):
     bytes: Annotated[int, Field(ge=0)]
 
 
-class _Side(BaseModel):
-    shards: Annotated[list[_Shard], Field(min_length=1)]
-
-
-class _Splits(BaseModel):
-    train: _Side
-    val: _Side
+_Side = Annotated[dict[Literal["shards"], Annotated[list[_Shard], Field(min_length=1)]], Field(min_length=1)]
 
 
 class _Manifest(BaseModel):
@@ -72,7 +66,7 @@ class _Manifest(BaseModel):
     vocab_size: Annotated[int, Field(gt=0)]
     end_of_text: Annotated[int, Field(ge=0)]
     dtype: Literal["<u2", "<u4"]
-    splits: _Splits
+    splits: Annotated[dict[Literal["train", "val"], _Side], Field(min_length=2)]
     preparation: dict[str, Any]
     repeated_documents: int = 0
     unreadable_files: int = 0

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from superpose.data.readers import find_parts, read_part
-from superpose.data.sources import Source
+from superpose.data.readers import Source, find_parts, read_part
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.evaluate.intervals import Floats

@@ -13,7 +13,7 @@ from typing import Any
 
 from superpose import __version__
 from superpose.compare.comparison import Comparison
-from superpose.data.sources import PYTHON_SOURCES
+from superpose.data.readers import PYTHON_SOURCES
 from superpose.errors import UserError
 from superpose.evaluate.evaluation import Evaluation
 from superpose.files import read_json
