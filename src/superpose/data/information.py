@@ -7,8 +7,6 @@ The paper weighs the i-th token of a target bag by the fit of its own corpus (DC
 off (Miller and Madow); what is left of it at a large vocabulary is part of C0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated

@@ -14,8 +14,6 @@ stands in a `.partial` directory beside STORE, so a preparation that was interru
 all is there, the directory is renamed to STORE.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

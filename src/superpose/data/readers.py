@@ -8,8 +8,6 @@ they can be counted first and fetched later. No part needs much more memory than
 at line ends, Parquet at its row groups, and compressed files are read as a stream.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import os

@@ -6,8 +6,6 @@
 Both find what an earlier, interrupted preparation finished, and leave it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise

@@ -10,14 +10,12 @@
 `superpose.data.prepare` writes stores; a directory with a manifest is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -82,7 +80,7 @@ class TokenStore:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> TokenStore:
+    def open(cls, path: Path) -> Self:
         """Opens a store and maps its tokens.
 
         Raises:

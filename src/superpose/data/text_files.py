@@ -1,7 +1,5 @@
 """Texts in files: plain, compressed or not, and as a field of records in JSON lines, Parquet and Arrow."""
 
-from __future__ import annotations
-
 import codecs
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Token stores that others made: nanoGPT's and llm.c's .bin, and Megatron's .bin with .idx; memory-mapped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tokenizers: trained on the spot, plain bytes, or anyone's from disk; saved as Hugging Face saves its own."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -19,7 +17,7 @@ from superpose.errors import UserError, first_line
 from superpose.files import read_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    pass
 
 END_OF_TEXT = "<|endoftext|>"
 """Ends every document, in the tokenizers made here."""
@@ -59,7 +57,7 @@ class TextTokenizer:
         return None if None in ids else np.array(ids, dtype=np.uint32)
 
     @cached_property
-    def words(self) -> Words | None:
+    def words(self) -> "Words | None":
         """Encodes ASCII text by its words, where the tokenizer treats each word by itself: several times faster."""
         settings = json.loads(self.tokenizer.to_str())
         splits = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}

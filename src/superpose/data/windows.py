@@ -20,8 +20,6 @@ A grid turns places, in which windows are cut, into tokens::
     aligned   d d d d|d e . .|d d e .    documents fill whole bags; the places marked . hold nothing
 """
 
-from __future__ import annotations
-
 import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Work in as many processes as there are cores, in the order it was given."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Charts as data: what is drawn, whatever draws it (`superpose.results.draw`, `superpose.report.page`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,11 +1,9 @@
 """What runs look like while they work: bars on a terminal, lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -54,7 +52,7 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._last_line = -_SECONDS_BETWEEN_LINES
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 

@@ -1,7 +1,5 @@
 """What several seeds say, and how sure it is."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence

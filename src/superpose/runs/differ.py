@@ -3,8 +3,6 @@
 Single runs are no comparison of methods, `superpose compare` is; this shows what was trained, whatever it was.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,8 +7,6 @@ checkpoint, whatever comparison it was begun for. An ordinary run on a stable le
 longer one, so longer ones branch from it where its rate begins to fall, and a budget more costs its last steps alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing
@@ -97,7 +95,7 @@ def named_directory(runs: Path, name: str) -> Path:
     return runs / name
 
 
-def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: Display) -> list[Outcome]:
+def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display") -> list[Outcome]:
     """Trains runs and shows them at work: `execute`, on all cores or as many at a time as `jobs` says."""
     done = sum((pool / run.key(store) / "result.json").exists() for run in runs)
     if done:

@@ -3,8 +3,6 @@
 Only what stands inside the runs' folder is touched, and no symbolic link is followed.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence

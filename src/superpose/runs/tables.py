@@ -1,7 +1,5 @@
 """Runs in tables and as JSON: a list of them, and one in full."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import asdict

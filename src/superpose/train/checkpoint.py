@@ -9,8 +9,6 @@ happens to it afterwards its checksums tell, and one that was altered is passed 
 position, learning rate and random numbers are functions of the step and need no state.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

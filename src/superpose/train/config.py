@@ -5,14 +5,12 @@
 Every section is typed beside the component that uses it. A wrong name, type or combination is one sentence.
 """
 
-from __future__ import annotations
-
 import json
 import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -125,7 +123,7 @@ class Recipe(BaseModel):
     def latents_per_step(self) -> int:
         return self.train.latents_per_step
 
-    def ordinary(self) -> Recipe:
+    def ordinary(self) -> Self:
         """The same run without superposition."""
         documents = self.superposition.documents  # where the stream of text starts depends on it
         superposition = SuperpositionArgs(bag_size=1, ratio=0.0, documents=documents)
@@ -145,7 +143,7 @@ class Recipe(BaseModel):
             if (place := f"{section}.{name}") not in _OF_THE_MACHINE and value != default[section][name]
         }
 
-    def changes(self, before: Recipe) -> list[str]:
+    def changes(self, before: Self) -> list[str]:
         """`section.name` of each setting that would make another run of one begun with the recipe `before`."""
         now, then = self.computing, before.computing
         return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
@@ -180,7 +178,7 @@ class Recipe(BaseModel):
         )
 
     @model_validator(mode="after")
-    def _combinations(self) -> Recipe:
+    def _combinations(self) -> Self:
         train, superposition = self.train, self.superposition
         if superposition.variant not in WEIGHTED and superposition.weighting != "uniform":
             raise ValueError(

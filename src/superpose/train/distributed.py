@@ -7,8 +7,6 @@ one block at a time. With replicas (hybrid sharding) the shards are spread over 
 and only gradients cross between the parts. Without torchrun there is one rank and no process group.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ Every rank runs this; what is printed, logged and exported rank 0 does for all. 
 `superpose.train.watch`.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import ExitStack, closing
 from dataclasses import replace

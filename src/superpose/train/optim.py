@@ -1,7 +1,5 @@
 """Optimizers and learning rates: AdamW or Muon, warmup-stable-decay or cosine, an average of the weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

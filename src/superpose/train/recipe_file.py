@@ -3,8 +3,6 @@
 Python's own tomllib only reads, and a recipe needs little of TOML, so what writes it stands here.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence

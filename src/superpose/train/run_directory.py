@@ -5,8 +5,6 @@ RUN/metrics.jsonl   training and validation       RUN/model/         the final m
 RUN/store.json      the tokens it reads           RUN/result.json    what came out, when finished
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

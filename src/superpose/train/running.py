@@ -1,7 +1,5 @@
 """A run under way: what was built for it, what its steps cost, where its records go, and what watches it."""
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +37,7 @@ class Watcher:
     Whatever a moment raises ends the run. It has to be raised on all ranks, see `superpose.train.distributed.Ranks`.
     """
 
-    run: Running
+    run: "Running"
 
     def started(self) -> None:
         """All is built and restored, and nothing trained yet."""

@@ -3,8 +3,6 @@
 recipe -> model (on the device, or sharded from the meta device) -> SuperposedLM -> optimizers
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

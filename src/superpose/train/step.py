@@ -1,7 +1,5 @@
 """One optimizer step: forward and backward passes of its parts, clipping, update."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Stopping when asked: SIGTERM and SIGINT let the step finish and a checkpoint be written."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

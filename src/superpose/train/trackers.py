@@ -1,7 +1,5 @@
 """Where metrics go besides metrics.jsonl: TensorBoard, Weights & Biases, trackio."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import import_module

@@ -1,7 +1,5 @@
 """Validation during training, which is next-token in both phases."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 `superpose.train.loop.train` names those that a run has; `superpose.train.trackers` tells others of its records.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Sequence
