@@ -269,10 +269,10 @@ MUTANTS = [
     Mutant(
         7,
         "validation in bag mode",
-        "train/validation.py",
+        "train/step.py",
         "bag_size=1, normalizer=1.0",
         "bag_size=2, normalizer=1.0",
-        "tests/train/test_validation.py",
+        "tests/train/test_step.py",
     ),
     Mutant(
         7,

@@ -80,8 +80,8 @@ def compare(
     from dataclasses import asdict
 
     from superpose.results.progress import print_table
-    from superpose.runs.differ import differences
     from superpose.runs.disk import open_run
+    from superpose.runs.tables import differences
 
     found = differences([open_run(run) for run in runs])
     if as_json:

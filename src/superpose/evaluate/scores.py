@@ -2,7 +2,7 @@
 
     documents -> tokens, each ended by the end of text -> rows -> nats of every token -> sums
 
-Rows are those of validation during training (`superpose.train.validation`): joined documents, every token but the very
+Rows are those of validation during training (`superpose.train.step`): joined documents, every token but the very
 first predicted once, with as much context as its row has. It is always the next token, never a bag.
 Shapes: N tokens, L latents, D documents, P buckets of positions.
 """
@@ -24,7 +24,7 @@ from superpose.errors import UserError
 from superpose.evaluate.intervals import Floats
 from superpose.evaluate.models import EvaluatedModel
 from superpose.evaluate.texts import HeldOut
-from superpose.train.validation import next_token_rows
+from superpose.train.step import next_token_rows
 
 # Numbers of logits computed at a time.
 _LOGITS = 2**24

@@ -22,8 +22,7 @@ from superpose.train.distributed import Ranks
 from superpose.train.hardware import matmul_peak, peak_memory
 from superpose.train.records import Record, Result, Training, Validation, Warned
 from superpose.train.state import TrainState
-from superpose.train.step import StepResult
-from superpose.train.validation import HeldOutLoss
+from superpose.train.step import HeldOutLoss, StepResult
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of every record that goes into metrics.jsonl."""

@@ -9,7 +9,7 @@ from superpose import SuperposedLM
 from superpose.data.store import Split
 from superpose.data.tokens import TokenArray
 from superpose.train.distributed import Ranks
-from superpose.train.validation import validate
+from superpose.train.step import validate
 from tests.conftest import make_model
 
 
