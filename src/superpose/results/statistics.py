@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
+from scipy import optimize, stats
 
 from superpose.results.intervals import Interval
 
@@ -117,9 +118,7 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
         raise ValueError("give two or more ordinary budgets, and the same seeds for all of them and for TST")
     curve = _falling(losses.mean(axis=1))
     place = _steps_at(budgets, curve, float(reached.mean()))
-    low: float | None
-    high: float | None
-    low = high = None
+    bounds: Any = (0.0, math.inf)
     if len(reached) > 1:
         places = [
             _steps_at(budgets, _falling(losses[:, seeds].mean(axis=1)), float(reached[seeds].mean()))
@@ -127,7 +126,7 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
         ]
         # A place beyond an end of the curve is infinitely far: what is not known to be nearer.
         bounds = np.quantile(places, tails(len(reached)), method="closest_observation") / steps
-        low, high = (float(bound) if math.isfinite(bound) and bound > 0 else None for bound in bounds)
+    low, high = (float(bound) if math.isfinite(bound) and bound > 0 else None for bound in bounds)
     points = tuple((budget, float(loss)) for budget, loss in zip(budgets, curve, strict=True))
     if math.isinf(place):
         return Speedup(None, "last", low, high, _missing_budget(points, float(reached.mean())), points)
@@ -152,7 +151,7 @@ def _half_width(deviation: float, count: int) -> float:
     return float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
 
 
-def _resampled(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def _resampled(count: int) -> npt.NDArray[np.int64]:
     """Seeds drawn with replacement [resamples, count], always the same ones."""
     return np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
 
@@ -167,15 +166,13 @@ def tails(count: int) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def _falling(losses: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _falling(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The nearest sequence that never rises (isotonic regression): more steps do not truly make a model worse."""
-    from scipy.optimize import isotonic_regression
-
-    falling: np.ndarray[tuple[int], np.dtype[np.float64]] = isotonic_regression(losses, increasing=False).x
+    falling: npt.NDArray[np.float64] = optimize.isotonic_regression(losses, increasing=False).x
     return falling
 
 
-def _steps_at(budgets: Sequence[int], curve: np.ndarray[tuple[int], np.dtype[np.float64]], loss: float) -> float:
+def _steps_at(budgets: Sequence[int], curve: npt.NDArray[np.float64], loss: float) -> float:
     """Where a falling curve first reaches a loss; 0 before its first point, infinity after its last."""
     if loss > curve[0]:
         return 0.0
