@@ -150,7 +150,7 @@ def feed_checkpoint(samples: Samples, folder: Path, rng: random.Random) -> None:
     checkpoints = Checkpoints(folder, Ranks(0, 1, torch.device("cpu")))
     passed_over: list[str] = []
     try:
-        progress = checkpoints.restore(trained.model, trained.optimizer_of, tell=passed_over.append)
+        progress = checkpoints.restore(trained.parts, passed_over.append)
         if type(progress.step) is not int or not isinstance(progress.seconds, (int, float)):
             raise FindingError(f"restored with a progress of {progress}")
         for parameter in trained.model.parameters():

@@ -37,7 +37,7 @@ def saved(folder, state, steps, **settings):
 def restored(checkpoints, state, said=None):
     average = state.average.tensors if state.average else None
     tell = said.append if said is not None else pytest.fail
-    return checkpoints.restore(state.model, state.optimizer_of, average, tell)
+    return checkpoints.restore((state.model, state.optimizer_of, average), tell)
 
 
 def names(folder):
@@ -90,7 +90,7 @@ def test_weights_that_are_not_there_are_refused(recipe, store, tmp_path, one):
     with pytest.raises(UserError, match="holds no average"):
         checkpoints.weights(one.model, 2, average=True)
     tied = changed(recipe, "model", config={**recipe.model.config, "tie_word_embeddings": True})
-    with pytest.raises(UserError, match=r"another model: model\.lm_head\.weight is in one alone"):
+    with pytest.raises(UserError, match=r"another model or optimizer: model\.lm_head\.weight is in one alone"):
         checkpoints.weights(build_state(tied, store, ALONE).model, 2)
     wide = changed(recipe, "model", config={**recipe.model.config, "hidden_size": 32})
     with pytest.raises(UserError, match="cannot be loaded"):

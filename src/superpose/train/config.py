@@ -5,7 +5,6 @@
 Every section is typed beside the component that uses it. A wrong name, type or combination is one sentence.
 """
 
-import json
 import reprlib
 import tomllib
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from superpose.data.config import DataArgs
 from superpose.data.store import Split
 from superpose.data.windows import Expand, WindowPlan
 from superpose.errors import UserError
+from superpose.files import read_json
 from superpose.models.build import ModelArgs, did_you_mean
 from superpose.recipes import find_recipe
 from superpose.train.distributed import ParallelArgs
@@ -256,19 +256,14 @@ def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".json":
+        return read_json(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"recipe {path} is not UTF-8 text; give a TOML file") from None
-    try:
-        settings = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"recipe {path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"recipe {path} holds no sections; expected [data], [model], [superposition], [train]")
-    return settings
+        raise UserError(f"recipe {path} is not valid TOML: {error}") from None
 
 
 def _validate(settings: dict[str, Any], source: str) -> Recipe:
@@ -302,14 +297,13 @@ def _names() -> list[str]:
 
 def _assign(settings: dict[str, Any], name: str, value: Any) -> None:
     *sections, last = name.split(".")
-    table = settings
-    for section in sections:
-        inner = table.get(section)
-        if not isinstance(inner, dict):
-            raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
-        table = inner
-    if table is settings:
+    if not sections:
         raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
+    table: Any = settings
+    for section in sections:
+        table = table.get(section)
+        if not isinstance(table, dict):
+            raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
     table[last] = value
 
 

@@ -117,10 +117,10 @@ def _restore(
         how far the run has come, the trunk's records if it goes on from there, and which checkpoints were passed over.
     """
     warnings: list[str] = []
-    progress = checkpoints.restore(*state.parts, warnings.append) if resume else Progress()
+    progress = checkpoints.restore(state.parts, warnings.append) if resume else Progress()
     if trunk is None or progress.step > 0 or not (shared := shared_steps(trunk, recipe, store)):
         return progress, None, warnings
-    progress = Checkpoints(trunk, state.ranks).restore(*state.parts, warnings.append, shared)
+    progress = Checkpoints(trunk, state.ranks).restore(state.parts, warnings.append, shared)
     return progress, trunk / "metrics.jsonl", warnings
 
 

@@ -3,7 +3,6 @@
 recipe -> model (on the device, or sharded from the meta device) -> SuperposedLM -> optimizers
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model
 from superpose.models.load import load_weights
-from superpose.train.checkpoint import State, training_state
+from superpose.train.checkpoint import Parts, State, training_state
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks, blocks, reshard, shard
 from superpose.train.optim import Average, build_optimizers
@@ -42,8 +41,8 @@ class TrainState:
         return training_state(self.model, self.optimizers, self.average.tensors if self.average else None)
 
     @property
-    def parts(self) -> tuple[nn.Module, Callable[[nn.Parameter], torch.optim.Optimizer], State | None]:
-        """What a checkpoint is loaded into, see `superpose.train.checkpoint.Checkpoints.restore`."""
+    def parts(self) -> Parts:
+        """What a checkpoint is loaded into."""
         return self.model, self.optimizer_of, self.average.tensors if self.average else None
 
     def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
