@@ -1,16 +1,21 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from superpose.errors import UserError
+from superpose.train import watch
 from superpose.train.loop import train
-from superpose.train.records import Training, Validation
-from superpose.train.watch import EnergyMeter, LossWatch, crossing, switch
+from superpose.train.records import Training, Validation, Warned
+from superpose.train.watch import EnergyMeter, LossWatch, Trackers, crossing, curves, switch
 
 CPU = torch.device("cpu")
+RECORD = Training(step=7, phase="recovery", bag_size=1, loss=2.5, lr=1e-3)
+CURVES = {"training/loss": 2.5, "training/lr": 1e-3, "training/bag_size": 1}
 
 
 def validation(step, loss):
@@ -51,18 +56,18 @@ def training(step, loss, phase="recovery"):
 
 
 def test_a_loss_that_leaves_its_course():
-    watch = LossWatch(2.0)
+    watching = LossWatch(2.0)
     losses = [7.0, 5.0, 6.9, 7.5, 6.0, 7.1, 7.2, 7.3]
-    assert [watch.leaves(training(step, loss)) for step, loss in enumerate(losses)] == [False] * 7 + [True]
-    assert watch.since == 4
+    assert [watching.leaves(training(step, loss)) for step, loss in enumerate(losses)] == [False] * 7 + [True]
+    assert watching.since == 4
     assert not any(LossWatch(0).leaves(training(step, 5.0 + step)) for step in range(20))
 
 
 def test_a_new_phase_has_a_level_of_its_own():
-    watch = LossWatch(2.0)
+    watching = LossWatch(2.0)
     for step in range(5):
-        assert not watch.leaves(training(step, 3.0, "superposition"))
-    assert not any(watch.leaves(training(step, 6.0)) for step in range(5, 10))
+        assert not watching.leaves(training(step, 3.0, "superposition"))
+    assert not any(watching.leaves(training(step, 6.0)) for step in range(5, 10))
 
 
 def test_the_spike_and_how_long_it_lasts():
@@ -112,3 +117,57 @@ def test_a_few_steps_of_each_phase_are_traced(recipe, store, tmp_path):
     assert [trace.name for trace in traces] == ["step-00000005-rank-0.json", "step-00000013-rank-0.json"]
     events = json.loads(traces[0].read_text())["traceEvents"]
     assert any("linear_multi_hot" in str(event.get("name")) for event in events)
+
+
+def opened_trackers(wanted, run, settings=None):
+    opened = Trackers(wanted)
+    opened.run = SimpleNamespace(path=run, recipe=SimpleNamespace(model_dump=lambda mode: settings or {}))
+    opened.started()
+    return opened
+
+
+def test_numbers_become_curves():
+    assert curves(RECORD) == CURVES
+    assert curves(Warned(step=1, message="careful")) == {}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard_holds_every_number(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    opened = opened_trackers("auto", tmp_path)
+    opened.after_record(RECORD)
+    opened.after_record(replace(RECORD, step=8, loss=2.25))
+    opened.closed()
+    read = EventAccumulator(str(tmp_path / "tensorboard"))
+    read.Reload()
+    assert set(read.Tags()["scalars"]) == set(CURVES)
+    assert [(event.step, event.value) for event in read.Scalars("training/loss")] == [(7, 2.5), (8, 2.25)]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_others_are_told_the_same(tmp_path, monkeypatch, name):
+    """Neither is installed for the tests; their functions are recorded."""
+    calls = []
+    module = SimpleNamespace(
+        log=lambda numbers, step: calls.append((numbers, step)), finish=lambda: calls.append("finished")
+    )
+    module.init = lambda **settings: calls.append(settings) or module
+    monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(watch, "find_spec", lambda wanted: wanted)
+    opened = opened_trackers((name,), tmp_path / "run", {"train": {"lr": 1}})
+    opened.after_record(RECORD)
+    opened.closed()
+    settings, *rest = calls
+    assert settings["name"] == "run"
+    assert settings["config"] == {"train": {"lr": 1}}
+    assert settings["resume"] == "allow"
+    assert rest == [(CURVES, 7), "finished"]
+
+
+def test_one_that_is_missing_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(watch, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        opened_trackers(("wandb",), tmp_path)
+    opened_trackers("auto", tmp_path).closed()
+    assert not list(tmp_path.iterdir())

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
@@ -25,17 +25,11 @@ def workers(processes: int) -> Iterator[Run]:
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) if processes > 1 else None
 
     def run(work: Callable[[Any], Any], items: Sequence[Any], listener: Callable[[float], None]) -> list[Any]:
-        results: list[Any] = [None] * len(items)
-        if pool is None or len(items) < 2:
-            for number, item in enumerate(items):
-                listener(number / len(items))
-                results[number] = work(item)
-            return results
         listener(0.0)
-        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
-        for finished, future in enumerate(as_completed(futures), 1):
-            results[futures[future]] = future.result()
-            listener(finished / len(items))
+        results: list[Any] = []
+        for result in map(work, items) if pool is None or len(items) < 2 else pool.map(work, items):
+            results.append(result)
+            listener(len(results) / len(items))
         return results
 
     try:

@@ -42,20 +42,20 @@ def listed(run: RunOnDisk) -> dict[str, Any]:
 def table_of(runs: Sequence[RunOnDisk]) -> tuple[Row, list[Row]]:
     """Header and rows of a list."""
     header = ("run", "state", "parameters", "steps", "bags", "validation loss", "age", "on disk")
-    return header, [_row(run, listed(run)) for run in runs]
-
-
-def _row(run: RunOnDisk, known: dict[str, Any]) -> Row:
-    return (
-        known["path"],
-        _state(run),
-        "" if known["parameters"] is None else f"{known['parameters']:,}",
-        f"{known['steps']:,}",
-        describe(run.recipe.schedule) or "none",
-        "" if known["val_loss"] is None else f"{known['val_loss']:.4f}",
-        spoken_age(known["age_seconds"]),
-        spoken_size(known["bytes"]),
-    )
+    rows: list[Row] = [
+        (
+            known["path"],
+            _state(run),
+            "" if known["parameters"] is None else f"{known['parameters']:,}",
+            f"{known['steps']:,}",
+            describe(run.recipe.schedule) or "none",
+            "" if known["val_loss"] is None else f"{known['val_loss']:.4f}",
+            spoken_age(known["age_seconds"]),
+            spoken_size(known["bytes"]),
+        )
+        for run, known in zip(runs, map(listed, runs), strict=True)
+    ]
+    return header, rows
 
 
 def shown(run: RunOnDisk) -> dict[str, Any]:

@@ -32,8 +32,7 @@ from superpose.train.running import Listener, Running, Watcher
 from superpose.train.state import TrainState, build_state
 from superpose.train.step import HeldOutLoss, StepResult, accumulate_gradients, optimizer_step, validate
 from superpose.train.stopping import StoppedError, stop_requests
-from superpose.train.trackers import Trackers
-from superpose.train.watch import Baseline, EnergyMeter, LossWatch, Profile, SwitchSpike
+from superpose.train.watch import Baseline, EnergyMeter, LossWatch, Profile, SwitchSpike, Trackers
 
 
 def train(

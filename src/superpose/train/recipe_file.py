@@ -34,7 +34,9 @@ def recipe_toml(recipe: Recipe, comments: Sequence[str] = (), spelled_out: Colle
         UserError: a setting of the model's configuration is null, which TOML has no word for.
     """
     default = Recipe().model_dump(mode="json")
-    lines = [f"# {_printable(line)}".rstrip() for comment in comments for line in comment.splitlines() or [""]]
+    lines = [f"# {line}".rstrip() for comment in comments for line in comment.splitlines() or [""]]
+    # Comments hold no control characters.
+    lines = ["".join(character if character.isprintable() else " " for character in line) for line in lines]
     for section, values in recipe.model_dump(mode="json").items():
         # A weight that no source has is left out of the sources.
         chosen = {
@@ -75,8 +77,3 @@ def _key(name: str) -> str:
 def _text(text: str) -> str:
     """JSON's strings are TOML's, but for the delete character."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _printable(line: str) -> str:
-    """Comments hold no control characters."""
-    return "".join(character if character.isprintable() else " " for character in line)
