@@ -5,10 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from superpose.data.prepare import Preparation, Progress, prepare_store
+from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
 from superpose.data.store import TokenStore
 from superpose.data.tokenizer import load_tokenizer
+from superpose.data.workers import Progress
 from superpose.errors import UserError
 
 

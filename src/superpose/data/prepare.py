@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
@@ -33,12 +33,9 @@ from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
 from superpose.data.store import FORMAT, TokenStore
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
-from superpose.data.workers import Run, available_cores, workers
+from superpose.data.workers import Progress, Run, available_cores, workers
 from superpose.errors import UserError
 from superpose.files import file_sha256, one_at_a_time, read_json, sync, whole_file, write_json
-
-Progress = Callable[[str, float], None]
-"""Told what is being done and the share of it that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,14 @@ def prepare_store(
     path = path or cache_directory() / "stores" / inputs[:16]
     if not path.exists():
         with one_at_a_time(path):
-            if not path.exists():
+            if not path.exists():  # another process may have made it
                 _prepare(preparation, path, inputs, parts, given, processes, progress)
-    return _opened(path, inputs)
+    if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
+        raise UserError(
+            f"{path} exists and holds something else than what is to be prepared (other sources, settings or "
+            f"versions); give a new directory, or remove it"
+        )
+    return TokenStore.open(path)
 
 
 def _prepare(
@@ -103,20 +105,31 @@ def _prepare(
     progress: Progress,
 ) -> None:
     work = path.with_name(f".{path.name}.partial")
-    _claim(work, inputs)
-    with workers(min(processes or available_cores(), len(parts))) as run:
-        selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run, progress)
-        _expect_text(preparation, selection)
+    # What an interrupted preparation of the same inputs left is gone on with.
+    mark = work / "inputs.json"
+    if not mark.is_file() or read_json(mark) != {"inputs": inputs}:
+        shutil.rmtree(work, ignore_errors=True)
+        for folder in ("index", "spill", "shards"):
+            (work / folder).mkdir(parents=True)
+        write_json(mark, {"inputs": inputs})
+    with workers(min(processes or available_cores(), len(parts)), progress) as run:
+        selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run)
+        if not len(selection.train.documents) or not len(selection.val.documents):
+            where = ", ".join(source.location for source in preparation.sources)
+            unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
+            raise UserError(
+                f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some "
+                f"and hold out others; give more text, or hold out a larger share"
+            )
         if not (work / "tokenizer").is_dir():
             progress("training the tokenizer" if given is None else "looking at the tokenizer", 0)
             keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
         tokenizer = kept_tokenizer(work)
         dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-        run(partial(spill, work, dtype), jobs, lambda share: progress("tokenizing", share))
+        run(partial(spill, work, dtype), jobs, "tokenizing")
         val = plan_shards("val", selection.val.sizes, 0)
         train = plan_shards("train", selection.train.sizes, len(selection.val.sizes))
-        write = partial(gather, work, dtype, tokenizer.end_of_text)
-        records = run(write, val + train, lambda share: progress("writing shards", share))
+        records = run(partial(gather, work, dtype, tokenizer.end_of_text), val + train, "writing shards")
     checksums = {
         f"{shard['name']}.{suffix}": digest for shard in records for suffix, digest in shard.pop("sha256").items()
     }
@@ -169,12 +182,11 @@ def train_on_sources(
     parts = [part for source in sources for part in find_parts(source)]
     if any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already, and a tokenizer is trained on text")
-    with workers(min(processes or available_cores(), len(parts))) as run, TemporaryDirectory() as folder:
+    with workers(min(processes or available_cores(), len(parts)), progress) as run, TemporaryDirectory() as folder:
         (Path(folder) / "index").mkdir()
-        selection, jobs = _select(preparation, parts, Path(folder), None, run, progress)
+        selection, jobs = _select(preparation, parts, Path(folder), None, run)
         if not len(selection.train.documents):
             raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")
-        progress("training the tokenizer", 0)
         return train_tokenizer(_first_texts(run, jobs, selection), vocab_size, special_tokens)
 
 
@@ -196,27 +208,6 @@ def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
 
 
-def _opened(path: Path, inputs: str) -> TokenStore:
-    if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
-        raise UserError(
-            f"{path} exists and holds something else than what is to be prepared (other sources, settings or "
-            f"versions); give a new directory, or remove it"
-        )
-    return TokenStore.open(path)
-
-
-def _claim(work: Path, inputs: str) -> None:
-    """Makes the directory of a preparation, or goes on with what an interrupted one of the same inputs left."""
-    mark = work / "inputs.json"
-    if mark.is_file() and read_json(mark) == {"inputs": inputs}:
-        return
-    if work.exists():
-        shutil.rmtree(work)
-    for folder in ("index", "spill", "shards"):
-        (work / folder).mkdir(parents=True)
-    write_json(mark, {"inputs": inputs})
-
-
 def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
     """Step 2: writes the index of a part."""
     number, part = job
@@ -228,15 +219,10 @@ def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
 
 
 def _select(
-    preparation: Preparation,
-    parts: list[Part],
-    work: Path,
-    end_of_text: int | None,
-    run: Run,
-    progress: Progress,
+    preparation: Preparation, parts: list[Part], work: Path, end_of_text: int | None, run: Run
 ) -> tuple[Selection, list[Job]]:
     """Step 2: the selection, and of each part that has some of it the places in the store."""
-    run(partial(_scan, work, end_of_text), list(enumerate(parts)), lambda share: progress("reading text", share))
+    run(partial(_scan, work, end_of_text), list(enumerate(parts)), "reading text")
     indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in range(len(parts))]
     bounds = [0, *accumulate(map(len, indexes))]
     sources = [preparation.sources.index(part.source) for part in parts]
@@ -256,23 +242,12 @@ def _select(
     return selection, [job for job in zip(count(), parts, of_part) if (job[2] >= 0).any()]
 
 
-def _expect_text(preparation: Preparation, selection: Selection) -> None:
-    if len(selection.train.documents) and len(selection.val.documents):
-        return
-    where = ", ".join(source.location for source in preparation.sources)
-    unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
-    raise UserError(
-        f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some and "
-        f"hold out others; give more text, or hold out a larger share"
-    )
-
-
 def _first_texts(run: Run, jobs: list[Job], selection: Selection) -> Iterator[str]:
     """The first `TRAINING_BYTES` of the training side."""
     first = len(selection.val.documents)
     stop = first + 1 + int(np.searchsorted(np.cumsum(selection.train.sizes), TRAINING_BYTES))
     jobs = [(number, part, np.where((at >= first) & (at < stop), at, -1)) for number, part, at in jobs]
-    texts = run(_texts_of_places, [job for job in jobs if (job[2] >= 0).any()], lambda share: None)
+    texts = run(_texts_of_places, [job for job in jobs if (job[2] >= 0).any()], "training the tokenizer")
     return (text for _, text in sorted(chain.from_iterable(texts)))
 
 

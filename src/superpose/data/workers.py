@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
-Run = Callable[[Callable[[Any], Any], Sequence[Any], Callable[[float], None]], list[Any]]
-"""(work, items, listener) to work of each item, in order; the listener hears which share of them is done."""
+Progress = Callable[[str, float], None]
+"""Told what is being done and the share of it that is done, 0 to 1."""
+Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
+"""(work, items, what is being done) to work of each item, in order."""
 
 
 def available_cores() -> int:
@@ -19,17 +21,17 @@ def available_cores() -> int:
 
 
 @contextmanager
-def workers(processes: int) -> Iterator[Run]:
+def workers(processes: int, progress: Progress) -> Iterator[Run]:
     """Yields a `Run` over this many processes. With one process, or one item, the work is done in this one."""
     # A spawned process starts clean, whatever threads and locks this one holds.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) if processes > 1 else None
 
-    def run(work: Callable[[Any], Any], items: Sequence[Any], listener: Callable[[float], None]) -> list[Any]:
-        listener(0.0)
+    def run(work: Callable[[Any], Any], items: Sequence[Any], what: str) -> list[Any]:
+        progress(what, 0)
         results: list[Any] = []
         for result in map(work, items) if pool is None or len(items) < 2 else pool.map(work, items):
             results.append(result)
-            listener(len(results) / len(items))
+            progress(what, len(results) / len(items))
         return results
 
     try:

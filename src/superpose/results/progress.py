@@ -65,7 +65,7 @@ class Display:
         self.console.print(line, style=style)
 
     def prepare(self, what: str, share: float) -> None:
-        """Progress of preparation, see `superpose.data.store.Progress`."""
+        """Progress of preparation, see `superpose.data.workers.Progress`."""
         task = self._task("prepare", 100)
         self._progress.update(task, description=what, completed=round(100 * share))
         if not self._live and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
