@@ -45,9 +45,8 @@ def feed_recipe(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.models.build import build_config
     from superpose.plan.advisor import make_plan
     from superpose.plan.request import request_of
-    from superpose.train.config import load_recipe, override
+    from superpose.train.config import load_recipe, override, recipe_toml
     from superpose.train.loop import check_recipe
-    from superpose.train.recipe_file import recipe_toml
 
     settings = samples.settings
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):

@@ -11,8 +11,7 @@ from superpose.errors import UserError
 from superpose.train import checkpoint
 from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.loop import train
-from superpose.train.state import build_state
-from superpose.train.step import optimizer_step
+from superpose.train.step import build_state, optimizer_step
 from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
 
 

@@ -1,7 +1,17 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
+import torch
 
 from superpose.train import running
-from superpose.train.running import Clock
+from superpose.train.loop import train
+from superpose.train.running import Clock, StoppedError, stop_requests
+from tests.train.test_loop import weights
 
 
 def test_pauses_do_not_count(monkeypatch):
@@ -41,3 +51,88 @@ def test_what_fails_is_no_longer_counted(monkeypatch):
         fail()
     now[0] += 50
     assert spent.seconds == 2
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Python's own, whatever started the tests: a shell lets what it runs in the background ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [5, 8])
+def test_the_step_is_finished_and_saved(recipe, store, tmp_path, number, step):
+    """In superposition, and at the switch; what follows is the run that was never stopped."""
+    train(recipe, store, tmp_path / "whole")
+
+    def stop(record):
+        if record["kind"] == "training" and record["step"] == step - 1:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(StoppedError, match=f"{number.name} after step {step}") as stopped:
+        train(recipe, store, tmp_path / "run", listener=stop)
+    assert stopped.value.exit_code == 128 + number
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").exists()
+    train(recipe, store, tmp_path / "run", resume=True)
+    for name, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+
+
+def test_the_second_time_it_ends_at_once():
+    with stop_requests() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # a terminal and what started the process may both send one
+        assert request.number == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_that_is_to_be_ignored_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop_requests() as request:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.number == 0
+
+
+def test_other_threads_leave_signals_alone():
+    seen = []
+
+    def work():
+        with stop_requests() as request:
+            seen.append(request.number)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [0]
+
+
+def test_the_command_line_says_what_happened(recipe, corpus, tmp_path):
+    run = tmp_path / "run"
+    settings = {
+        **{f"data.{name}": getattr(recipe.data, name) for name in ("corpus", "vocab_size", "val_megabytes")},
+        **{"train.steps": 100_000, "train.batch_size": 4, "train.latents": 16, "train.eval_every": 100_000},
+        **{"data.val_fraction": 0.1, "model.config.hidden_size": 16, "train.log_every": 1},
+    }
+    path = tmp_path / "recipe.toml"
+    path.write_text("")
+    command = [sys.executable, "-m", "superpose", "train", str(path), "--out", str(run)]
+    command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = run / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("training") > 1):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, error = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "stopped by SIGTERM after step" in out
+    assert "--resume" in out
+    assert error == ""
+    assert len(list((run / "checkpoints").iterdir())) == 1

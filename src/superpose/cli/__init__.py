@@ -75,7 +75,7 @@ def train(
     from superpose.results.progress import Display, summarize
     from superpose.train.loop import announce
     from superpose.train.loop import train as train_run
-    from superpose.train.stopping import StoppedError
+    from superpose.train.running import StoppedError
 
     # Of the ranks torchrun starts, the first speaks for all.
     console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")

@@ -29,7 +29,7 @@ from superpose.files import BusyError, one_at_a_time
 from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.run_directory import finished
-from superpose.train.stopping import StoppedError
+from superpose.train.running import StoppedError
 
 if TYPE_CHECKING:  # the processes of runs show nothing
     from superpose.results.progress import Display

@@ -15,8 +15,7 @@ from superpose.errors import UserError
 from superpose.files import file_sha256
 from superpose.models.build import ModelArgs, build_config
 from superpose.models.load import load_weights, predicts_bags
-from superpose.train.config import Recipe, load_recipe, with_settings
-from superpose.train.recipe_file import write_recipe
+from superpose.train.config import Recipe, load_recipe, with_settings, write_recipe
 
 
 def import_model(directory: str | Path, out: str | Path, base: str | Path | None = None) -> Recipe:

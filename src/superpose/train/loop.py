@@ -28,10 +28,16 @@ from superpose.train.hardware import keep_memory
 from superpose.train.optim import learning_rate
 from superpose.train.records import Validation, metrics_log, read_records
 from superpose.train.run_directory import claim, export_model, finish, finished, shared_steps
-from superpose.train.running import Listener, Running, Watcher
-from superpose.train.state import TrainState, build_state
-from superpose.train.step import HeldOutLoss, StepResult, accumulate_gradients, optimizer_step, validate
-from superpose.train.stopping import StoppedError, stop_requests
+from superpose.train.running import Listener, Running, StoppedError, Watcher, stop_requests
+from superpose.train.step import (
+    HeldOutLoss,
+    StepResult,
+    TrainState,
+    accumulate_gradients,
+    build_state,
+    optimizer_step,
+    validate,
+)
 from superpose.train.watch import Baseline, EnergyMeter, LossWatch, Profile, SwitchSpike, Trackers
 
 
