@@ -174,16 +174,8 @@ def _falling(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _steps_at(budgets: Sequence[int], curve: npt.NDArray[np.float64], loss: float) -> float:
     """Where a falling curve first reaches a loss; 0 before its first point, infinity after its last."""
-    if loss > curve[0]:
-        return 0.0
-    if loss < curve[-1]:
-        return math.inf
-    after = int(np.argmax(curve <= loss))
-    if after == 0:
-        return float(budgets[0])
-    upper, lower = curve[after - 1], curve[after]
-    share = (upper - loss) / (upper - lower)
-    return math.exp(math.log(budgets[after - 1]) * (1 - share) + math.log(budgets[after]) * share)
+    places = np.log(budgets)[::-1]
+    return float(np.exp(np.interp(loss, curve[::-1], places, left=math.inf, right=-math.inf)))
 
 
 def _missing_budget(points: Sequence[tuple[int, float]], loss: float) -> str:

@@ -235,7 +235,19 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: expected NAME=VALUE, such as train.lr=1e-3")
-        _assign(settings, name.strip(), _parsed(value.strip()))
+        name = name.strip()
+        *sections, last = name.split(".")
+        if not sections:
+            raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
+        table: Any = settings
+        for section in sections:
+            table = table.get(section)
+            if not isinstance(table, dict):
+                raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
+        try:
+            table[last] = tomllib.loads(f"value = {value.strip()}")["value"]
+        except (ValueError, RecursionError):
+            table[last] = value.strip()  # what is no TOML is text
     return _validate(settings, "--set")
 
 
@@ -295,26 +307,6 @@ def _sentence(problem: Any) -> str:
 def _names() -> list[str]:
     """All names a recipe can set."""
     return [f"{section}.{name}" for section, values in Recipe() for name in type(values).model_fields]
-
-
-def _assign(settings: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    if not sections:
-        raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
-    table: Any = settings
-    for section in sections:
-        table = table.get(section)
-        if not isinstance(table, dict):
-            raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
-    table[last] = value
-
-
-def _parsed(text: str) -> Any:
-    """A value as TOML writes it; what is no TOML is text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
 
 
 def write_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = (), spelled_out: Collection[str] = ()) -> None:

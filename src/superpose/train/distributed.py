@@ -141,7 +141,8 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
         rank = dist.get_rank()
         yield Ranks(rank, world_size, here, dist.new_group(backend="gloo"))
     except RuntimeError as error:
-        if not _lost(error):
+        text = str(error).lower()
+        if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "nccl", "connection")):
             raise
         raise LostRankError(
             f"lost contact with the other ranks ({first_line(error)}); a process ended or was cut "
@@ -150,11 +151,6 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
     finally:
         if ours and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _lost(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection" in text
 
 
 def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) -> None:

@@ -252,10 +252,6 @@ class Trackers(Watcher):
         self._logs: list[_Log] = []
 
     def started(self) -> None:
-        """
-        Raises:
-            UserError: one is not installed.
-        """
         wanted = self._wanted
         if wanted == "auto":
             wanted = ["tensorboard"] if find_spec("tensorboard") else []
