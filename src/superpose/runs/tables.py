@@ -186,10 +186,12 @@ def differences(runs: Sequence[RunOnDisk]) -> Differences:
         raise UserError("expected two runs or more to compare")
     flat = [_flat(run) for run in runs]
     settings = {name: tuple(one.get(name) for one in flat) for name in sorted(set().union(*flat))}
+    losses = [{record.step: record.val_loss for record in run.validations} for run in runs]
+    common = sorted(set.intersection(*(set(one) for one in losses)))
     return Differences(
         tuple(str(run.path) for run in runs),
         {name: values for name, values in settings.items() if len(set(map(_as_json, values))) > 1},
-        _at_steps(runs),
+        {step: tuple(one[step] for one in losses) for step in spread(common, _MOST)},
         _at_flops(runs),
         len({read_json(run.path / "store.json").get("fingerprint") for run in runs}) == 1,
     )
@@ -204,12 +206,6 @@ def _flat(run: RunOnDisk) -> dict[str, Any]:
             else:
                 settings[f"{section}.{name}"] = value
     return settings
-
-
-def _at_steps(runs: Sequence[RunOnDisk]) -> dict[int, tuple[float, ...]]:
-    losses = [{record.step: record.val_loss for record in run.validations} for run in runs]
-    common = sorted(set.intersection(*(set(one) for one in losses)))
-    return {step: tuple(one[step] for one in losses) for step in spread(common, _MOST)}
 
 
 def _at_flops(runs: Sequence[RunOnDisk]) -> dict[float, tuple[float, ...]]:

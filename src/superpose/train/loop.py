@@ -152,7 +152,8 @@ def _steps(run: Running) -> HeldOutLoss:
         for step, window in zip(steps, windows, strict=True):
             stage = schedule.stage_at(step)
             if args.reset_optimizer and step in schedule.boundaries:
-                state.reset_optimizers()
+                for optimizer in state.optimizers:
+                    optimizer.state.clear()  # of moments and counts of steps
             if args.reinit_embeddings and step in schedule.boundaries:
                 state.reinit_embeddings(random_bits(args.seed, "reinit", step))
             # Random numbers (dropout) are a function of the step and the rank, like all else.

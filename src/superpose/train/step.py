@@ -58,11 +58,6 @@ class TrainState:
                 return optimizer
         raise KeyError("no optimizer updates this parameter")
 
-    def reset_optimizers(self) -> None:
-        """Forgets all moments and counts of steps."""
-        for optimizer in self.optimizers:
-            optimizer.state.clear()
-
     @torch.no_grad()
     def reinit_embeddings(self, seed: int) -> None:
         """Draws the embedding and the head afresh, the same on all ranks, and forgets their moments."""

@@ -69,8 +69,11 @@ class LossWatch(Watcher):
 
     def after_record(self, record: Record) -> None:
         if isinstance(record, Training) and self.leaves(record):
-            problem = f"the loss has run away: {record.measured_loss:.3f} at step {record.step}, more than "
-            raise self._stopped(f"{problem}train.runaway = {self._allowed} above its lowest", self.since)
+            raise self._stopped(
+                f"the loss has run away: {record.measured_loss:.3f} at step {record.step}, more than train.runaway = "
+                f"{self._allowed} above its lowest",
+                self.since,
+            )
 
     def leaves(self, record: Training) -> bool:
         """Whether a record is the third in a row that is more than the allowed nats above the lowest."""
