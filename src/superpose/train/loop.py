@@ -19,15 +19,15 @@ from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
 from superpose.data.windows import random_bits
 from superpose.errors import UserError, first_line
-from superpose.files import one_at_a_time
+from superpose.files import one_at_a_time, write_json
 from superpose.models.build import build_config, build_model
 from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.config import Recipe
 from superpose.train.distributed import joined_ranks
 from superpose.train.hardware import keep_memory
 from superpose.train.optim import learning_rate
-from superpose.train.records import Validation, metrics_log, read_records
-from superpose.train.run_directory import claim, export_model, finish, finished, shared_steps
+from superpose.train.records import Validation, as_json, metrics_log, read_records
+from superpose.train.run_directory import claim, export_model, finished, shared_steps
 from superpose.train.running import Listener, Running, StoppedError, Watcher, stop_requests
 from superpose.train.step import (
     HeldOutLoss,
@@ -207,7 +207,9 @@ def _finish(run: Running, measured: HeldOutLoss, compile_seconds: float) -> dict
             averaged = _held_out(run)
             _export(run, "model-average")
         result = replace(result, average_val_loss=averaged.loss, average_val_bits_per_byte=averaged.bits_per_byte)
-    return run.ranks.on_main(lambda: finish(run.path, result))
+    known = run.ranks.on_main(lambda: as_json(result))  # which rank 0's watchers have added to
+    run.ranks.on_main(lambda: write_json(run.path / "result.json", known))
+    return known
 
 
 def _export(run: Running, name: str) -> None:
