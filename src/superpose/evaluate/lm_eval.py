@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from superpose.errors import UserError
-from superpose.evaluate.choice import TaskScore
 from superpose.evaluate.models import EvaluatedModel
+from superpose.evaluate.scores import TaskScore
 from superpose.evaluate.tasks import TASKS, Item
 from superpose.files import write_text
 
@@ -83,10 +83,18 @@ def answer_by_lm_eval(
             f"the questions of {task} could not be fetched ({type(error).__name__}); they come from the Hugging Face "
             f"hub, so connect to it, or set HF_HOME to a cache that holds them"
         ) from None
-    by_task = results["samples"].values()
-    return _score(
-        task, [sample for of_task in by_task for sample in sorted(of_task, key=lambda one: int(one["doc_id"]))]
-    )
+    samples = [
+        sample
+        for of_one in results["samples"].values()
+        for sample in sorted(of_one, key=lambda one: int(one["doc_id"]))
+    ]
+    if not samples or not all("acc" in sample for sample in samples):
+        raise UserError(f"{task} does not count right answers, so it cannot be shown here; run it with lm-eval itself")
+    right = np.array([sample["acc"] == 1 for sample in samples])
+    normalized = np.array([sample.get("acc_norm", np.nan) for sample in samples], dtype=np.float64)
+    # One response is the likelihood of one choice.
+    chance = float(np.mean([1 / len(sample["filtered_resps"]) for sample in samples]))
+    return TaskScore(task, chance, right, None if np.isnan(normalized).any() else normalized == 1)
 
 
 def write_tasks(folder: Path, items: Mapping[str, Sequence[Item]]) -> None:
@@ -128,16 +136,6 @@ metric_list:
 metadata:
   version: 1.0
 """
-
-
-def _score(task: str, samples: Sequence[Mapping[str, Any]]) -> TaskScore:
-    if not samples or not all("acc" in sample for sample in samples):
-        raise UserError(f"{task} does not count right answers, so it cannot be shown here; run it with lm-eval itself")
-    right = np.array([sample["acc"] == 1 for sample in samples])
-    normalized = np.array([sample.get("acc_norm", np.nan) for sample in samples], dtype=np.float64)
-    # One response is the likelihood of one choice.
-    chance = float(np.mean([1 / len(sample["filtered_resps"]) for sample in samples]))
-    return TaskScore(task, chance, right, None if np.isnan(normalized).any() else normalized == 1)
 
 
 def _fetches(error: BaseException | None) -> bool:

@@ -44,13 +44,13 @@ class Task:
         """The first `count` questions of a seed; fewer are a part of more."""
         # Seeded by text, a generator is the same on every machine and version of Python.
         generator = random.Random(f"{self.title} {seed}")
-        return [self._item(generator) for _ in range(count)]
-
-    def _item(self, generator: random.Random) -> Item:
-        context, right, wrong = self.question(generator)
-        choices = [right, *generator.sample(list(wrong), CHOICES - 1)]
-        generator.shuffle(choices)
-        return Item(context, tuple(choices), choices.index(right))
+        items = []
+        for _ in range(count):
+            context, right, wrong = self.question(generator)
+            choices = [right, *generator.sample(list(wrong), CHOICES - 1)]
+            generator.shuffle(choices)
+            items.append(Item(context, tuple(choices), choices.index(right)))
+        return items
 
 
 # fmt: off
