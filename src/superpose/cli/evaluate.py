@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from superpose.cli.options import AsJson, console, named, print_json
 from superpose.errors import UserError
 
 
@@ -41,29 +42,24 @@ def evaluate(
         int | None, typer.Option(min=2, help="Length of a row; by default the models' context, up to 2048.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to compute; by default on a GPU if there is one.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    as_json: AsJson = False,
     out: Annotated[
         Path | None, typer.Option(help="Folder for evaluation.json, summary.md and our tasks for lm-eval.")
     ] = None,
 ) -> None:
     """Next-token loss of one or several models on held-out text, by document and by position, and their tasks."""
-    import json
-    import sys
-
-    from rich.console import Console
-
     from superpose.evaluate import workflow
     from superpose.evaluate.tables import tables, verdict
     from superpose.results.progress import print_results
 
-    texts = dict(_named(option) for option in text or [])
+    texts = dict(named("--text", option, "NAME=PATH, such as news=news.jsonl") for option in text or [])
     if len(texts) < len(text or []):
         raise UserError("--text gives a name twice; give each text a name of its own")
     wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     if tasks_only and (texts or not wanted):
         raise UserError("--tasks-only is for --tasks without --text; leave one of them out")
     # What is being done goes to the other stream, so that the figures can be piped.
-    with Console(file=sys.stderr, markup=False, highlight=False).status("") as status:
+    with console(stderr=True).status("") as status:
         evaluation = workflow.evaluate(
             places,
             texts or ({} if tasks_only else None),
@@ -78,16 +74,8 @@ def evaluate(
             status.update,
         )
     if as_json:
-        typer.echo(json.dumps(evaluation.model_dump(), indent=1))
+        print_json(evaluation.model_dump())
         return
-    console = Console(markup=False, highlight=False)
-    print_results(console, tables(evaluation), verdict(evaluation))
+    print_results(console(), tables(evaluation), verdict(evaluation))
     if out is not None:
-        console.print(f"All figures: {out}/")
-
-
-def _named(option: str) -> tuple[str, str]:
-    name, equals, location = option.partition("=")
-    if not (name and equals and location):
-        raise UserError(f"--text {option}: expected NAME=PATH, such as news=news.jsonl")
-    return name, location
+        console().print(f"All figures: {out}/")

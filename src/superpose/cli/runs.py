@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from superpose.cli.options import Runs
+from superpose.cli.options import AsJson, Runs, console, print_json
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
 Run = Annotated[Path, typer.Argument(help="Directory of a run.")]
 
 
@@ -41,9 +37,9 @@ def list_runs(
 
     runs, problems = find_runs(folder)
     if as_json:
-        _print_json([listed(run) for run in runs])
+        print_json([listed(run) for run in runs])
     elif runs:
-        print_table(_console(), *table_of(runs))
+        print_table(_wide(), *table_of(runs))
     else:
         typer.echo(f"{folder} holds no runs")
     for problem in problems:
@@ -60,15 +56,15 @@ def show(run: Run, as_json: AsJson = False) -> None:
 
     found = open_run(run)
     if as_json:
-        _print_json(shown(found))
+        print_json(shown(found))
         return
-    console = _console()
+    wide = _wide()
     for title, header, rows in tables_of(found):
-        console.print(title, style="bold")
-        print_table(console, header, rows)
-        console.print()
-    console.print("Settings that are not at their defaults", style="bold")
-    console.print(recipe_toml(found.recipe), soft_wrap=True)
+        wide.print(title, style="bold")
+        print_table(wide, header, rows)
+        wide.print()
+    wide.print("Settings that are not at their defaults", style="bold")
+    wide.print(recipe_toml(found.recipe), soft_wrap=True)
 
 
 @app.command()
@@ -85,14 +81,14 @@ def compare(
 
     found = differences([open_run(run) for run in runs])
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
         return
-    console = _console()
+    wide = _wide()
     for remark in found.remarks():
-        console.print(remark)
+        wide.print(remark)
     for title, header, rows in found.tables():
-        console.print(f"\n{title}", style="bold")
-        print_table(console, header, rows)
+        wide.print(f"\n{title}", style="bold")
+        print_table(wide, header, rows)
 
 
 @app.command()
@@ -125,15 +121,6 @@ def remove(
     typer.echo(f"{freed} freed")
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    # Paths and settings are text and not markup. What reads them from a pipe needs no fitting.
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=1))
+def _wide() -> Any:
+    """What reads tables from a pipe needs no fitting."""
+    return console() if console().is_terminal else console(width=200)

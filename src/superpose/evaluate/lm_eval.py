@@ -83,11 +83,8 @@ def answer_by_lm_eval(
             f"the questions of {task} could not be fetched ({type(error).__name__}); they come from the Hugging Face "
             f"hub, so connect to it, or set HF_HOME to a cache that holds them"
         ) from None
-    samples = [
-        sample
-        for of_one in results["samples"].values()
-        for sample in sorted(of_one, key=lambda one: int(one["doc_id"]))
-    ]
+    by_task = results["samples"].values()
+    samples = [sample for of_one in by_task for sample in sorted(of_one, key=lambda one: int(one["doc_id"]))]
     if not samples or not all("acc" in sample for sample in samples):
         raise UserError(f"{task} does not count right answers, so it cannot be shown here; run it with lm-eval itself")
     right = np.array([sample["acc"] == 1 for sample in samples])

@@ -102,9 +102,8 @@ def score(
 
     by_text = []
     for text in texts:
-        by_text.append(
-            _text(text, models, [score_text(told(model, text.name), text, length) for model in models], length)
-        )
+        scores = [score_text(told(model, text.name), text, length) for model in models]
+        by_text.append(_text(text, models, scores, length))
     by_task = []
     for task in tasks:
         if task in TASKS:

@@ -19,6 +19,11 @@ _PAPER = """@misc{peng2026tokensuperposition,
   archivePrefix = {arXiv},
 }"""
 
+_SOFTWARE = """@software{superpose,
+  title = {superpose: token-superposition training of language models},
+  version = {VERSION},
+}"""
+
 _FIRST = {
     "full": "read the means of bags of contiguous tokens and predicted the tokens of the next bag",
     "input": "read the means of bags of contiguous tokens and predicted the token after each",
@@ -35,21 +40,37 @@ def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequenc
         license_id: as hubs name licenses, such as apache-2.0; unknown if not given.
         languages: codes of those in the text, such as en.
     """
-    bags = facts.bag_size > 1
     parts = [_front_matter(facts, license_id, languages)]
-    if bags:
+    if facts.bag_size > 1:
         parts.append(
             f"**This model cannot generate text: it stopped in superposition and predicts {plain(facts.predicts)}, "
             f"not the next token.**"
         )
-    parts += [f"# {plain(name)}", _summary(facts), _training(facts), _results(facts)]
+    parts += [f"# {plain(name)}", _summary(facts), _training(facts)]
+    if facts.val_loss is not None and facts.val_bits_per_byte is not None:
+        held_out = f", on {facts.text.held_out_tokens:,} held-out tokens" if facts.text.held_out_tokens else ""
+        losses = f"{facts.val_loss:.4f}", f"{facts.val_bits_per_byte:.4f}"
+        rows = list(zip(("validation loss, nats per token", "bits per byte"), losses, strict=True))
+        parts.append(f"## Results\n\nNext-token prediction{held_out}.\n\n{_table(rows)}")
     if facts.evaluation:
-        rows = [tuple(map(plain, row)) for row in facts.evaluation]
-        parts.append("## Evaluation\n\n" + _table(rows, ("of", "in", "figure and its 95 % interval")))
+        figures = [tuple(map(plain, row)) for row in facts.evaluation]
+        parts.append("## Evaluation\n\n" + _table(figures, ("of", "in", "figure and its 95 % interval")))
     if facts.comparison:
         parts.append(f"## Compared with ordinary training\n\n{plain(facts.comparison)}")
-    parts += [_loading(name, bags), _citation(facts), _versions(facts)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    place = repr(_printable(name))
+    parts.append(
+        f"## How to load it\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({place})\n```"
+    )
+    if facts.bag_size > 1:
+        parts.append("Train it on, without superposition, before it is to generate.")
+    software = _SOFTWARE.replace("VERSION", facts.exported_with)
+    parts.append(f"## How to cite\n\n```bibtex\n{_PAPER}\n\n{software}\n```")
+    versions = ", ".join(f"{plain(name)} {plain(version)}" for name, version in (facts.versions or {}).items())
+    trained = f"Trained with {versions}. " if versions else ""
+    parts.append(f"## Versions\n\n{trained}Exported by superpose {facts.exported_with}.")
+    return "\n\n".join(parts) + "\n"
 
 
 def _front_matter(facts: Facts, license_id: str, languages: Sequence[str]) -> str:
@@ -116,42 +137,6 @@ def _stage(size: int, start: int, stop: int, facts: Facts) -> str:
         return f"next token in steps {start + 1:,} to {stop:,}"
     mode = "" if facts.mode == "full" else f", {facts.mode} only"
     return f"bags of {size}{mode} in steps {start + 1:,} to {stop:,} (ratio {(stop - start) / facts.steps:.3g})"
-
-
-def _results(facts: Facts) -> str:
-    if facts.val_loss is None or facts.val_bits_per_byte is None:
-        return ""
-    held_out = f", on {facts.text.held_out_tokens:,} held-out tokens" if facts.text.held_out_tokens else ""
-    rows = [
-        ("validation loss, nats per token", f"{facts.val_loss:.4f}"),
-        ("bits per byte", f"{facts.val_bits_per_byte:.4f}"),
-    ]
-    return f"## Results\n\nNext-token prediction{held_out}.\n\n" + _table(rows)
-
-
-def _loading(name: str, bags: bool) -> str:
-    place = repr(_printable(name))
-    code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
-        f"model = AutoModelForCausalLM.from_pretrained({place})\n"
-    )
-    after = "\n\nTrain it on, without superposition, before it is to generate." if bags else ""
-    return f"## How to load it\n\n```python\n{code}```{after}"
-
-
-def _citation(facts: Facts) -> str:
-    software = (
-        "@software{superpose,\n  title = {superpose: token-superposition training of language models},\n"
-        f"  version = {{{facts.exported_with}}},\n}}"
-    )
-    return f"## How to cite\n\n```bibtex\n{_PAPER}\n\n{software}\n```"
-
-
-def _versions(facts: Facts) -> str:
-    trained = ", ".join(f"{plain(name)} {plain(version)}" for name, version in (facts.versions or {}).items())
-    exported = f"Exported by superpose {facts.exported_with}."
-    return f"## Versions\n\n{f'Trained with {trained}. ' if trained else ''}{exported}"
 
 
 def _table(rows: Sequence[Row], header: Row = ("", "")) -> str:
