@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from superpose.cli.options import AsJson, console, named, print_json
 from superpose.errors import UserError
@@ -13,10 +14,10 @@ _COLORS = {"right": "green", "wrong": "red", "raised": "red", "not checked": "ye
 
 
 def conform(
-    source: Annotated[str, typer.Argument(metavar="FILE.py|MODULE", help="Where the implementation is; it is run.")],
+    source: Annotated[str, Argument(metavar="FILE.py|MODULE", help="Where the implementation is; it is run.")],
     role: Annotated[
         list[str] | None,
-        typer.Option(metavar="ROLE=NAME", help="What a role is called there, such as step=compute_loss; repeatable."),
+        Option(metavar="ROLE=NAME", help="What a role is called there, such as step=compute_loss; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer import Option
 
 from superpose.errors import UserError
 from superpose.recipes import NAMES
@@ -23,17 +24,13 @@ _Number = TypeVar("_Number", int, float)
 A_RECIPE = f"A recipe's file, or one of {', '.join(NAMES)}"
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
+    Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
-Corpus = Annotated[
-    str | None, typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")
-]
-Runs = Annotated[Path, typer.Option(help="Directory for results and runs.")]
-Jobs = Annotated[
-    int, typer.Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")
-]
+Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
+Runs = Annotated[Path, Option(help="Directory for results and runs.")]
+Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")]
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print everything as JSON.")]
+AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
 
 def console(**settings: Any) -> Console:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from superpose.errors import UserError
 from superpose.recipes import FOLDER, NAMES
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this one, to begin one of your own with.")] = None,
+    name: Annotated[str | None, Argument(help="Print this one, to begin one of your own with.")] = None,
 ) -> None:
     """List the recipes that superpose brings, or print one."""
     if name is not None and name not in NAMES:

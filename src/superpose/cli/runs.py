@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
 from superpose.cli.options import AsJson, Runs, console, print_json
 
-Run = Annotated[Path, typer.Argument(help="Directory of a run.")]
+Run = Annotated[Path, Argument(help="Directory of a run.")]
 
 
 class _ListByDefault(TyperGroup):
@@ -27,7 +28,7 @@ app = typer.Typer(cls=_ListByDefault, help="List, show, compare and remove the r
 
 @app.command("list")
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder and in its own folders, each once, whatever names it has."""
@@ -69,7 +70,7 @@ def show(run: Run, as_json: AsJson = False) -> None:
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Directories of runs.")],
+    runs: Annotated[list[Path], Argument(metavar="RUN RUN...", help="Directories of runs.")],
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: settings that differ, losses at equal steps and at equal FLOPs."""
@@ -93,10 +94,10 @@ def compare(
 
 @app.command()
 def remove(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or links to them.")],
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Only their checkpoints.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    paths: Annotated[list[Path], Argument(metavar="RUN...", help="Runs, or links to them.")],
+    checkpoints: Annotated[bool, Option("--checkpoints", help="Only their checkpoints.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be freed.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Remove runs inside of --runs, or only their checkpoints, after saying what goes; of a link the link alone."""
