@@ -10,8 +10,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -99,11 +101,12 @@ def write_tasks(folder: Path, items: Mapping[str, Sequence[Item]]) -> None:
 
     A task is a YAML file and its questions in JSON lines; the first names the second by its whole path.
     """
+    template = Template(files("superpose.evaluate").joinpath("lm_eval.yaml").read_text("utf-8"))
     for name, questions in items.items():
         file = folder.resolve() / f"{name}.jsonl"
         write_text(file, "".join(json.dumps(asdict(item)) + "\n" for item in questions))
-        yaml = _YAML.format(name=PREFIX + name, title=TASKS[name].title, file=json.dumps(str(file)))
-        write_text(folder / f"{name}.yaml", yaml)
+        task = template.substitute(name=PREFIX + name, title=TASKS[name].title, file=json.dumps(str(file)))
+        write_text(folder / f"{name}.yaml", task)
 
 
 @lru_cache(maxsize=1)
@@ -112,27 +115,6 @@ def _manager(include: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=None if include is None else str(include))
-
-
-_YAML = """\
-# {title}
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-test_split: test
-output_type: multiple_choice
-doc_to_text: context
-doc_to_choice: choices
-doc_to_target: answer
-target_delimiter: ""  # choices bring their blanks
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-metadata:
-  version: 1.0
-"""
 
 
 def _fetches(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""The model card: a model's facts as README.md, with the front matter that model hubs read.
+"""The model card: a model's facts as README.md, in the shape of card.md, with the front matter that model hubs read.
 
 All that comes from outside is text: quoted in the front matter, escaped in the page.
 """
@@ -6,23 +6,14 @@ All that comes from outside is text: quoted in the front matter, escaped in the 
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
 
 from superpose.results.tables import Row, plain
 from superpose.share.facts import Facts
-
-_PAPER = """@misc{peng2026tokensuperposition,
-  title = {Efficient Pre-Training with Token Superposition},
-  author = {Peng and Gigant and Quesnelle},
-  year = {2026},
-  eprint = {2605.06546},
-  archivePrefix = {arXiv},
-}"""
-
-_SOFTWARE = """@software{superpose,
-  title = {superpose: token-superposition training of language models},
-  version = {VERSION},
-}"""
 
 _FIRST = {
     "full": "read the means of bags of contiguous tokens and predicted the tokens of the next bag",
@@ -40,37 +31,30 @@ def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequenc
         license_id: as hubs name licenses, such as apache-2.0; unknown if not given.
         languages: codes of those in the text, such as en.
     """
-    parts = [_front_matter(facts, license_id, languages)]
+    parts = defaultdict(str, name=plain(name), place=repr(_printable(name)), version=facts.exported_with)
+    parts["front_matter"] = _front_matter(facts, license_id, languages)
+    parts["summary"], parts["training"] = _summary(facts), _training(facts)
     if facts.bag_size > 1:
-        parts.append(
-            f"**This model cannot generate text: it stopped in superposition and predicts {plain(facts.predicts)}, "
-            f"not the next token.**"
-        )
-    parts += [f"# {plain(name)}", _summary(facts), _training(facts)]
+        predicts = f"it stopped in superposition and predicts {plain(facts.predicts)}, not the next token"
+        parts["warning"] = f"**This model cannot generate text: {predicts}.**"
+        parts["then"] = "Train it on, without superposition, before it is to generate."
     if facts.val_loss is not None and facts.val_bits_per_byte is not None:
         held_out = f", on {facts.text.held_out_tokens:,} held-out tokens" if facts.text.held_out_tokens else ""
-        losses = f"{facts.val_loss:.4f}", f"{facts.val_bits_per_byte:.4f}"
-        rows = list(zip(("validation loss, nats per token", "bits per byte"), losses, strict=True))
-        parts.append(f"## Results\n\nNext-token prediction{held_out}.\n\n{_table(rows)}")
+        losses = [
+            ("validation loss, nats per token", f"{facts.val_loss:.4f}"),
+            ("bits per byte", f"{facts.val_bits_per_byte:.4f}"),
+        ]
+        parts["results"] = f"## Results\n\nNext-token prediction{held_out}.\n\n{_table(losses)}"
     if facts.evaluation:
         figures = [tuple(map(plain, row)) for row in facts.evaluation]
-        parts.append("## Evaluation\n\n" + _table(figures, ("of", "in", "figure and its 95 % interval")))
+        parts["evaluation"] = "## Evaluation\n\n" + _table(figures, ("of", "in", "figure and its 95 % interval"))
     if facts.comparison:
-        parts.append(f"## Compared with ordinary training\n\n{plain(facts.comparison)}")
-    place = repr(_printable(name))
-    parts.append(
-        f"## How to load it\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
-        f"model = AutoModelForCausalLM.from_pretrained({place})\n```"
-    )
-    if facts.bag_size > 1:
-        parts.append("Train it on, without superposition, before it is to generate.")
-    software = _SOFTWARE.replace("VERSION", facts.exported_with)
-    parts.append(f"## How to cite\n\n```bibtex\n{_PAPER}\n\n{software}\n```")
-    versions = ", ".join(f"{plain(name)} {plain(version)}" for name, version in (facts.versions or {}).items())
-    trained = f"Trained with {versions}. " if versions else ""
-    parts.append(f"## Versions\n\n{trained}Exported by superpose {facts.exported_with}.")
-    return "\n\n".join(parts) + "\n"
+        parts["comparison"] = f"## Compared with ordinary training\n\n{plain(facts.comparison)}"
+    if facts.versions:
+        versions = ", ".join(f"{plain(what)} {plain(which)}" for what, which in facts.versions.items())
+        parts["trained"] = f"Trained with {versions}. "
+    card = Template(files("superpose.share").joinpath("card.md").read_text("utf-8")).substitute(parts)
+    return re.sub(r"\n{3,}", "\n\n", card)  # what is not there leaves no gap
 
 
 def _front_matter(facts: Facts, license_id: str, languages: Sequence[str]) -> str:
@@ -128,7 +112,7 @@ def _training(facts: Facts) -> str:
         ]
     if energy and energy.kwh is not None:
         rows.append(("energy", f"{energy.kwh:.3g} kWh in {energy.hours:.3g} hours, {plain(energy.how)}"))
-    return "## Training\n\n" + _table(rows)
+    return _table(rows)
 
 
 def _stage(size: int, start: int, stop: int, facts: Facts) -> str:
