@@ -9,8 +9,10 @@ import typer
 from typer import Argument, Option
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, evaluate, plan, recipes, report, reproduce, runs, share, tune
+from superpose.cli import compare, conform, data, evaluate, plan, report, reproduce, runs, share, tune
 from superpose.cli.options import A_RECIPE, Overrides, console, load_settings, prepared_store
+from superpose.errors import UserError
+from superpose.recipes import FOLDER, NAMES
 
 app = typer.Typer(
     help="Token-superposition training: language-model pre-training for less.",
@@ -44,7 +46,18 @@ app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(conform.conform)
 app.command()(plan.plan)
-app.command()(recipes.recipes)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, Argument(help="Print this one, to begin one of your own with.")] = None,
+) -> None:
+    """List the recipes that superpose brings, or print one."""
+    if name is not None and name not in NAMES:
+        raise UserError(f"superpose has no recipe {name}; choose of {', '.join(NAMES)}")
+    for own in [name] if name else NAMES:
+        text = (FOLDER / f"{own}.toml").read_text(encoding="utf-8")
+        typer.echo(text if name else f"{own:15} {text.splitlines()[0].removeprefix('# ')}", nl=not name)
 
 
 @app.command()

@@ -39,7 +39,7 @@ def conform(
         raise UserError(f"--role {unknown[0]}={names[unknown[0]]}: expected {expected}")
     findings = check(load(source, names))
     if as_json:
-        print_json([{**asdict(finding), "title": finding.title} for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         table = Table("", "error", "verdict", "evidence", box=None, padding=(0, 2, 0, 0), header_style="bold")
         for finding in findings:

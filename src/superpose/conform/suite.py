@@ -39,29 +39,27 @@ class Finding:
         verdict: "right": the error is not made as far as was checked; "wrong": it is made; "raised": the
             implementation raised an exception; "not checked": what the check needs was not given.
         evidence: indices, values and gradients.
+        title: of the error.
     """
 
     error: int
     verdict: Verdict
     evidence: str
-
-    @property
-    def title(self) -> str:
-        return ERRORS[self.error][0]
+    title: str
 
 
 def conform(implementation: Implementation) -> list[Finding]:
     """Which of the twelve errors an implementation makes, with evidence: a finding for each, in order."""
-    return [_finding(number, check, implementation) for number, (_, check) in ERRORS.items()]
+    return [Finding(number, *_judge(check, implementation), title) for number, (title, check) in ERRORS.items()]
 
 
-def _finding(number: int, check: Check, implementation: Implementation) -> Finding:
+def _judge(check: Check, implementation: Implementation) -> tuple[Verdict, str]:
     try:
-        return Finding(number, "right", check(implementation))
+        return "right", check(implementation)
     except WrongError as wrong:
-        return Finding(number, "wrong", str(wrong))
+        return "wrong", str(wrong)
     except NotCheckedError as missing:
-        return Finding(number, "not checked", str(missing))
+        return "not checked", str(missing)
     except Exception as error:  # anything may happen in code that is not ours
         lines = str(error).strip().splitlines()
-        return Finding(number, "raised", f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
+        return "raised", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
