@@ -326,16 +326,13 @@ def _places(shares: Tensor, row: Tensor) -> list[int]:
 
 
 def _tokens(places: list[int]) -> str:
-    if not places:
-        return "no token"
-    if len(places) == 1:
-        return f"token {places[0]}"
-    runs = places == list(range(places[0], places[-1] + 1)) and len(places) > 2
-    return f"tokens {places[0]} to {places[-1]}" if runs else f"tokens {', '.join(map(str, places))}"
+    if len(places) > 2 and places == list(range(places[0], places[-1] + 1)):
+        return f"tokens {places[0]} to {places[-1]}"
+    return f"token{'s' * (len(places) > 1)} {', '.join(map(str, places))}" if places else "no token"
 
 
 def _numbers(values: Tensor) -> str:
-    return str([[round(float(v), 4) for v in row] if row.dim() else round(float(row), 4) for row in values])
+    return str(values.round(decimals=4).tolist())
 
 
 class _VocabularyWide(TorchDispatchMode):

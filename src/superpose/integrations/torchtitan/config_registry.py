@@ -9,6 +9,7 @@ own builders with TorchTitan's initialisation. Every setting may be given anothe
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torchtitan.components.checkpointer import CheckpointManager
@@ -52,31 +53,21 @@ def superpose_debug() -> SuperposeTrainer.Config:
     return config
 
 
-def superpose_270m() -> SuperposeTrainer.Config:
-    """SmolLM2-135M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
-    return _paper("270m", local_batch_size=16)
-
-
-def superpose_600m() -> SuperposeTrainer.Config:
-    """SmolLM2-360M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
-    return _paper("600m", local_batch_size=8)
-
-
-def superpose_3b() -> SuperposeTrainer.Config:
-    """SmolLM3-3B's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
-    return _paper("3b", local_batch_size=4)
-
-
-def superpose_10b_a1b() -> SuperposeTrainer.Config:
-    """A mixture of 128 experts in Qwen3's style, 8 of them active: s 16, r 0.25, 49,983 steps of 8M latents.
-
-    TorchTitan evens the experts' load by a bias on the router, not by a loss as the recipe of `superpose train` does.
-    """
-    return _paper("10b-a1b", local_batch_size=4)
-
-
 def _paper(name: str, local_batch_size: int) -> SuperposeTrainer.Config:
     return _config(name.upper(), load_recipe(f"paper-{name}"), _LLAMA_3_VOCABULARY, local_batch_size)
+
+
+superpose_270m = partial(_paper, "270m", local_batch_size=16)
+"""SmolLM2-135M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
+superpose_600m = partial(_paper, "600m", local_batch_size=8)
+"""SmolLM2-360M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
+superpose_3b = partial(_paper, "3b", local_batch_size=4)
+"""SmolLM3-3B's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
+superpose_10b_a1b = partial(_paper, "10b-a1b", local_batch_size=4)
+"""A mixture of 128 experts in Qwen3's style, 8 of them active: s 16, r 0.25, 49,983 steps of 8M latents.
+
+TorchTitan evens the experts' load by a bias on the router, not by a loss as the recipe of `superpose train` does.
+"""
 
 
 def _config(
