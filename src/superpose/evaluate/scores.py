@@ -155,10 +155,10 @@ def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskS
         UserError: the model's predictions are not finite.
     """
     pairs = [(item.context, choice) for item in items for choice in item.choices]
-    nats = iter(continuation_nats(evaluated, pairs))
+    nats = iter(_finite(continuation_nats(evaluated, pairs), evaluated, task))
     right, right_by_byte = [], []
     for item in items:
-        losses = _finite(np.array([next(nats) for _ in item.choices]), evaluated, task)
+        losses = np.array([next(nats) for _ in item.choices])
         sizes = np.array([len(choice.encode()) for choice in item.choices])
         right.append(int(losses.argmin()) == item.answer)
         right_by_byte.append(int((losses / sizes).argmin()) == item.answer)

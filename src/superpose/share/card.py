@@ -88,19 +88,14 @@ def _training(facts: Facts) -> str:
     rows = [("data", plain(", ".join(text.sources)))]
     if text.tokens is not None:
         rows.append(("its size", f"{text.tokens:,} tokens, {text.documents:,} documents, {text.bytes:,} bytes of text"))
-    if text.fingerprint:
-        rows.append(("its fingerprint", plain(text.fingerprint)))
-    if facts.started_from:
-        rows.append(("started from", plain(facts.started_from)))
-    optimizer = (
-        f"{facts.optimizer}, learning rate {facts.lr:g} ({facts.lr_schedule}), {facts.warmup_steps:,} steps of warmup; "
-        f"{facts.precision}; seed {facts.seed}"
-    )
+    rate = f"learning rate {facts.lr:g} ({facts.lr_schedule}), {facts.warmup_steps:,} steps of warmup"
     rows += [
+        ("its fingerprint", plain(text.fingerprint)),
+        ("started from", plain(facts.started_from or "")),
         ("vocabulary", f"{facts.vocabulary:,}"),
         ("schedule", "; ".join(_stage(*stage, facts) for stage in facts.stages)),
         ("a step", f"{facts.batch_size:,} rows of {facts.latents:,} latents"),
-        ("optimizer", optimizer),
+        ("optimizer", f"{facts.optimizer}, {rate}; {facts.precision}; seed {facts.seed}"),
     ]
     if spent:
         epochs = f" ({facts.epochs:.2f} epochs)" if facts.epochs is not None else ""
@@ -112,7 +107,7 @@ def _training(facts: Facts) -> str:
         ]
     if energy and energy.kwh is not None:
         rows.append(("energy", f"{energy.kwh:.3g} kWh in {energy.hours:.3g} hours, {plain(energy.how)}"))
-    return _table(rows)
+    return _table([row for row in rows if row[1]])
 
 
 def _stage(size: int, start: int, stop: int, facts: Facts) -> str:

@@ -170,12 +170,12 @@ def superposed(
 
 def _bound(config: Any, schedule: Schedule) -> Any:
     """The config whose parts know the run's schedule, weighting and store."""
-    parallelism, training = config.parallelism, config.training
+    training = config.training
     if not isinstance(config.dataloader, StoreLoader.Config) or not isinstance(config.metrics, SuperposeMetrics.Config):
         raise ValueError("this config does not read a store of superpose; make it with `superposed`")
     if not isinstance(config.model_spec.model.tok_embeddings, BagEmbedding.Config):
         raise ValueError("this config's model takes no bags; make it with `superposed`")
-    if parallelism.spmd_backend == "full_dtensor":
+    if config.parallelism.spmd_backend == "full_dtensor":
         raise ValueError("parallelism.spmd_backend is full_dtensor; choose spmd_types or partial_dtensor")
     store = open_store(config.dataloader.dataset_path)
     vocab_size = config.model_spec.model.vocab_size
@@ -185,21 +185,17 @@ def _bound(config: Any, schedule: Schedule) -> Any:
             f"prepare the text with the model's tokenizer"
         )
     weighting = config.superposition.weighting
+    reader = replace(config.dataloader, schedule=schedule, weighting=weighting)
+    reader.rows, reader.rows_per_rank = training.global_batch_size, training.local_batch_size
     validator = config.validator
     if isinstance(validator.dataloader, HeldOutLoader.Config):
-        held_out = replace(validator.dataloader, attention=config.dataloader.attention)
-        held_out.dataset_path = held_out.dataset_path or config.dataloader.dataset_path
+        held_out = replace(validator.dataloader, attention=reader.attention)
+        held_out.dataset_path = held_out.dataset_path or reader.dataset_path
         validator = replace(validator, dataloader=held_out)
     return replace(
         config,
         loss=_map_loss(config.loss, lambda loss: replace(loss, weighting=weighting)),
-        dataloader=replace(
-            config.dataloader,
-            schedule=schedule,
-            weighting=weighting,
-            rows=training.global_batch_size,
-            rows_per_rank=training.local_batch_size,
-        ),
+        dataloader=reader,
         validator=validator,
         hf_assets_path=config.hf_assets_path or str(store.tokenizer_path),
     )
