@@ -13,7 +13,8 @@ from functools import partial
 from typing import Any
 
 from torchtitan.components.checkpointer import CheckpointManager
-from torchtitan.components.loss import ChunkedLossWrapper
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, ParamGroupConfig
 from torchtitan.components.validate import Validator
 from torchtitan.config import CompileConfig, TrainingConfig
@@ -22,11 +23,10 @@ from torchtitan.models import llama3, qwen3
 from torchtitan.models.common import ComplexRoPE, CosSinRoPE, RMSNorm, ScaledDotProductAttention
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.protocols.module import Module
+from torchtitan.trainer import Trainer
 
 from superpose.integrations.torchtitan.embedding import BagEmbedding
-from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader
-from superpose.integrations.torchtitan.loss import MultiHotLoss
-from superpose.integrations.torchtitan.trainer import SuperposeMetrics, SuperposeTrainer, Superposition
+from superpose.integrations.torchtitan.trainer import SuperposeTrainer, Superposition, superposed
 from superpose.models.build import ModelArgs, build_config
 from superpose.train.config import Recipe, SuperpositionArgs, TrainArgs, load_recipe
 from superpose.train.optim import OptimArgs
@@ -77,12 +77,9 @@ def _config(
     train = recipe.train
     shape = build_config(recipe.model, vocab_size, train.latents, 0)
     spec = (_llama if shape.model_type == "llama" else _qwen3_moe)(name, shape, attention)
-    return SuperposeTrainer.Config(
+    config = Trainer.Config(
         model_spec=spec,
-        superposition=Superposition(**recipe.superposition.model_dump(include={*Superposition.__dataclass_fields__})),
-        hf_assets_path="",  # the store's tokenizer
-        loss=ChunkedLossWrapper.Config(loss_fn=MultiHotLoss.Config(global_vocab_size=vocab_size)),
-        dataloader=StoreLoader.Config(),
+        loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=vocab_size)),
         optimizer=_adamw(train),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=train.warmup_steps, decay_ratio=train.decay_ratio, decay_type="linear"
@@ -94,12 +91,14 @@ def _config(
             steps=train.steps,
             disable_cuda_graphs=True,  # not tried with superposition
         ),
-        metrics=SuperposeMetrics.Config(log_freq=train.log_every),
+        metrics=MetricsProcessor.Config(log_freq=train.log_every),
         checkpoint=CheckpointManager.Config(enable=True, interval=train.checkpoint_every),
         activation_checkpoint=FullAC.Config() if train.checkpoint_activations else None,
         compile=CompileConfig(enable=train.compile),
-        validator=Validator.Config(freq=train.eval_every, steps=50, dataloader=HeldOutLoader.Config()),
+        validator=Validator.Config(freq=train.eval_every, steps=50),
     )
+    settings = recipe.superposition.model_dump(include={*Superposition.__dataclass_fields__})
+    return superposed(config, Superposition(**settings))
 
 
 def _adamw(args: OptimArgs) -> OptimizersContainer.Config:
