@@ -58,11 +58,10 @@ def _documents(name: str, location: str, field: str) -> Iterator[str]:
 def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:
     """Those that are not empty, until there are `max_bytes` of them; no more is read."""
     chosen: list[str] = []
-    size = 0
     for document in filter(None, documents):
         chosen.append(document)
-        size += len(document.encode())
-        if size >= max_bytes:
+        max_bytes -= len(document.encode())
+        if max_bytes <= 0:
             break
     return tuple(chosen)
 
