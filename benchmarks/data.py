@@ -29,8 +29,7 @@ import numpy as np
 from measure import machine
 from superpose.core.schedule import Schedule
 from superpose.data.prepare import Preparation, prepare_store, train_on_sources
-from superpose.data.readers import find_parts, read_part
-from superpose.data.sources import PYTHON_SOURCES, Source
+from superpose.data.readers import PYTHON_SOURCES, Source, find_parts, read_part
 from superpose.data.store import TokenStore
 from superpose.data.tokenizer import BYTES, save_tokenizer
 from superpose.data.windows import WindowPlan

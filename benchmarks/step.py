@@ -23,8 +23,7 @@ from superpose.data.loader import read_ahead
 from superpose.data.windows import WindowPlan
 from superpose.train.config import Recipe, load_recipe
 from superpose.train.distributed import Ranks
-from superpose.train.state import TrainState, build_state
-from superpose.train.step import optimizer_step
+from superpose.train.step import TrainState, build_state, optimizer_step
 
 BAG_SIZES = (1, 4, 8, 16)
 ROUNDS = 20

@@ -97,9 +97,13 @@ _OWN: dict[str, dict[str, Any]] = {
     "axk2": _MLA,
     "bailing_hybrid": {**_MLA, "linear_head_dim": 8, "num_expert_group": 1},
     "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
-    **dict.fromkeys(
-        ("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "rembert", "roberta",
-         "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"), {"is_decoder": True}),
+    **{
+        name: {"is_decoder": True}
+        for name in (
+            *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+            *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
+        )
+    },
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
         "layer_types": ["full_attention", "full_attention"],
@@ -174,7 +178,7 @@ def tiny_config(model_type: str) -> Any:
     kind: Any = CONFIG_MAPPING[model_type]
     try:
         known = kind()
-    except Exception:  # noqa: BLE001  # the defaults of some do not fit together
+    except Exception:  # the defaults of some do not fit together
         known = None
     else:
         text = known.get_text_config(decoder=True)
@@ -183,7 +187,7 @@ def tiny_config(model_type: str) -> Any:
 
 
 def _small(kind: Any, known: dict[str, Any], own: dict[str, Any]) -> Any:
-    settings = {
+    settings: dict[str, Any] = {
         name: size
         for name, size in _SMALL.items()
         if type(known.get(name)) is int and not (name == "head_dim" and "qk_rope_head_dim" in known)

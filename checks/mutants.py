@@ -77,7 +77,7 @@ MUTANTS = [
     Mutant(
         2,
         "nobody looks at the first loss",
-        "train/watch/loss.py",
+        "train/watch.py",
         "if abs(loss - expected) > 0.2 * expected:",
         "if False:",
         "tests/train/test_loop.py",
@@ -221,7 +221,7 @@ MUTANTS = [
     Mutant(
         5,
         "a document's open places are filled with the next document",
-        "data/grid.py",
+        "data/windows.py",
         "count = min(left, length - filled)",
         "count = min(room, length - filled)",
         "tests/data/test_windows.py",
@@ -269,10 +269,10 @@ MUTANTS = [
     Mutant(
         7,
         "validation in bag mode",
-        "train/validation.py",
+        "train/step.py",
         "bag_size=1, normalizer=1.0",
         "bag_size=2, normalizer=1.0",
-        "tests/train/test_validation.py",
+        "tests/train/test_step.py",
     ),
     Mutant(
         7,

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from superpose.cli import app
 from superpose.files import one_at_a_time
+from superpose.recipes import NAMES, find_recipe
 from tests.train.test_loop import changed
 
 TINY = [
@@ -73,6 +74,14 @@ def test_help_needs_no_pytorch():
         "try: app(['compare', '--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_recipes_are_listed_and_printed():
+    listed = CliRunner().invoke(app, ["recipes"]).output.splitlines()
+    assert [line.split()[0] for line in listed] == list(NAMES)
+    assert all(line.endswith(".") for line in listed)
+    printed = CliRunner().invoke(app, ["recipes", "cpu-tiny"]).output
+    assert printed == find_recipe("cpu-tiny").read_text(encoding="utf-8")
 
 
 def test_compare_train_and_generate_end_to_end(documents, tmp_path, monkeypatch, refused):

@@ -98,7 +98,7 @@ class Samples:
         from superpose.data.store import TokenStore
         from superpose.train.config import load_recipe
         from superpose.train.distributed import Ranks
-        from superpose.train.state import build_state
+        from superpose.train.step import build_state
 
         recipe = load_recipe(self.run / "config.json")
         return build_state(recipe, TokenStore.open(self.store), Ranks(0, 1, torch.device("cpu")))

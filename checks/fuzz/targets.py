@@ -45,9 +45,8 @@ def feed_recipe(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.models.build import build_config
     from superpose.plan.advisor import make_plan
     from superpose.plan.request import request_of
-    from superpose.train.config import load_recipe, override
+    from superpose.train.config import load_recipe, override, recipe_toml
     from superpose.train.loop import check_recipe
-    from superpose.train.recipe_file import recipe_toml
 
     settings = samples.settings
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
@@ -150,7 +149,7 @@ def feed_checkpoint(samples: Samples, folder: Path, rng: random.Random) -> None:
     checkpoints = Checkpoints(folder, Ranks(0, 1, torch.device("cpu")))
     passed_over: list[str] = []
     try:
-        progress = checkpoints.restore(trained.model, trained.optimizer_of, tell=passed_over.append)
+        progress = checkpoints.restore(trained.parts, passed_over.append)
         if type(progress.step) is not int or not isinstance(progress.seconds, (int, float)):
             raise FindingError(f"restored with a progress of {progress}")
         for parameter in trained.model.parameters():
@@ -243,8 +242,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
 
 def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
     """Text, JSON lines, Parquet, Arrow and tokens of others, compressed or not; found and read to their end."""
-    from superpose.data.readers import find_parts, read_part
-    from superpose.data.sources import Source
+    from superpose.data.readers import Source, find_parts, read_part
 
     place = folder / "texts"
     shutil.copytree(samples.texts, place)

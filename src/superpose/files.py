@@ -1,7 +1,5 @@
 """Files that are either whole or absent: written aside, synced to disk, then renamed into place."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import hashlib

@@ -1,7 +1,5 @@
 """Names of a room that are imported when they are first used, so that what a command does not need is not loaded."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from importlib import import_module

@@ -85,7 +85,7 @@ def test_a_probe_tells_what_was_asked_of_it():
         log_p = model(inputs_embeds=model.embedding(bags[:, :-1]).mean(dim=2)).logits.log_softmax(dim=-1)
         return -(weights * log_p.gather(-1, bags[:, 1:])).sum()
 
-    reading = read_step(step, window, 4, VOCAB_SIZE)
+    reading = read_step(step, window, 4)
     torch.testing.assert_close(reading.counts, weights.sum(-1), rtol=1e-9, atol=1e-12)
     asked = (reading.counts.unsqueeze(-1) * reading.asked).gather(-1, window.unflatten(1, (-1, 4))[:, 1:])
     torch.testing.assert_close(asked, weights, rtol=1e-9, atol=1e-12)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from superpose.data import prepare as module
 from superpose.data import shards
 from superpose.data.prepare import Preparation, prepare_store, train_on_sources
-from superpose.data.sources import Source
+from superpose.data.readers import Source
 from superpose.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 from superpose.errors import UserError
 

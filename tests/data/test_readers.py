@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpose.data import readers, text_files
-from superpose.data.readers import find_parts, read_part
-from superpose.data.sources import PYTHON_SOURCES, Source
+from superpose.data.readers import PYTHON_SOURCES, Source, find_parts, read_part
 from superpose.errors import UserError
 
 # Line ends as Python counts them, but for the one that text is cut at, would make other pieces.

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpose.data import readers
-from superpose.data.readers import find_parts, read_part
-from superpose.data.sources import Source
+from superpose.data.readers import Source, find_parts, read_part
 from superpose.errors import UserError
 
 END = 0

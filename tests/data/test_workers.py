@@ -19,14 +19,14 @@ def square(number):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_results_come_in_order_and_errors_come_through(processes):
     shares = []
-    with workers(processes) as run:
-        results = run(square, range(20), shares.append)
+    with workers(processes, lambda what, share: shares.append(share)) as run:
+        results = run(square, range(20), "squaring")
         assert [value for value, _ in results] == [number * number for number in range(20)]
         assert (os.getpid() in {process for _, process in results}) == (processes == 1)
         assert shares == sorted(shares)
-        assert run(square, [], shares.append) == []
+        assert run(square, [], "squaring") == []
         with pytest.raises(ValueError, match="-1 is negative"):
-            run(square, [1, -1], shares.append)
+            run(square, [1, -1], "squaring")
 
 
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
@@ -38,7 +38,7 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
         "    os.write(1, b'%d\\n' % os.getpid())  # a line in one piece, of two processes\n"
         "    time.sleep(seconds)\n"
         "if __name__ == '__main__':\n"
-        "    with workers(2) as run: run(nap, [60, 60], lambda share: None)\n"
+        "    with workers(2, lambda *_: None) as run: run(nap, [60, 60], 'napping')\n"
     )
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     children = [int(parent.stdout.readline()) for _ in range(2)]

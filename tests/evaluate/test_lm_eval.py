@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from superpose.errors import UserError
-from superpose.evaluate.choice import answer
 from superpose.evaluate.lm_eval import PAPER, PREFIX, _fetches, answer_by_lm_eval, expect_lm_eval, write_tasks
+from superpose.evaluate.scores import answer
 from superpose.evaluate.tasks import TASKS
 from tests.conftest import make_model
 from tests.evaluate.evaluated import evaluated

@@ -17,7 +17,7 @@ from superpose.runs.pool import Outcome, Run, execute, link
 from superpose.train.config import with_settings
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
-from superpose.train.stopping import StoppedError
+from superpose.train.running import StoppedError
 from tests.train.test_loop import changed, weights
 
 

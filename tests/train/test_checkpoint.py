@@ -11,8 +11,7 @@ from superpose.errors import UserError
 from superpose.train import checkpoint
 from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.loop import train
-from superpose.train.state import build_state
-from superpose.train.step import optimizer_step
+from superpose.train.step import build_state, optimizer_step
 from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
 
 
@@ -37,7 +36,7 @@ def saved(folder, state, steps, **settings):
 def restored(checkpoints, state, said=None):
     average = state.average.tensors if state.average else None
     tell = said.append if said is not None else pytest.fail
-    return checkpoints.restore(state.model, state.optimizer_of, average, tell)
+    return checkpoints.restore((state.model, state.optimizer_of, average), tell)
 
 
 def names(folder):
@@ -90,7 +89,7 @@ def test_weights_that_are_not_there_are_refused(recipe, store, tmp_path, one):
     with pytest.raises(UserError, match="holds no average"):
         checkpoints.weights(one.model, 2, average=True)
     tied = changed(recipe, "model", config={**recipe.model.config, "tie_word_embeddings": True})
-    with pytest.raises(UserError, match=r"another model: model\.lm_head\.weight is in one alone"):
+    with pytest.raises(UserError, match=r"another model or optimizer: model\.lm_head\.weight is in one alone"):
         checkpoints.weights(build_state(tied, store, ALONE).model, 2)
     wide = changed(recipe, "model", config={**recipe.model.config, "hidden_size": 32})
     with pytest.raises(UserError, match="cannot be loaded"):

@@ -15,8 +15,8 @@ from superpose.train.checkpoint import Checkpoints
 from superpose.train.distributed import Ranks
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
-from superpose.train.state import build_state
-from superpose.train.stopping import StoppedError
+from superpose.train.running import StoppedError
+from superpose.train.step import build_state
 from tests.conftest import MODELS
 from tests.ranks import on_ranks, torchrun_environment
 from tests.train.test_loop import ALONE, changed, weights

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from superpose import __version__
-from superpose.cli import compare, conform, data, evaluate, plan, recipes, report, reproduce, runs, share, tune
-from superpose.cli.options import A_RECIPE, Overrides, load_settings, prepared_store
+from superpose.cli import compare, conform, data, evaluate, plan, report, reproduce, runs, share, tune
+from superpose.cli.options import A_RECIPE, Overrides, console, load_settings, prepared_store
+from superpose.errors import UserError
+from superpose.recipes import FOLDER, NAMES
 
 app = typer.Typer(
     help="Token-superposition training: language-model pre-training for less.",
@@ -30,7 +33,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+        bool, Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -43,25 +46,32 @@ app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(conform.conform)
 app.command()(plan.plan)
-app.command()(recipes.recipes)
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, Argument(help="Print this one, to begin one of your own with.")] = None,
+) -> None:
+    """List the recipes that superpose brings, or print one."""
+    if name is not None and name not in NAMES:
+        raise UserError(f"superpose has no recipe {name}; choose of {', '.join(NAMES)}")
+    for own in [name] if name else NAMES:
+        text = (FOLDER / f"{own}.toml").read_text(encoding="utf-8")
+        typer.echo(text if name else f"{own:15} {text.splitlines()[0].removeprefix('# ')}", nl=not name)
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help=f"{A_RECIPE}, or the config.json of a run.")],
-    out: Annotated[Path, typer.Option(help="Directory of the run.")],
-    corpus: Annotated[
-        str | None, typer.Option(help="Text, tokens or a prepared store, in place of the recipe's.")
-    ] = None,
+    recipe: Annotated[Path, Argument(help=f"{A_RECIPE}, or the config.json of a run.")],
+    out: Annotated[Path, Option(help="Directory of the run.")],
+    corpus: Annotated[str | None, Option(help="Text, tokens or a prepared store, in place of the recipe's.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the newest good checkpoint in --out, to the bit.")
+        bool, Option("--resume", help="Go on from the newest good checkpoint in --out, to the bit.")
     ] = False,
     baseline: Annotated[
-        Path | None, typer.Option(help="An ordinary run's directory, to say when this run passes it.")
+        Path | None, Option(help="An ordinary run's directory, to say when this run passes it.")
     ] = None,
-    profile: Annotated[
-        bool, typer.Option("--profile", help="Write profiler traces of a few steps of each phase.")
-    ] = False,
+    profile: Annotated[bool, Option("--profile", help="Write profiler traces of a few steps of each phase.")] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train one model from a recipe and write it as a Hugging Face directory.
@@ -69,41 +79,29 @@ def train(
     On several devices: torchrun --nproc-per-node N -m superpose train ...
     """
     import os
-
-    from rich.console import Console
+    from functools import partial
 
     from superpose.results.progress import Display, summarize
     from superpose.train.loop import announce
     from superpose.train.loop import train as train_run
-    from superpose.train.stopping import StoppedError
+    from superpose.train.running import StoppedError
 
     # Of the ranks torchrun starts, the first speaks for all.
-    console = Console(markup=False, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+    terminal = console(quiet=os.environ.get("RANK", "0") != "0")
     settings = load_settings(recipe, {"data.corpus": corpus}, None, overrides)
-    with Display(console) as display:
+    with Display(terminal) as display:
         store = prepared_store(settings, display)
-        console.print(announce(settings, store))
+        terminal.print(announce(settings, store))
         try:
-            result = train_run(
-                settings,
-                store,
-                out,
-                resume,
-                lambda record: display.record(out.name, settings.train.steps, record),
-                baseline,
-                profile,
-            )
+            told = partial(display.record, out.name, settings.train.steps)
+            result = train_run(settings, store, out, resume, told, baseline, profile)
         except StoppedError as stopped:
-            console.print(f"{stopped}; the same command with --resume goes on")
+            terminal.print(f"{stopped}; the same command with --resume goes on")
             raise typer.Exit(stopped.exit_code) from None
     for line in summarize(result):
-        console.print(line)
-    if result["ends_in_superposition"]:
-        console.print(
-            "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."
-        )
-    else:
-        console.print(f"model: {out / 'model'}")
+        terminal.print(line)
+    bags = "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."
+    terminal.print(bags if result["ends_in_superposition"] else f"model: {out / 'model'}")
 
 
 app.command()(share.generate)

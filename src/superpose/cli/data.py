@@ -6,49 +6,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
 from superpose.cli.options import numbers
 from superpose.errors import UserError
 
 if TYPE_CHECKING:
-    from superpose.data.sources import Source
+    from superpose.data.readers import Source
 
 Sources = Annotated[
     list[str],
-    typer.Argument(
+    Argument(
         metavar="SOURCE...",
         help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin); a saved dataset; "
         "or 'python' for the Python sources of this machine.",
     ),
 ]
-Field = Annotated[str, typer.Option(help="Of JSON lines, Parquet and datasets: where a record keeps its text.")]
-Encoding = Annotated[str, typer.Option(help="Of text files.")]
+Field = Annotated[str, Option(help="Of JSON lines, Parquet and datasets: where a record keeps its text.")]
+Encoding = Annotated[str, Option(help="Of text files.")]
 Dtype = Literal["auto", "uint16", "uint32"]
-Processes = Annotated[int, typer.Option(min=0, help="At a time; 0 for one on each core.")]
+Processes = Annotated[int, Option(min=0, help="At a time; 0 for one on each core.")]
 
 
 def prepare(
     sources: Sources,
-    out: Annotated[Path, typer.Option(help="Directory of the store.")],
+    out: Annotated[Path, Option(help="Directory of the store.")],
     tokenizer: Annotated[
-        str, typer.Option(help="A tokenizer.json, a directory that holds one, or 'bytes'.", show_default=False)
+        str, Option(help="A tokenizer.json, a directory that holds one, or 'bytes'.", show_default=False)
     ] = "",
     vocab_size: Annotated[
-        int | None, typer.Option(min=257, help="Train a tokenizer of so many entries on the text instead.")
+        int | None, Option(min=257, help="Train a tokenizer of so many entries on the text instead.")
     ] = None,
     end_of_text: Annotated[
-        str, typer.Option(help="The token that ends documents; by default the tokenizer's eos_token.")
+        str, Option(help="The token that ends documents; by default the tokenizer's eos_token.")
     ] = "",
-    weights: Annotated[
-        str | None, typer.Option(metavar="W,W,...", help="Share of the text each source is to have.")
-    ] = None,
+    weights: Annotated[str | None, Option(metavar="W,W,...", help="Share of the text each source is to have.")] = None,
     field: Field = "text",
     encoding: Encoding = "utf-8",
-    dtype: Annotated[Dtype, typer.Option(help="Of .bin files without a header.")] = "auto",
-    max_megabytes: Annotated[float | None, typer.Option(help="Of text to train on; by default all.")] = None,
-    val_fraction: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents held out.")] = 0.005,
-    val_megabytes: Annotated[float, typer.Option(help="Of held-out text that is kept.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the documents.")] = 0,
+    dtype: Annotated[Dtype, Option(help="Of .bin files without a header.")] = "auto",
+    max_megabytes: Annotated[float | None, Option(help="Of text to train on; by default all.")] = None,
+    val_fraction: Annotated[float, Option(min=0, max=1, help="Share of the documents held out.")] = 0.005,
+    val_megabytes: Annotated[float, Option(help="Of held-out text that is kept.")] = 10,
+    seed: Annotated[int, Option(min=0, help="Of the order of the documents.")] = 0,
     processes: Processes = 0,
 ) -> None:
     """Turn text into a token store: shuffled, without repeats, some of it held out.
@@ -65,16 +64,11 @@ def prepare(
     shares = None if weights is None else numbers("--weights", weights, float)
     if shares is not None and (len(shares) != len(sources) or min(shares) <= 0):
         raise UserError(f"--weights {weights}: expected {len(sources)} numbers above 0, one for each source")
+    text = _sources(sources, field, encoding, dtype)
+    limit = float("inf") if max_megabytes is None else max_megabytes * 1e6
+    held_out = val_megabytes * 1e6
     preparation = Preparation(
-        _sources(sources, field, encoding, dtype),
-        shares,
-        tokenizer,
-        vocab_size or 0,
-        end_of_text,
-        float("inf") if max_megabytes is None else max_megabytes * 1e6,
-        val_fraction,
-        val_megabytes * 1e6,
-        seed,
+        text, shares, tokenizer, vocab_size or 0, end_of_text, limit, val_fraction, held_out, seed
     )
     started = time.monotonic()
     with Display() as display:
@@ -93,10 +87,10 @@ tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
 @tokenizer_app.command("train")
 def train_a_tokenizer(
     sources: Sources,
-    vocab_size: Annotated[int, typer.Option(min=257, help="Entries, bytes and special tokens included.")],
-    out: Annotated[Path, typer.Option(help="Directory to write, as Hugging Face saves tokenizers.")],
+    vocab_size: Annotated[int, Option(min=257, help="Entries, bytes and special tokens included.")],
+    out: Annotated[Path, Option(help="Directory to write, as Hugging Face saves tokenizers.")],
     special_token: Annotated[
-        list[str] | None, typer.Option(help="A further special token, which text never turns into; may be repeated.")
+        list[str] | None, Option(help="A further special token, which text never turns into; may be repeated.")
     ] = None,
     field: Field = "text",
     encoding: Encoding = "utf-8",
@@ -110,10 +104,9 @@ def train_a_tokenizer(
 
     if out.exists():
         raise UserError(f"{out} exists; give a new directory")
+    text, special = _sources(sources, field, encoding), tuple(special_token or ())
     with Display() as display:
-        trained = train_on_sources(
-            _sources(sources, field, encoding), vocab_size, tuple(special_token or ()), processes, display.prepare
-        )
+        trained = train_on_sources(text, vocab_size, special, processes, display.prepare)
     with whole_directory(out) as aside:
         save_tokenizer(trained, aside)
     typer.echo(f"{trained.vocab_size:,} entries, documents end with {END_OF_TEXT}\n{out}")
@@ -121,7 +114,7 @@ def train_a_tokenizer(
 
 data_app = typer.Typer(help="Look at token stores.", no_args_is_help=True)
 
-Store = Annotated[Path, typer.Argument(help="Directory of a store.")]
+Store = Annotated[Path, Argument(help="Directory of a store.")]
 
 
 @data_app.command()
@@ -145,6 +138,6 @@ def verify(store: Store) -> None:
 
 
 def _sources(locations: list[str], field: str, encoding: str, dtype: Dtype = "auto") -> tuple[Source, ...]:
-    from superpose.data.sources import Source
+    from superpose.data.readers import Source
 
     return tuple(Source(location, field, encoding, dtype) for location in locations)

@@ -5,89 +5,68 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
+from superpose.cli.options import AsJson, console, named, print_json
 from superpose.errors import UserError
 
 
 def evaluate(
     places: Annotated[
-        list[Path], typer.Argument(metavar="RUN|HF_DIR...", help="Finished runs and Hugging Face directories.")
+        list[Path], Argument(metavar="RUN|HF_DIR...", help="Finished runs and Hugging Face directories.")
     ],
     text: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             metavar="NAME=PATH",
             help="Held-out text, as 'superpose prepare' takes it, or a prepared store; repeatable. By default what "
             "the runs held out.",
         ),
     ] = None,
-    field: Annotated[str, typer.Option(help="Where records of --text keep their text.")] = "text",
-    max_megabytes: Annotated[float, typer.Option(min=0.001, help="Of each text, from its start.")] = 1.0,
+    field: Annotated[str, Option(help="Where records of --text keep their text.")] = "text",
+    max_megabytes: Annotated[float, Option(min=0.001, help="Of each text, from its start.")] = 1.0,
     tasks: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="NAME,NAME,...",
             help="brackets, copy, grammar, identifiers, or 'all' of these; 'paper' for the paper's eight, or any of "
             "lm-eval's.",
         ),
     ] = None,
-    tasks_only: Annotated[bool, typer.Option("--tasks-only", help="Predict no text.")] = False,
+    tasks_only: Annotated[bool, Option("--tasks-only", help="Predict no text.")] = False,
     include: Annotated[
-        Path | None, typer.Option(help="A folder of further lm-eval tasks; functions that its YAML names are run.")
+        Path | None, Option(help="A folder of further lm-eval tasks; functions that its YAML names are run.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Questions of a task at most; of ours 500.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Questions of a task at most; of ours 500.")] = None,
     latents: Annotated[
-        int | None, typer.Option(min=2, help="Length of a row; by default the models' context, up to 2048.")
+        int | None, Option(min=2, help="Length of a row; by default the models' context, up to 2048.")
     ] = None,
-    device: Annotated[str, typer.Option(help="Where to compute; by default on a GPU if there is one.")] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    device: Annotated[str, Option(help="Where to compute; by default on a GPU if there is one.")] = "",
+    as_json: AsJson = False,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for evaluation.json, summary.md and our tasks for lm-eval.")
+        Path | None, Option(help="Folder for evaluation.json, summary.md and our tasks for lm-eval.")
     ] = None,
 ) -> None:
     """Next-token loss of one or several models on held-out text, by document and by position, and their tasks."""
-    import json
-    import sys
-
-    from rich.console import Console
-
     from superpose.evaluate import workflow
     from superpose.evaluate.tables import tables, verdict
     from superpose.results.progress import print_results
 
-    texts = dict(_named(option) for option in text or [])
-    if len(texts) < len(text or []):
+    given = [named("--text", option, "NAME=PATH, such as news=news.jsonl") for option in text or []]
+    texts = dict(given) if given or tasks_only else None
+    if len(texts or ()) < len(given):
         raise UserError("--text gives a name twice; give each text a name of its own")
     wanted = [name.strip() for name in (tasks or "").split(",") if name.strip()]
-    if tasks_only and (texts or not wanted):
+    if tasks_only and (given or not wanted):
         raise UserError("--tasks-only is for --tasks without --text; leave one of them out")
     # What is being done goes to the other stream, so that the figures can be piped.
-    with Console(file=sys.stderr, markup=False, highlight=False).status("") as status:
+    with console(stderr=True).status("") as status:
         evaluation = workflow.evaluate(
-            places,
-            texts or ({} if tasks_only else None),
-            wanted,
-            field,
-            max_megabytes,
-            latents,
-            limit,
-            include,
-            device,
-            out,
-            status.update,
+            places, texts, wanted, field, max_megabytes, latents, limit, include, device, out, status.update
         )
     if as_json:
-        typer.echo(json.dumps(evaluation.model_dump(), indent=1))
+        print_json(evaluation.model_dump())
         return
-    console = Console(markup=False, highlight=False)
-    print_results(console, tables(evaluation), verdict(evaluation))
+    print_results(console(), tables(evaluation), verdict(evaluation))
     if out is not None:
-        console.print(f"All figures: {out}/")
-
-
-def _named(option: str) -> tuple[str, str]:
-    name, equals, location = option.partition("=")
-    if not (name and equals and location):
-        raise UserError(f"--text {option}: expected NAME=PATH, such as news=news.jsonl")
-    return name, location
+        console().print(f"All figures: {out}/")

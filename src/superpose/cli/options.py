@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer import Option
 
 from superpose.errors import UserError
 from superpose.recipes import NAMES
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from superpose.data.store import TokenStore
     from superpose.results.progress import Display
     from superpose.train.config import Recipe
@@ -21,15 +24,38 @@ _Number = TypeVar("_Number", int, float)
 A_RECIPE = f"A recipe's file, or one of {', '.join(NAMES)}"
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
+    Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
-Corpus = Annotated[
-    str | None, typer.Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")
-]
-Runs = Annotated[Path, typer.Option(help="Directory for results and runs.")]
-Jobs = Annotated[
-    int, typer.Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")
-]
+Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
+Runs = Annotated[Path, Option(help="Directory for results and runs.")]
+Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")]
+
+AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
+
+
+def console(**settings: Any) -> Console:
+    """Prints names and paths from outside, which are text and not markup."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, **settings)
+
+
+def print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1))
+
+
+def named(option: str, text: str, expected: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE.
+
+    Raises:
+        UserError: one is missing; the message says what was expected.
+    """
+    name, _, value = text.partition("=")
+    if not (name and value):
+        raise UserError(f"{option} {text}: expected {expected}")
+    return name, value
 
 
 def load_settings(

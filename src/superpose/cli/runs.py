@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 from typer.core import TyperGroup
 
-from superpose.cli.options import Runs
+from superpose.cli.options import AsJson, Runs, console, print_json
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print it as JSON.")]
-Run = Annotated[Path, typer.Argument(help="Directory of a run.")]
+Run = Annotated[Path, Argument(help="Directory of a run.")]
 
 
 class _ListByDefault(TyperGroup):
@@ -31,7 +28,7 @@ app = typer.Typer(cls=_ListByDefault, help="List, show, compare and remove the r
 
 @app.command("list")
 def list_runs(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder and in its own folders, each once, whatever names it has."""
@@ -41,9 +38,9 @@ def list_runs(
 
     runs, problems = find_runs(folder)
     if as_json:
-        _print_json([listed(run) for run in runs])
+        print_json([listed(run) for run in runs])
     elif runs:
-        print_table(_console(), *table_of(runs))
+        print_table(_wide(), *table_of(runs))
     else:
         typer.echo(f"{folder} holds no runs")
     for problem in problems:
@@ -56,51 +53,51 @@ def show(run: Run, as_json: AsJson = False) -> None:
     from superpose.results.progress import print_table
     from superpose.runs.disk import open_run
     from superpose.runs.tables import shown, tables_of
-    from superpose.train.recipe_file import recipe_toml
+    from superpose.train.config import recipe_toml
 
     found = open_run(run)
     if as_json:
-        _print_json(shown(found))
+        print_json(shown(found))
         return
-    console = _console()
+    wide = _wide()
     for title, header, rows in tables_of(found):
-        console.print(title, style="bold")
-        print_table(console, header, rows)
-        console.print()
-    console.print("Settings that are not at their defaults", style="bold")
-    console.print(recipe_toml(found.recipe), soft_wrap=True)
+        wide.print(title, style="bold")
+        print_table(wide, header, rows)
+        wide.print()
+    wide.print("Settings that are not at their defaults", style="bold")
+    wide.print(recipe_toml(found.recipe), soft_wrap=True)
 
 
 @app.command()
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN RUN...", help="Directories of runs.")],
+    runs: Annotated[list[Path], Argument(metavar="RUN RUN...", help="Directories of runs.")],
     as_json: AsJson = False,
 ) -> None:
     """Compare runs: settings that differ, losses at equal steps and at equal FLOPs."""
     from dataclasses import asdict
 
     from superpose.results.progress import print_table
-    from superpose.runs.differ import differences
     from superpose.runs.disk import open_run
+    from superpose.runs.tables import differences
 
     found = differences([open_run(run) for run in runs])
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
         return
-    console = _console()
+    wide = _wide()
     for remark in found.remarks():
-        console.print(remark)
+        wide.print(remark)
     for title, header, rows in found.tables():
-        console.print(f"\n{title}", style="bold")
-        print_table(console, header, rows)
+        wide.print(f"\n{title}", style="bold")
+        print_table(wide, header, rows)
 
 
 @app.command()
 def remove(
-    paths: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Runs, or links to them.")],
-    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Only their checkpoints.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be freed.")] = False,
+    paths: Annotated[list[Path], Argument(metavar="RUN...", help="Runs, or links to them.")],
+    checkpoints: Annotated[bool, Option("--checkpoints", help="Only their checkpoints.")] = False,
+    yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be freed.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Remove runs inside of --runs, or only their checkpoints, after saying what goes; of a link the link alone."""
@@ -125,15 +122,6 @@ def remove(
     typer.echo(f"{freed} freed")
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    # Paths and settings are text and not markup. What reads them from a pipe needs no fitting.
-    console = Console(markup=False, highlight=False)
-    return console if console.is_terminal else Console(markup=False, highlight=False, width=200)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(value, indent=1))
+def _wide() -> Any:
+    """What reads tables from a pipe needs no fitting."""
+    return console() if console().is_terminal else console(width=200)

@@ -7,28 +7,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from superpose.cli.options import A_RECIPE
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Directory of a run.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write; it must not exist.")],
+    run: Annotated[Path, Argument(help="Directory of a run.")],
+    directory: Annotated[Path, Argument(metavar="DIR", help="Directory to write; it must not exist.")],
     checkpoint: Annotated[
-        int | None, typer.Option(metavar="STEP", help="Its checkpoint of this step, in place of the final model.")
+        int | None, Option(metavar="STEP", help="Its checkpoint of this step, in place of the final model.")
     ] = None,
     average: Annotated[
-        bool, typer.Option("--average", help="The moving average of the weights, of a run with train.average.")
+        bool, Option("--average", help="The moving average of the weights, of a run with train.average.")
     ] = False,
     bags: Annotated[
-        bool, typer.Option("--bags", help="Export a model that predicts bags, marked as one that cannot generate.")
+        bool, Option("--bags", help="Export a model that predicts bags, marked as one that cannot generate.")
     ] = False,
-    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Of a file of weights, such as 100MB.")] = "5GB",
+    max_shard_size: Annotated[str, Option(metavar="SIZE", help="Of a file of weights, such as 100MB.")] = "5GB",
     license_id: Annotated[
-        str, typer.Option("--license", metavar="ID", help="For the card, such as apache-2.0; unknown if not given.")
+        str, Option("--license", metavar="ID", help="For the card, such as apache-2.0; unknown if not given.")
     ] = "",
     language: Annotated[
-        list[str] | None, typer.Option(metavar="CODE", help="Of the text, for the card, such as en; repeatable.")
+        list[str] | None, Option(metavar="CODE", help="Of the text, for the card, such as en; repeatable.")
     ] = None,
 ) -> None:
     """Write a run's model as a Hugging Face directory with a model card of the run's facts."""
@@ -41,10 +42,10 @@ def export(
 
 
 def import_model(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face directory of a causal LM.")],
-    out: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="The recipe to write.")],
+    directory: Annotated[Path, Argument(metavar="DIR", help="A Hugging Face directory of a causal LM.")],
+    out: Annotated[Path, Argument(metavar="RECIPE.toml", help="The recipe to write.")],
     recipe: Annotated[
-        Path | None, typer.Option(help=f"{A_RECIPE}, with the other settings; by default all, without superposition.")
+        Path | None, Option(help=f"{A_RECIPE}, with the other settings; by default all, without superposition.")
     ] = None,
 ) -> None:
     """Check a Hugging Face directory, and write a recipe that trains its model on."""
@@ -58,14 +59,12 @@ def import_model(
 
 
 def generate(
-    place: Annotated[Path, typer.Argument(metavar="RUN|DIR", help="A finished run, or a Hugging Face directory.")],
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="By default as many as the context has room for.")
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
-    top_p: Annotated[float, typer.Option(min=0.01, max=1, help="Share of the probability to sample from.")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    place: Annotated[Path, Argument(metavar="RUN|DIR", help="A finished run, or a Hugging Face directory.")],
+    prompt: Annotated[str, Argument(help="Text to continue.")] = "",
+    max_new_tokens: Annotated[int | None, Option(min=1, help="By default as many as the context has room for.")] = None,
+    temperature: Annotated[float, Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
+    top_p: Annotated[float, Option(min=0.01, max=1, help="Share of the probability to sample from.")] = 0.95,
+    seed: Annotated[int, Option(min=0)] = 0,
 ) -> None:
     """Continue a text with the model of a finished run or of a Hugging Face directory, streamed as it comes."""
     from superpose.share import sampling

@@ -11,7 +11,7 @@ from superpose.compare.charts import curves
 from superpose.compare.comparison import Comparison
 from superpose.compare.experiment import Design, best_rates, plan_runs, plan_tuning, with_precision
 from superpose.data.config import prepare
-from superpose.results.draw import draw
+from superpose.results.charts import draw
 from superpose.results.progress import Display
 from superpose.runs.pool import POOL, link, named_directory, train_all
 from superpose.train.loop import announce, check_recipe

@@ -12,6 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,13 +96,11 @@ def load(source: str, names: Mapping[str, str]) -> Implementation:
     Raises:
         UserError: there is no such file, module or attribute, or importing it fails.
     """
-    module = _import(source)
+    module: Any = _import(source)
     roles: dict[str, Any] = {}
     for role in ROLES:
         name = names.get(role, role)
-        value: Any = module
-        for part in name.split("."):
-            value = getattr(value, part, None)
+        value = reduce(lambda place, part: getattr(place, part, None), name.split("."), module)
         if value is None and role in names:
             raise UserError(f"{source} has no {name!r}, named as its {role}")
         if value is not None and role != "step_seconds" and not callable(value):
@@ -116,20 +115,18 @@ def load(source: str, names: Mapping[str, str]) -> Implementation:
 
 def _import(source: str) -> ModuleType:
     path = Path(source)
+    if path.suffix == ".py" and not path.is_file():
+        raise UserError(f"{source}: no such file; give a Python file or an importable module")
     try:
         if path.suffix != ".py":
             sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
             return importlib.import_module(source)
-        if not path.is_file():
-            raise UserError(f"{source}: no such file; give a Python file or an importable module")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
-    except UserError:
-        raise
     except Exception as error:
         raise UserError(f"{source} cannot be imported: {type(error).__name__}: {error}") from None
     return module

@@ -35,9 +35,7 @@ NOISE = 1e-6
 class _ScaledEmbedding(nn.Embedding):
     """Does more than look up, as Gemma's does."""
 
-    def __init__(self, vocab_size: int, width: int, scale: float) -> None:
-        super().__init__(vocab_size, width)
-        self.scale = scale
+    scale: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) * self.scale
@@ -98,9 +96,8 @@ class Probe(nn.Module):
         super().__init__()
         width_ = vocab_size if width is None else width
         self.softcap = softcap
-        self.embed_tokens: nn.Embedding = (
-            nn.Embedding(vocab_size, width_) if scale == 1 else _ScaledEmbedding(vocab_size, width_, scale)
-        )
+        self.embed_tokens = (nn.Embedding if scale == 1 else _ScaledEmbedding)(vocab_size, width_)
+        self.embed_tokens.scale = torch.tensor(scale)
         self.model = Backbone(self.embed_tokens, gain)
         self.lm_head = nn.Linear(width_, vocab_size, bias=bias)
         self.double()
@@ -162,7 +159,8 @@ class Reading:
         asked: share of each token in what a position was asked for [B, L, V]; zeros where nothing.
         counts: how much of the loss is a position's [B, L]; their sum is 1 for a mean.
         tilt: largest sum of a position's gradient over the vocabulary, 0 for whatever has one softmax.
-        logits: [B, L, V].
+        hidden: [B, L, V]; with a plain head, which is an identity, they are the logits.
+        mask, positions: what the body was given.
     """
 
     value: float
@@ -170,30 +168,32 @@ class Reading:
     asked: Tensor
     counts: Tensor
     tilt: float
-    logits: Tensor
+    hidden: Tensor
+    mask: Tensor | None
+    positions: Tensor | None
 
 
 def read_step(
-    step: Callable[..., Any], window: Tensor, bag_size: int, vocab_size: int = VOCAB_SIZE, **arguments: Any
+    step: Callable[..., Any], window: Tensor, bag_size: int, model: Probe | None = None, **arguments: Any
 ) -> Reading:
-    """Runs a step on the probe.
+    """Runs a step on the probe, a plain one if none is given.
 
     Raises:
         ValueError: it did not call the model's backbone exactly once, or returned no scalar.
     """
-    model = Probe(vocab_size)
+    model = model or Probe(VOCAB_SIZE)
     loss = scalar(step(model, window, bag_size, **arguments), "step")
     seen = call_of(model)
     if loss.requires_grad:
         loss.backward()
-    logits = seen.hidden.detach()  # the head is an identity
-    gradient = torch.zeros_like(logits) if seen.hidden.grad is None else seen.hidden.grad
-    probabilities = logits.softmax(dim=-1)
+    hidden = seen.hidden.detach()
+    gradient = torch.zeros_like(hidden) if seen.hidden.grad is None else seen.hidden.grad
+    probabilities = hidden.softmax(dim=-1)
     counts = gradient[..., NEVER] / probabilities[..., NEVER]
     asked = probabilities - gradient / counts.masked_fill(counts == 0, 1).unsqueeze(-1)
     asked = asked.masked_fill((counts == 0).unsqueeze(-1), 0)
     tilt = float(gradient.sum(dim=-1).abs().max())
-    return Reading(float(loss.detach()), seen.embeds.detach(), asked, counts, tilt, logits)
+    return Reading(value_of(loss), seen.embeds.detach(), asked, counts, tilt, hidden, seen.mask, seen.positions)
 
 
 def observe(implementation: Implementation, window: Tensor, bag_size: int, **arguments: Any) -> Reading:

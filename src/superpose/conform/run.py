@@ -127,9 +127,8 @@ def check_counts(implementation: Implementation) -> str:
 
 
 def _windows(implementation: Implementation, start: int) -> Iterator[Tensor]:
-    return iter(
-        implementation.need("batches")(torch.arange(_TOKENS), _ROWS, _LATENTS, _STEPS, _BAG_SIZE, _RATIO, start)
-    )
+    batches = implementation.need("batches")
+    return iter(batches(torch.arange(_TOKENS), _ROWS, _LATENTS, _STEPS, _BAG_SIZE, _RATIO, start))
 
 
 def _bag_size(window: Tensor) -> int:

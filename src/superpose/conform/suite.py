@@ -6,24 +6,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from superpose.conform import model, run, targets
+from superpose.conform import run, step
 from superpose.conform.implementation import Implementation, NotCheckedError, WrongError
 
 Verdict = Literal["right", "wrong", "raised", "not checked"]
 Check = Callable[[Implementation], str]
 
 ERRORS: dict[int, tuple[str, Check]] = {
-    1: ("targets leak into the input, or a token is skipped", targets.check_shift),
-    2: ("first loss is not log V", targets.check_first_loss),
-    3: ("work or memory grows with the bag", model.check_work),
-    4: ("normalisation under ignored and repeated targets", targets.check_normalisation),
-    5: ("padding enters the mean or the loss", targets.check_padding),
-    6: ("side inputs, scales, biases or caps forgotten", model.check_sides),
-    7: ("evaluation in bags", model.check_evaluation),
+    1: ("targets leak into the input, or a token is skipped", step.check_shift),
+    2: ("first loss is not log V", step.check_first_loss),
+    3: ("work or memory grows with the bag", step.check_work),
+    4: ("normalisation under ignored and repeated targets", step.check_normalisation),
+    5: ("padding enters the mean or the loss", step.check_padding),
+    6: ("side inputs, scales, biases or caps forgotten", step.check_sides),
+    7: ("evaluation in bags", step.check_evaluation),
     8: ("several places decide the phase", run.check_decision),
     9: ("text read again, at the switch or on resume", run.check_reading),
     10: ("reading cannot keep up", run.check_speed),
-    11: ("parameters or shapes differ between the phases", model.check_phases),
+    11: ("parameters or shapes differ between the phases", step.check_phases),
     12: ("raw tokens, latents and FLOPs mixed up", run.check_counts),
 }
 """The twelve errors of docs/method.md by number: title, and the check, which raises `WrongError` with its evidence,
@@ -39,29 +39,27 @@ class Finding:
         verdict: "right": the error is not made as far as was checked; "wrong": it is made; "raised": the
             implementation raised an exception; "not checked": what the check needs was not given.
         evidence: indices, values and gradients.
+        title: of the error.
     """
 
     error: int
     verdict: Verdict
     evidence: str
-
-    @property
-    def title(self) -> str:
-        return ERRORS[self.error][0]
+    title: str
 
 
 def conform(implementation: Implementation) -> list[Finding]:
     """Which of the twelve errors an implementation makes, with evidence: a finding for each, in order."""
-    return [_finding(number, check, implementation) for number, (_, check) in ERRORS.items()]
+    return [Finding(number, *_judge(check, implementation), title) for number, (title, check) in ERRORS.items()]
 
 
-def _finding(number: int, check: Check, implementation: Implementation) -> Finding:
+def _judge(check: Check, implementation: Implementation) -> tuple[Verdict, str]:
     try:
-        return Finding(number, "right", check(implementation))
+        return "right", check(implementation)
     except WrongError as wrong:
-        return Finding(number, "wrong", str(wrong))
+        return "wrong", str(wrong)
     except NotCheckedError as missing:
-        return Finding(number, "not checked", str(missing))
+        return "not checked", str(missing)
     except Exception as error:  # anything may happen in code that is not ours
         lines = str(error).strip().splitlines()
-        return Finding(number, "raised", f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
+        return "raised", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -203,7 +203,8 @@ class _Check:
                 logits = parts.softcap * torch.tanh(logits / parts.softcap)
             return logits, router_loss
 
-        return self._called(lambda: self.lm.within(run), "its embeddings")
+        returned: tuple[Tensor, Tensor | None] = self._called(lambda: self.lm.within(run), "its embeddings")
+        return returned
 
     def _hidden(self, inputs: Tensor) -> Tensor:
         hidden: Tensor = self._called(

@@ -1,16 +1,15 @@
 """What a recipe says of its text, and the store that comes of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from superpose.data.prepare import Preparation, Progress, prepare_store
-from superpose.data.sources import PYTHON_SOURCES, Source
+from superpose.data.prepare import Preparation, prepare_store
+from superpose.data.readers import PYTHON_SOURCES, Source
 from superpose.data.store import TokenStore
 from superpose.data.tokenizer import load_tokenizer
+from superpose.data.workers import Progress
 from superpose.errors import UserError
 
 
@@ -61,7 +60,7 @@ class DataArgs(BaseModel):
     """Of the order of the documents, which also decides which of them `max_megabytes` leaves out."""
 
     @model_validator(mode="after")
-    def _combinations(self) -> DataArgs:
+    def _combinations(self) -> Self:
         if self.tokenizer and self.vocab_size != DataArgs.model_fields["vocab_size"].default:
             raise ValueError("data.vocab_size is of a tokenizer that is trained; leave it out where one is given")
         if not isinstance(self.corpus, str) and len({source.weight is None for source in self.corpus}) > 1:

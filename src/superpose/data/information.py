@@ -7,8 +7,6 @@ The paper weighs the i-th token of a target bag by the fit of its own corpus (DC
 off (Miller and Madow); what is left of it at a large vocabulary is part of C0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -61,8 +59,8 @@ def mutual_information(tokens: Tokens, distance: int) -> float:
     pairs = np.unique(first * (int(tokens.max()) + 1) + second, return_counts=True)[1]
     singles = [np.unique(side, return_counts=True)[1] for side in (first, second)]
     seen = len(pairs) - len(singles[0]) - len(singles[1]) + 1
-    plugged_in = _entropy(singles[0]) + _entropy(singles[1]) - _entropy(pairs)
-    return plugged_in - seen / (2 * len(first))
+    plugged_in = stats.entropy(singles[0]) + stats.entropy(singles[1]) - stats.entropy(pairs)
+    return float(plugged_in) - seen / (2 * len(first))
 
 
 def fit_power_law(tokens: TokenArray, most_distant: int = 32) -> PowerLaw:
@@ -99,8 +97,3 @@ def _fit(information: dict[int, float]) -> tuple[float, float, float]:
     except (RuntimeError, ValueError):
         raise UserError("the mutual information of this text does not fall as a power of the distance") from None
     return float(constant), float(factor), float(exponent)
-
-
-def _entropy(counts: npt.NDArray[np.int64]) -> float:
-    shares = counts / counts.sum()
-    return float(-(shares * np.log(shares)).sum())

@@ -1,7 +1,5 @@
 """Reading ahead: the windows of the next steps are read on a thread while a step computes."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -14,36 +14,28 @@ stands in a `.partial` directory beside STORE, so a preparation that was interru
 all is there, the directory is renamed to STORE.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, count, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from superpose.data.readers import Part, find_parts, read_part
+from superpose.data.readers import Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
-from superpose.data.shards import chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
-from superpose.data.sources import Source
+from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
 from superpose.data.store import FORMAT, TokenStore
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
-from superpose.data.workers import Run, available_cores, workers
+from superpose.data.workers import Progress, Run, available_cores, workers
 from superpose.errors import UserError
 from superpose.files import file_sha256, one_at_a_time, read_json, sync, whole_file, write_json
-
-Progress = Callable[[str, float], None]
-"""Told what is being done and the share of it that is done, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +77,7 @@ def prepare_store(
         UserError: a source or the tokenizer cannot be read, there is too little text, or `path` holds something else.
     """
     progress("looking at the sources", 0)
-    parts = _parts_of(preparation.sources)
+    parts = [part for source in preparation.sources for part in find_parts(source)]
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
     if given is None and any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
@@ -93,9 +85,14 @@ def prepare_store(
     path = path or cache_directory() / "stores" / inputs[:16]
     if not path.exists():
         with one_at_a_time(path):
-            if not path.exists():
+            if not path.exists():  # another process may have made it
                 _prepare(preparation, path, inputs, parts, given, processes, progress)
-    return _opened(path, inputs)
+    if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
+        raise UserError(
+            f"{path} exists and holds something else than what is to be prepared (other sources, settings or "
+            f"versions); give a new directory, or remove it"
+        )
+    return TokenStore.open(path)
 
 
 def _prepare(
@@ -108,185 +105,36 @@ def _prepare(
     progress: Progress,
 ) -> None:
     work = path.with_name(f".{path.name}.partial")
-    _claim(work, inputs)
-    with workers(min(processes or available_cores(), len(parts))) as run:
-        selection, of_part = _select(preparation, parts, work, given.end_of_text if given else None, run, progress)
-        _expect_text(preparation, selection)
-        if not (work / "tokenizer" / "done").is_file():
+    # What an interrupted preparation of the same inputs left is gone on with.
+    mark = work / "inputs.json"
+    if not mark.is_file() or read_json(mark) != {"inputs": inputs}:
+        shutil.rmtree(work, ignore_errors=True)
+        for folder in ("index", "spill", "shards"):
+            (work / folder).mkdir(parents=True)
+        write_json(mark, {"inputs": inputs})
+    with workers(min(processes or available_cores(), len(parts)), progress) as run:
+        selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run)
+        if not len(selection.train.documents) or not len(selection.val.documents):
+            where = ", ".join(source.location for source in preparation.sources)
+            unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
+            raise UserError(
+                f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some "
+                f"and hold out others; give more text, or hold out a larger share"
+            )
+        if not (work / "tokenizer").is_dir():
             progress("training the tokenizer" if given is None else "looking at the tokenizer", 0)
-            tokenizer = given or train_tokenizer(_first_texts(run, parts, of_part, selection), preparation.vocab_size)
-            keep_tokenizer(tokenizer, work / "tokenizer")
+            keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
         tokenizer = kept_tokenizer(work)
         dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-
-        jobs = zip(range(len(parts)), parts, of_part, strict=True)
-        chosen = [job for job in jobs if (job[2] >= 0).any()]
-        run(partial(spill, work, dtype), chosen, lambda share: progress("tokenizing", share))
+        run(partial(spill, work, dtype), jobs, "tokenizing")
         val = plan_shards("val", selection.val.sizes, 0)
         train = plan_shards("train", selection.train.sizes, len(selection.val.sizes))
-        write = partial(gather, work, dtype, tokenizer.end_of_text)
-        records = run(write, val + train, lambda share: progress("writing shards", share))
-    written = {"val": {"shards": records[: len(val)]}, "train": {"shards": records[len(val) :]}}
-    _finish(work, path, preparation, inputs, tokenizer, dtype, selection, written)
-
-
-def train_on_sources(
-    sources: tuple[Source, ...],
-    vocab_size: int,
-    special_tokens: tuple[str, ...] = (),
-    processes: int = 0,
-    progress: Progress = lambda what, share: None,
-) -> TextTokenizer:
-    """A tokenizer trained on 16 MiB of some sources, taken from all over them.
-
-    Raises:
-        UserError: a source cannot be read, or holds no text.
-    """
-    preparation = Preparation(sources, val_fraction=0.0)
-    parts = _parts_of(sources)
-    if any(part.is_tokens for part in parts):
-        raise UserError("a source holds tokens already, and a tokenizer is trained on text")
-    with workers(min(processes or available_cores(), len(parts))) as run, TemporaryDirectory() as folder:
-        (Path(folder) / "index").mkdir()
-        selection, of_part = _select(preparation, parts, Path(folder), None, run, progress)
-        if not len(selection.train.documents):
-            raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")
-        progress("training the tokenizer", 0)
-        return train_tokenizer(_first_texts(run, parts, of_part, selection), vocab_size, special_tokens)
-
-
-def cache_directory() -> Path:
-    """`$SUPERPOSE_CACHE`, or `superpose` in the user's cache directory."""
-    if chosen := os.environ.get("SUPERPOSE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
-
-
-def _parts_of(sources: tuple[Source, ...]) -> list[Part]:
-    return [part for source in sources for part in find_parts(source)]
-
-
-def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
-    """Of all that decides what a store holds; files go in by path, size and time, not by reading them."""
-    files = sorted({file for part in parts for file in part.files})
-    stats = [(file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files]
-    path = Path(preparation.tokenizer)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    tokenizer = file_sha256(file) if preparation.tokenizer and file.is_file() else ""
-    inputs = [FORMAT, version("tokenizers"), asdict(preparation), tokenizer, stats]
-    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
-
-
-def _opened(path: Path, inputs: str) -> TokenStore:
-    if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
-        raise UserError(
-            f"{path} exists and holds something else than what is to be prepared (other sources, settings or "
-            f"versions); give a new directory, or remove it"
-        )
-    return TokenStore.open(path)
-
-
-def _claim(work: Path, inputs: str) -> None:
-    """Makes the directory of a preparation, or goes on with what an interrupted one of the same inputs left."""
-    mark = work / "inputs.json"
-    if mark.is_file() and read_json(mark) == {"inputs": inputs}:
-        return
-    if work.exists():
-        shutil.rmtree(work)
-    for folder in ("index", "spill", "shards"):
-        (work / folder).mkdir(parents=True)
-    write_json(mark, {"inputs": inputs})
-
-
-def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
-    """Step 2: writes the index of a part."""
-    number, part = job
-    path = work / "index" / f"{number:06d}.npy"
-    if not path.exists():
-        entries = np.fromiter(map(index_entry, read_part(part, end_of_text)), dtype=INDEX)
-        with whole_file(path) as aside, aside.open("wb") as file:
-            np.save(file, entries, allow_pickle=False)
-
-
-def _select(
-    preparation: Preparation,
-    parts: list[Part],
-    work: Path,
-    end_of_text: int | None,
-    run: Run,
-    progress: Progress,
-) -> tuple[Selection, list[npt.NDArray[np.int64]]]:
-    """Step 2: the selection, and for each document of each part its place in the store, or -1."""
-    run(partial(_scan, work, end_of_text), list(enumerate(parts)), lambda share: progress("reading text", share))
-    indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in range(len(parts))]
-    bounds = [0, *accumulate(map(len, indexes))]
-    sources = [preparation.sources.index(part.source) for part in parts]
-    selection = select(
-        np.concatenate(indexes),
-        np.repeat(sources, np.diff(bounds)),
-        preparation.weights,
-        preparation.max_bytes,
-        preparation.val_fraction,
-        preparation.val_bytes,
-        preparation.seed,
-    )
-    order = np.concatenate([selection.val.documents, selection.train.documents])
-    places = np.full(bounds[-1], -1, dtype=np.int64)
-    places[order] = np.arange(len(order))
-    return selection, [places[start:stop] for start, stop in pairwise(bounds)]
-
-
-def _expect_text(preparation: Preparation, selection: Selection) -> None:
-    if len(selection.train.documents) and len(selection.val.documents):
-        return
-    where = ", ".join(source.location for source in preparation.sources)
-    unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
-    raise UserError(
-        f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some and "
-        f"hold out others; give more text, or hold out a larger share"
-    )
-
-
-def _first_texts(
-    run: Run, parts: list[Part], of_part: list[npt.NDArray[np.int64]], selection: Selection
-) -> Iterator[str]:
-    """The first `TRAINING_BYTES` of the training side."""
-    first = len(selection.val.documents)
-    stop = first + 1 + int(np.searchsorted(np.cumsum(selection.train.sizes), TRAINING_BYTES))
-    jobs = [
-        (part, np.where((places >= first) & (places < stop), places, -1))
-        for part, places in zip(parts, of_part, strict=True)
-    ]
-    jobs = [job for job in jobs if (job[1] >= 0).any()]
-    texts = sorted(pair for pairs in run(_texts_of_places, jobs, lambda share: None) for pair in pairs)
-    return (text for _, text in texts)
-
-
-def _texts_of_places(job: tuple[Part, npt.NDArray[np.int64]]) -> list[tuple[int, str]]:
-    part, places = job
-    return [(place, document) for place, document in chosen_documents(part, places, None) if isinstance(document, str)]
-
-
-def _finish(
-    work: Path,
-    path: Path,
-    preparation: Preparation,
-    inputs: str,
-    tokenizer: TextTokenizer,
-    dtype: str,
-    selection: Selection,
-    written: dict[str, Any],
-) -> None:
-    """Writes the manifest, removes what only the preparation needed, and gives the directory its name."""
-    checksums: dict[str, str] = {}
-    for side in written.values():
-        for shard in side["shards"]:
-            checksums |= {f"{shard['name']}.{suffix}": digest for suffix, digest in shard.pop("sha256").items()}
-    (work / "tokenizer" / "done").unlink()
-    for file in sorted((work / "tokenizer").iterdir()):
-        checksums[f"tokenizer/{file.name}"] = file_sha256(file)
-        sync(file)
-    content = [checksums[name] for name in sorted(checksums) if not name.startswith("tokenizer/")]
+        records = run(partial(gather, work, dtype, tokenizer.end_of_text), val + train, "writing shards")
+    checksums = {
+        f"{shard['name']}.{suffix}": digest for shard in records for suffix, digest in shard.pop("sha256").items()
+    }
+    content = [checksums[name] for name in sorted(checksums)]
+    checksums |= {f"tokenizer/{file.name}": file_sha256(file) for file in sorted((work / "tokenizer").iterdir())}
     content.append(checksums["tokenizer/tokenizer.json"])
     write_json(
         work / "manifest.json",
@@ -305,7 +153,7 @@ def _finish(
             "vocab_size": tokenizer.vocab_size,
             "end_of_text": tokenizer.end_of_text,
             "dtype": dtype,
-            "splits": written,
+            "splits": {"val": {"shards": records[: len(val)]}, "train": {"shards": records[len(val) :]}},
             "sha256": checksums,
         },
     )
@@ -316,3 +164,93 @@ def _finish(
         shutil.rmtree(work / folder)
     work.rename(path)
     sync(path.parent)
+
+
+def train_on_sources(
+    sources: tuple[Source, ...],
+    vocab_size: int,
+    special_tokens: tuple[str, ...] = (),
+    processes: int = 0,
+    progress: Progress = lambda what, share: None,
+) -> TextTokenizer:
+    """A tokenizer trained on 16 MiB of some sources, taken from all over them.
+
+    Raises:
+        UserError: a source cannot be read, or holds no text.
+    """
+    preparation = Preparation(sources, val_fraction=0.0)
+    parts = [part for source in sources for part in find_parts(source)]
+    if any(part.is_tokens for part in parts):
+        raise UserError("a source holds tokens already, and a tokenizer is trained on text")
+    with workers(min(processes or available_cores(), len(parts)), progress) as run, TemporaryDirectory() as folder:
+        (Path(folder) / "index").mkdir()
+        selection, jobs = _select(preparation, parts, Path(folder), None, run)
+        if not len(selection.train.documents):
+            raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")
+        return train_tokenizer(_first_texts(run, jobs, selection), vocab_size, special_tokens)
+
+
+def cache_directory() -> Path:
+    """`$SUPERPOSE_CACHE`, or `superpose` in the user's cache directory."""
+    if chosen := os.environ.get("SUPERPOSE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
+
+
+def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
+    """Of all that decides what a store holds; files go in by path, size and time, not by reading them."""
+    files = sorted({file for part in parts for file in part.files})
+    stats = [(file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files]
+    path = Path(preparation.tokenizer)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    tokenizer = file_sha256(file) if preparation.tokenizer and file.is_file() else ""
+    inputs = [FORMAT, version("tokenizers"), asdict(preparation), tokenizer, stats]
+    return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+
+
+def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
+    """Step 2: writes the index of a part."""
+    number, part = job
+    path = work / "index" / f"{number:06d}.npy"
+    if not path.exists():
+        entries = np.fromiter(map(index_entry, read_part(part, end_of_text)), dtype=INDEX)
+        with whole_file(path) as aside, aside.open("wb") as file:
+            np.save(file, entries, allow_pickle=False)
+
+
+def _select(
+    preparation: Preparation, parts: list[Part], work: Path, end_of_text: int | None, run: Run
+) -> tuple[Selection, list[Job]]:
+    """Step 2: the selection, and of each part that has some of it the places in the store."""
+    run(partial(_scan, work, end_of_text), list(enumerate(parts)), "reading text")
+    indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in range(len(parts))]
+    bounds = [0, *accumulate(map(len, indexes))]
+    sources = [preparation.sources.index(part.source) for part in parts]
+    selection = select(
+        np.concatenate(indexes),
+        np.repeat(sources, np.diff(bounds)),
+        preparation.weights,
+        preparation.max_bytes,
+        preparation.val_fraction,
+        preparation.val_bytes,
+        preparation.seed,
+    )
+    order = np.concatenate([selection.val.documents, selection.train.documents])
+    places = np.full(bounds[-1], -1, dtype=np.int64)
+    places[order] = np.arange(len(order))
+    of_part = [places[start:stop] for start, stop in pairwise(bounds)]
+    return selection, [job for job in zip(count(), parts, of_part) if (job[2] >= 0).any()]
+
+
+def _first_texts(run: Run, jobs: list[Job], selection: Selection) -> Iterator[str]:
+    """The first `TRAINING_BYTES` of the training side."""
+    first = len(selection.val.documents)
+    stop = first + 1 + int(np.searchsorted(np.cumsum(selection.train.sizes), TRAINING_BYTES))
+    jobs = [(number, part, np.where((at >= first) & (at < stop), at, -1)) for number, part, at in jobs]
+    texts = run(_texts_of_places, [job for job in jobs if (job[2] >= 0).any()], "training the tokenizer")
+    return (text for _, text in sorted(chain.from_iterable(texts)))
+
+
+def _texts_of_places(job: Job) -> list[tuple[int, str]]:
+    _, part, places = job
+    return [(place, document) for place, document in chosen_documents(part, places, None) if isinstance(document, str)]

@@ -8,11 +8,12 @@ they can be counted first and fetched later. No part needs much more memory than
 at line ends, Parquet at its row groups, and compressed files are read as a stream.
 """
 
-from __future__ import annotations
-
+import glob
 import gzip
+import os
+import sysconfig
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,12 +22,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from superpose.data.record_files import open_parquet, read_arrow, read_json_lines, read_parquet
-from superpose.data.sources import Source, files_of
-from superpose.data.text_files import read_text, wide_units
+from superpose.data.text_files import open_parquet, read_arrow, read_json_lines, read_parquet, read_text, wide_units
 from superpose.data.token_files import find_documents, megatron_documents, open_megatron, open_tokens
 from superpose.errors import UserError, first_line
+from superpose.files import read_json
 
+PYTHON_SOURCES = "python"
+"""Names the default corpus: the Python sources installed on this machine."""
 RANGE = 8 * 2**20
 """Bytes (or half as many tokens) of a file that make a part: enough to be worth a turn, and few enough that all
 processes have work until the end. It decides where large texts are cut, so it does not depend on the machine."""
@@ -39,6 +41,20 @@ _FEW_FILES = 100
 _JSON = (".jsonl", ".ndjson", ".json")
 
 Document = str | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One thing to read."""
+
+    location: str
+    """`PYTHON_SOURCES`, a file, a folder, or a pattern such as `dump/*.jsonl.gz`."""
+    field: str = "text"
+    """Of JSON lines, Parquet and datasets: where a record keeps its text."""
+    encoding: str = "utf-8"
+    """Of text files that do not start with a byte order mark."""
+    dtype: Literal["auto", "uint16", "uint32"] = "auto"
+    """Of .bin files without a header; auto takes them for uint16."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +87,7 @@ def find_parts(source: Source) -> list[Part]:
         b" ".decode(source.encoding, "replace")
     except (LookupError, ValueError):
         raise UserError(f"there is no encoding {source.encoding!r}; name one of Python's, such as utf-8") from None
-    files = files_of(source)
+    files = files_of(source.location)
     # Megatron's index and tokens are one source.
     tokens = {file for file in files if file.suffix == ".bin"}
     files = [file for file in files if file.suffix != ".idx" or file.with_suffix(".bin") not in tokens]
@@ -110,29 +126,24 @@ def read_part(part: Part, end_of_text: int | None = None) -> Iterator[Document |
     Raises:
         UserError: a file cannot be read or is not what it should be.
     """
-    # An index and its tokens are one.
-    for name in part.files[:1] if part.is_tokens else part.files:
-        with _explained(name):
-            yield from _documents(Path(name), part, end_of_text)
-
-
-def _documents(file: Path, part: Part, end_of_text: int | None) -> Iterator[Document | None]:
     source, start, stop = part.source, part.start, part.stop
-    match part.kind:
-        case "text":
-            yield from read_text(file, source.encoding, part.in_pieces, start, stop, RANGE)
-        case "json":
-            yield from read_json_lines(file, source.field, start, stop)
-        case "parquet":
-            yield from read_parquet(file, source.field, start, stop)
-        case "arrow":
-            yield from read_arrow(file, source.field)
-        case "tokens" | "megatron":
-            assert end_of_text is not None
-            if part.kind == "megatron":
-                yield from megatron_documents(open_megatron(file), start, stop, end_of_text)
+    # An index and its tokens are one.
+    for file in map(Path, part.files[:1] if part.is_tokens else part.files):
+        with _explained(str(file)):
+            if part.kind == "text":
+                yield from read_text(file, source.encoding, part.in_pieces, start, stop, RANGE)
+            elif part.kind == "json":
+                yield from read_json_lines(file, source.field, start, stop)
+            elif part.kind == "parquet":
+                yield from read_parquet(file, source.field, start, stop)
+            elif part.kind == "arrow":
+                yield from read_arrow(file, source.field)
             else:
-                yield from find_documents(open_tokens(file, source.dtype), start, stop, end_of_text)
+                assert end_of_text is not None
+                if part.kind == "megatron":
+                    yield from megatron_documents(*open_megatron(file), start, stop, end_of_text)
+                else:
+                    yield from find_documents(open_tokens(file, source.dtype), start, stop, end_of_text)
 
 
 def _kind(file: Path) -> Any:
@@ -153,7 +164,7 @@ def _ranges(whole: Part, file: Path) -> list[Part]:
         elif whole.kind == "tokens":
             return _cut(whole, len(open_tokens(file, whole.source.dtype)), RANGE // 2)
         elif whole.kind == "megatron":
-            return _grouped(whole, np.diff(open_megatron(file).bounds), RANGE // 2)
+            return _grouped(whole, np.diff(open_megatron(file)[1]), RANGE // 2)
         elif whole.kind == "arrow" or file.suffix in (".gz", ".zst") or wide_units(file, whole.source.encoding):
             return [whole]
         else:
@@ -191,3 +202,74 @@ def _explained(name: str) -> Iterator[None]:
     except (ValueError, NotImplementedError) as error:
         # Arrow's own errors are these.
         raise UserError(f"{name} cannot be read ({first_line(error)}); make it again or leave it out") from None
+
+
+def files_of(location: str) -> list[Path]:
+    """The files of a source, in an order that depends on nothing but their names.
+
+    Raises:
+        UserError: there are none, or a folder cannot be read.
+    """
+    if location == PYTHON_SOURCES:
+        return list(_python_files())
+    if not location:
+        raise UserError("a source has no name; give a file, a folder or a pattern")
+    path = Path(location)
+    if path.is_file():
+        return [path]
+    if (path / "dataset_dict.json").is_file():
+        splits = read_json(path / "dataset_dict.json").get("splits")
+        if not isinstance(splits, list) or not splits or not all(isinstance(name, str) for name in splits):
+            raise UserError(f"{path / 'dataset_dict.json'} names no splits; save the dataset again")
+        if "train" not in splits and len(splits) > 1:
+            raise UserError(f"{path} has the splits {', '.join(splits)}; give the folder of one of them")
+        return files_of(str(path / _plain("train" if "train" in splits else splits[0], path)))
+    if (path / "state.json").is_file():
+        state = read_json(path / "state.json")
+        if state.get("_indices_name") or state.get("_indices_data_files"):
+            raise UserError(
+                f"{path} was saved with an index over its rows; call dataset.flatten_indices() and save again"
+            )
+        try:
+            return [path / _plain(entry["filename"], path) for entry in state["_data_files"]]
+        except (KeyError, TypeError):
+            raise UserError(
+                f"{path / 'state.json'} does not list the dataset's files; save the dataset again"
+            ) from None
+    if path.is_dir():
+        return list(_walk(path, onerror=_refuse))
+    matching = sorted(Path(name) for name in glob.glob(location, recursive=True) if Path(name).is_file())  # noqa: PTH207
+    if not matching:
+        raise UserError(
+            f"source {location} is not there; give a file, a folder, a pattern, or '{PYTHON_SOURCES}' "
+            f"for the Python sources of this machine"
+        )
+    return matching
+
+
+def _plain(name: str, folder: Path) -> str:
+    if Path(name).name != name:
+        raise UserError(f"{folder} names {name!r}, which is outside it; save the dataset again")
+    return name
+
+
+def _python_files() -> Iterator[Path]:
+    """Python sources of the standard library and of the installed packages."""
+    paths = sysconfig.get_paths()
+    library = Path(paths["stdlib"])
+    yield from (path for path in _walk(library, ".py") if "site-packages" not in path.parts[len(library.parts) :])
+    for packages in sorted({paths["purelib"], paths["platlib"]}):
+        yield from _walk(Path(packages), ".py")
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out")
+
+
+def _walk(top: Path, suffix: str = "", onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    for folder, folders, names in os.walk(top, onerror=onerror):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.endswith(suffix) and not name.startswith(".") and path.is_file():
+                yield path

@@ -11,8 +11,6 @@ order. Nothing depends on paths, on how files are cut into parts, or on which wo
 Forty bytes a document are held at a time, whatever its length.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,16 +6,11 @@
 Both find what an earlier, interrupted preparation finished, and leave it.
 """
 
-from __future__ import annotations
-
-import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +19,7 @@ from tokenizers import Tokenizer
 from superpose.data.readers import Part, read_part
 from superpose.data.tokenizer import TextTokenizer, load_tokenizer, save_tokenizer
 from superpose.errors import UserError
-from superpose.files import file_sha256, read_json, whole_file, write_json
+from superpose.files import file_sha256, read_json, whole_directory, whole_file, write_json
 
 # Text of a shard: larger ones take more memory to gather, smaller ones are more files.
 _SHARD_BYTES = 64 * 2**20
@@ -35,9 +30,11 @@ _SPILL_TOKENS = 2**24
 _SPILLED = np.dtype([("place", "<u8"), ("start", "<u8"), ("tokens", "<u8"), ("bytes", "<u8")])
 """A spilled document: its place in the store, where its tokens start in the spill, how many, of how many bytes."""
 
+Job = tuple[int, Part, npt.NDArray[np.int64]]
+"""A part's number, the part, and for each of its documents its place in the store, or -1."""
 
-@dataclass(frozen=True)
-class Shard:
+
+class Shard(NamedTuple):
     name: str
     first: int
     """Its documents are those of places `first` to `stop - 1`, validation first."""
@@ -56,12 +53,10 @@ def chosen_documents(
             yield place, document
 
 
-def keep_tokenizer(tokenizer: TextTokenizer, directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    save_tokenizer(tokenizer, directory)
-    token = tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)
-    (directory.parent / "end_of_text.json").write_text(json.dumps({"token": token}))
-    (directory / "done").touch()
+def keep_tokenizer(tokenizer: TextTokenizer, work: Path) -> None:
+    write_json(work / "end_of_text.json", {"token": tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)})
+    with whole_directory(work / "tokenizer") as aside:
+        save_tokenizer(tokenizer, aside)
 
 
 def kept_tokenizer(work: Path) -> TextTokenizer:
@@ -77,7 +72,7 @@ def _loaded(work: Path, written: int) -> TextTokenizer:
     return loaded
 
 
-def spill(work: Path, dtype: str, job: tuple[int, Part, npt.NDArray[np.int64]]) -> None:
+def spill(work: Path, dtype: str, job: Job) -> None:
     """Step 3: tokenizes the chosen documents of a part."""
     number, part, places = job
     done = work / "spill" / f"{number:06d}.done"

@@ -10,14 +10,12 @@
 `superpose.data.prepare` writes stores; a directory with a manifest is whole.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -53,13 +51,7 @@ class _Shard(BaseModel):
     bytes: Annotated[int, Field(ge=0)]
 
 
-class _Side(BaseModel):
-    shards: Annotated[list[_Shard], Field(min_length=1)]
-
-
-class _Splits(BaseModel):
-    train: _Side
-    val: _Side
+_Side = Annotated[dict[Literal["shards"], Annotated[list[_Shard], Field(min_length=1)]], Field(min_length=1)]
 
 
 class _Manifest(BaseModel):
@@ -72,7 +64,7 @@ class _Manifest(BaseModel):
     vocab_size: Annotated[int, Field(gt=0)]
     end_of_text: Annotated[int, Field(ge=0)]
     dtype: Literal["<u2", "<u4"]
-    splits: _Splits
+    splits: Annotated[dict[Literal["train", "val"], _Side], Field(min_length=2)]
     preparation: dict[str, Any]
     repeated_documents: int = 0
     unreadable_files: int = 0
@@ -88,7 +80,7 @@ class TokenStore:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> TokenStore:
+    def open(cls, path: Path) -> Self:
         """Opens a store and maps its tokens.
 
         Raises:

@@ -1,9 +1,7 @@
 """Token stores that others made: nanoGPT's and llm.c's .bin, and Megatron's .bin with .idx; memory-mapped."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,6 @@ _LLM_C: dict[int, np.dtype[Any]] = {20240520: np.dtype("<u2"), 20240801: np.dtyp
 
 _MEGATRON = b"MMIDIDX\x00\x00"
 _MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4"}
-
-
-@dataclass(frozen=True)
-class Megatron:
-    """Tokens and the bounds of documents in them, [documents + 1]."""
-
-    tokens: npt.NDArray[Any]
-    bounds: npt.NDArray[np.int64]
 
 
 def open_tokens(file: Path, dtype: str) -> npt.NDArray[Any]:
@@ -84,8 +74,8 @@ def _next(tokens: npt.NDArray[Any], place: int, end_of_text: int) -> int:
     return len(tokens)
 
 
-def open_megatron(file: Path) -> Megatron:
-    """Tokens and documents of Megatron's indexed datasets, from the name of either file.
+def open_megatron(file: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Tokens of Megatron's indexed datasets and the bounds of documents in them, from the name of either file.
 
     Raises:
         UserError: the index is damaged, or does not fit the tokens.
@@ -116,13 +106,15 @@ def open_megatron(file: Path) -> Megatron:
         raise UserError(
             f"{data} has {data.stat().st_size} bytes, {index} expects {starts[-1] * kind.itemsize}; make both again"
         )
-    return Megatron(_mapped(data, kind, 0, int(starts[-1])), starts[documents])
+    return _mapped(data, kind, 0, int(starts[-1])), starts[documents]
 
 
-def megatron_documents(megatron: Megatron, start: int, stop: int, end_of_text: int) -> Iterator[npt.NDArray[np.int64]]:
+def megatron_documents(
+    tokens: npt.NDArray[Any], bounds: npt.NDArray[np.int64], start: int, stop: int, end_of_text: int
+) -> Iterator[npt.NDArray[np.int64]]:
     """Documents `start` to `stop - 1`, each without the end of text it may carry."""
-    for first, last in zip(megatron.bounds[start:stop], megatron.bounds[start + 1 : stop + 1], strict=True):
-        document = megatron.tokens[first:last].astype(np.int64)
+    for first, last in pairwise(bounds[start : stop + 1]):
+        document = tokens[first:last].astype(np.int64)
         if len(document) and document[-1] == end_of_text:
             document = document[:-1]
         if len(document):

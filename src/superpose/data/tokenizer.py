@@ -1,7 +1,5 @@
 """Tokenizers: trained on the spot, plain bytes, or anyone's from disk; saved as Hugging Face saves its own."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -9,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +14,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 from superpose.errors import UserError, first_line
 from superpose.files import read_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 """Ends every document, in the tokenizers made here."""
@@ -59,7 +53,7 @@ class TextTokenizer:
         return None if None in ids else np.array(ids, dtype=np.uint32)
 
     @cached_property
-    def words(self) -> Words | None:
+    def words(self) -> "Words | None":
         """Encodes ASCII text by its words, where the tokenizer treats each word by itself: several times faster."""
         settings = json.loads(self.tokenizer.to_str())
         splits = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -190,9 +184,8 @@ def save_tokenizer(text_tokenizer: TextTokenizer, directory: Path) -> None:
 
 def _byte_characters() -> list[str]:
     """The characters that stand for the 256 bytes in byte-level vocabularies: visible ones for themselves."""
-    visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in visible else next(others)) for byte in range(256)]
+    characters, others = set(pre_tokenizers.ByteLevel.alphabet()), iter(range(256, 512))
+    return [chr(byte if chr(byte) in characters else next(others)) for byte in range(256)]
 
 
 def _eos_token(config: Path) -> str:

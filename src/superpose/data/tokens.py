@@ -1,7 +1,5 @@
 """A text's tokens as one array, whatever files they lie in: memory-mapped, and checked as they are read."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate

@@ -12,9 +12,13 @@ are shuffled, so that the rows of a batch come from all over it and not from one
 
 Windows are S x L tokens apart and a bag longer, so each token is input once and target once. No token is read
 again before all N were: a stretch that is longer than what is left of the corpus is shuffled in parts.
-"""
 
-from __future__ import annotations
+A grid turns places, in which windows are cut, into tokens::
+
+    tokens    d d d d d e d d e          two documents, ended by e
+    joined    d d d d|d e d d|e ..       places are tokens; bags of 4 run across documents
+    aligned   d d d d|d e . .|d d e .    documents fill whole bags; the places marked . hold nothing
+"""
 
 import hashlib
 from bisect import bisect_right
@@ -27,14 +31,77 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from superpose.core.fold import window_length
+from superpose.core.fold import IGNORE_INDEX, window_length
 from superpose.core.schedule import Schedule, Stage
-from superpose.data.grid import Aligned, Grid, Joined
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
 
 Expand = Literal["sequence", "batch"]
 """How a superposition step takes in s times more tokens: by longer rows, or by more of them."""
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Documents that each fill whole bags, from the document `first` on, round and round.
+
+    Joined tokens are one document, which starts where the stream does, in bags of one.
+    """
+
+    offsets: npt.NDArray[np.int64]
+    """Start of each document and end of the last."""
+    first: int
+    bag_size: int
+
+    @cached_property
+    def _token_bounds(self) -> npt.NDArray[np.int64]:
+        """Tokens before each document of a pass, [documents + 1]."""
+        return np.concatenate([[0], np.cumsum(np.roll(np.diff(self.offsets), -self.first))])
+
+    @cached_property
+    def _place_bounds(self) -> npt.NDArray[np.int64]:
+        """Places before each document of a pass, [documents + 1]."""
+        return np.concatenate([[0], np.cumsum(-(-np.diff(self._token_bounds) // self.bag_size) * self.bag_size)])
+
+    @property
+    def places(self) -> int:
+        """Places of one pass; they are counted on and on over many."""
+        return int(self._place_bounds[-1])
+
+    def read(self, tokens: TokenArray, start: int, length: int) -> npt.NDArray[np.int64]:
+        """What stands in `length` places from `start` on: tokens, and `IGNORE_INDEX` where nothing does."""
+        window = np.full(length, IGNORE_INDEX, dtype=np.int64)
+        filled = 0
+        while filled < length:
+            _, document, offset = self._found(self._place_bounds, start + filled)
+            room = int(self._place_bounds[document + 1] - self._place_bounds[document]) - offset
+            left = int(self._token_bounds[document + 1] - self._token_bounds[document]) - offset
+            count = min(left, length - filled)
+            if count > 0:
+                token = int(self._token_bounds[document]) + offset + int(self.offsets[self.first])
+                window[filled : filled + count] = tokens.read(token, count)
+            filled += room
+        return window
+
+    def tokens_before(self, place: int) -> int:
+        """Tokens in all places before this one, where a bag starts; earlier passes included."""
+        passes, document, offset = self._found(self._place_bounds, place)
+        return passes * int(self._token_bounds[-1]) + int(self._token_bounds[document]) + offset
+
+    def place_at(self, token: int) -> int:
+        """The first place at which a bag may start that leaves nothing before this token unread.
+
+        Inside a document that is the next bag's start, so fewer than `bag_size` tokens are skipped.
+        """
+        passes, document, offset = self._found(self._token_bounds, token)
+        place = int(self._place_bounds[document]) + -(-offset // self.bag_size) * self.bag_size
+        return passes * self.places + min(place, int(self._place_bounds[document + 1]))
+
+    @staticmethod
+    def _found(bounds: npt.NDArray[np.int64], number: int) -> tuple[int, int, int]:
+        """The pass a place or token is in, its document, and where in that it stands."""
+        passes, within = divmod(number, int(bounds[-1]))
+        document = int(np.searchsorted(bounds, within, "right")) - 1
+        return passes, document, within - int(bounds[document])
 
 
 @dataclass(frozen=True)
@@ -83,7 +150,7 @@ class WindowPlan:
     offsets: npt.NDArray[np.int64] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for number, stage in enumerate(self.schedule.stages):
+        for stage in self.schedule.stages:
             rows, latents = self.shape(stage)
             if latents == 0 or rows * latents != self.rows * self.latents:
                 raise UserError(
@@ -91,9 +158,10 @@ class WindowPlan:
                     f"superposition.expand = 'batch', give train.latents as a multiple of the bag size"
                 )
             step = rows * latents * stage.raw_tokens_per_latent
-            if self._grids[number].places < step:
+            places = self._grids[stage.raw_tokens_per_latent].places
+            if places < step:
                 raise UserError(
-                    f"the corpus has {self._grids[number].places:,} tokens but one step reads {step:,}; "
+                    f"the corpus has {places:,} tokens but one step reads {step:,}; "
                     f"give more text, or a smaller batch, row or bag"
                 )
 
@@ -113,7 +181,7 @@ class WindowPlan:
             stage = self.schedule.stages[stretch.stage]
             rows = max(0, min(until, stage.stop) - stage.start) * self.shape(stage)[0]
             share = min(1.0, max(0, rows - stretch.first_row) / stretch.windows)
-            grid = self._grids[stretch.stage]
+            grid = self._grids[stage.raw_tokens_per_latent]
             stop = stretch.start + stretch.windows * self._width(stage)
             total += share * (grid.tokens_before(stop) - grid.tokens_before(stretch.start))
         return round(total)
@@ -156,7 +224,7 @@ class WindowPlan:
         """
         stage, starts = self.starts(step, rank, world_size)
         length = window_length(self.shape(stage)[1], stage.bag_size, stage.mode)
-        grid = self._grids[self.schedule.stages.index(stage)]
+        grid = self._grids[stage.raw_tokens_per_latent]
         return torch.from_numpy(np.stack([grid.read(tokens, int(start), length) for start in starts]))
 
     def _width(self, stage: Stage) -> int:
@@ -164,15 +232,13 @@ class WindowPlan:
         return stage.raw_tokens_per_latent * self.shape(stage)[1]
 
     @cached_property
-    def _grids(self) -> list[Grid]:
-        """Of each stage; stages of one bag size share one."""
+    def _grids(self) -> dict[int, _Grid]:
+        """By the tokens of a bag."""
+        origin, sizes = random_bits(self.seed, "origin"), {s.raw_tokens_per_latent for s in self.schedule.stages}
         if self.offsets is None:
-            origin = random_bits(self.seed, "origin") % self.num_tokens
-            return [Joined(self.num_tokens, origin)] * len(self.schedule.stages)
-        first = random_bits(self.seed, "origin") % (len(self.offsets) - 1)
-        sizes = [stage.raw_tokens_per_latent for stage in self.schedule.stages]
-        of_size = {size: Aligned(self.offsets, first, size) for size in sizes}
-        return [of_size[size] for size in sizes]
+            start = origin % self.num_tokens
+            return dict.fromkeys(sizes, _Grid(np.array([start, start + self.num_tokens]), 0, 1))
+        return {size: _Grid(self.offsets, origin % (len(self.offsets) - 1), size) for size in sizes}
 
     def _start(self, stage: int, row: int) -> int:
         number = bisect_right(self._stretches, (stage, row), key=lambda stretch: (stretch.stage, stretch.first_row)) - 1
@@ -187,7 +253,7 @@ class WindowPlan:
         stretches: list[_Stretch] = []
         token = 0
         for number, stage in enumerate(self.schedule.stages):
-            grid, width = self._grids[number], self._width(stage)
+            grid, width = self._grids[stage.raw_tokens_per_latent], self._width(stage)
             place, row = grid.place_at(token), 0
             remaining = stage.steps * self.shape(stage)[0]
             while remaining:

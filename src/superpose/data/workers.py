@@ -1,18 +1,18 @@
 """Work in as many processes as there are cores, in the order it was given."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
-Run = Callable[[Callable[[Any], Any], Sequence[Any], Callable[[float], None]], list[Any]]
-"""(work, items, listener) to work of each item, in order; the listener hears which share of them is done."""
+Progress = Callable[[str, float], None]
+"""Told what is being done and the share of it that is done, 0 to 1."""
+Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
+"""(work, items, what is being done) to work of each item, in order."""
 
 
 def available_cores() -> int:
@@ -21,23 +21,17 @@ def available_cores() -> int:
 
 
 @contextmanager
-def workers(processes: int) -> Iterator[Run]:
+def workers(processes: int, progress: Progress) -> Iterator[Run]:
     """Yields a `Run` over this many processes. With one process, or one item, the work is done in this one."""
     # A spawned process starts clean, whatever threads and locks this one holds.
     pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) if processes > 1 else None
 
-    def run(work: Callable[[Any], Any], items: Sequence[Any], listener: Callable[[float], None]) -> list[Any]:
-        results: list[Any] = [None] * len(items)
-        if pool is None or len(items) < 2:
-            for number, item in enumerate(items):
-                listener(number / len(items))
-                results[number] = work(item)
-            return results
-        listener(0.0)
-        futures = {pool.submit(work, item): number for number, item in enumerate(items)}
-        for finished, future in enumerate(as_completed(futures), 1):
-            results[futures[future]] = future.result()
-            listener(finished / len(items))
+    def run(work: Callable[[Any], Any], items: Sequence[Any], what: str) -> list[Any]:
+        progress(what, 0)
+        results: list[Any] = []
+        for result in map(work, items) if pool is None or len(items) < 2 else pool.map(work, items):
+            results.append(result)
+            progress(what, len(results) / len(items))
         return results
 
     try:

@@ -7,15 +7,8 @@ print(evaluation.texts[0].models[1].bits_per_byte.value)
 print(summary(evaluation))
 """
 
-from typing import TYPE_CHECKING
-
-from superpose import lazy
-
-if TYPE_CHECKING:
-    from superpose.evaluate.evaluation import Evaluation
-    from superpose.evaluate.tables import summary
-    from superpose.evaluate.workflow import evaluate
+from superpose.evaluate.evaluation import Evaluation
+from superpose.evaluate.tables import summary
+from superpose.evaluate.workflow import evaluate
 
 __all__ = ["Evaluation", "evaluate", "summary"]
-
-__getattr__ = lazy.names(__name__, {"Evaluation": "evaluation", "evaluate": "workflow", "summary": "tables"})

@@ -10,15 +10,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
 
 from superpose.errors import UserError
-from superpose.evaluate.choice import TaskScore
 from superpose.evaluate.models import EvaluatedModel
+from superpose.evaluate.scores import TaskScore
 from superpose.evaluate.tasks import TASKS, Item
 from superpose.files import write_text
 
@@ -84,9 +86,14 @@ def answer_by_lm_eval(
             f"hub, so connect to it, or set HF_HOME to a cache that holds them"
         ) from None
     by_task = results["samples"].values()
-    return _score(
-        task, [sample for of_task in by_task for sample in sorted(of_task, key=lambda one: int(one["doc_id"]))]
-    )
+    samples = [sample for of_one in by_task for sample in sorted(of_one, key=lambda one: int(one["doc_id"]))]
+    if not samples or not all("acc" in sample for sample in samples):
+        raise UserError(f"{task} does not count right answers, so it cannot be shown here; run it with lm-eval itself")
+    right = np.array([sample["acc"] == 1 for sample in samples])
+    normalized = np.array([sample.get("acc_norm", np.nan) for sample in samples], dtype=np.float64)
+    # One response is the likelihood of one choice.
+    chance = float(np.mean([1 / len(sample["filtered_resps"]) for sample in samples]))
+    return TaskScore(task, chance, right, None if np.isnan(normalized).any() else normalized == 1)
 
 
 def write_tasks(folder: Path, items: Mapping[str, Sequence[Item]]) -> None:
@@ -94,11 +101,12 @@ def write_tasks(folder: Path, items: Mapping[str, Sequence[Item]]) -> None:
 
     A task is a YAML file and its questions in JSON lines; the first names the second by its whole path.
     """
+    template = Template(files("superpose.evaluate").joinpath("lm_eval.yaml").read_text("utf-8"))
     for name, questions in items.items():
         file = folder.resolve() / f"{name}.jsonl"
         write_text(file, "".join(json.dumps(asdict(item)) + "\n" for item in questions))
-        yaml = _YAML.format(name=PREFIX + name, title=TASKS[name].title, file=json.dumps(str(file)))
-        write_text(folder / f"{name}.yaml", yaml)
+        task = template.substitute(name=PREFIX + name, title=TASKS[name].title, file=json.dumps(str(file)))
+        write_text(folder / f"{name}.yaml", task)
 
 
 @lru_cache(maxsize=1)
@@ -107,37 +115,6 @@ def _manager(include: Path | None) -> Any:
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=None if include is None else str(include))
-
-
-_YAML = """\
-# {title}
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {file}
-test_split: test
-output_type: multiple_choice
-doc_to_text: context
-doc_to_choice: choices
-doc_to_target: answer
-target_delimiter: ""  # choices bring their blanks
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-metadata:
-  version: 1.0
-"""
-
-
-def _score(task: str, samples: Sequence[Mapping[str, Any]]) -> TaskScore:
-    if not samples or not all("acc" in sample for sample in samples):
-        raise UserError(f"{task} does not count right answers, so it cannot be shown here; run it with lm-eval itself")
-    right = np.array([sample["acc"] == 1 for sample in samples])
-    normalized = np.array([sample.get("acc_norm", np.nan) for sample in samples], dtype=np.float64)
-    # One response is the likelihood of one choice.
-    chance = float(np.mean([1 / len(sample["filtered_resps"]) for sample in samples]))
-    return TaskScore(task, chance, right, None if np.isnan(normalized).any() else normalized == 1)
 
 
 def _fetches(error: BaseException | None) -> bool:

@@ -44,7 +44,6 @@ class EvaluatedModel:
 
     @property
     def facts(self) -> ModelFigures:
-        """What results tell of it."""
         return ModelFigures(
             name=self.name,
             path=str(self.run or self.model_directory),
@@ -92,9 +91,8 @@ def _load(place: Path, name: str, device: str) -> EvaluatedModel:
 
 def _names(places: Sequence[Path]) -> list[str]:
     """The shortest ends of the paths that tell them apart; a link says more than what it leads to in the pool."""
-    parts = [place.absolute().parts for place in places]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
+    names, length = [""] * len(places), 0
+    while len(set(names)) < len(names) or not length:
+        length += 1
+        names = ["/".join(place.absolute().parts[-length:]) for place in places]
     return names

@@ -1,14 +1,16 @@
-"""Next-token loss on held-out text, whole, by document and by position.
+"""Next-token loss on held-out text, whole, by document and by position; and answers to questions, by likelihood.
 
     documents -> tokens, each ended by the end of text -> rows -> nats of every token -> sums
+    questions -> each choice after its context         -> rows -> nats of every choice -> the likeliest
 
-Rows are those of validation during training (`superpose.train.validation`): joined documents, every token but the very
+Rows are those of validation during training (`superpose.train.step`): joined documents, every token but the very
 first predicted once, with as much context as its row has. It is always the next token, never a bag.
 Shapes: N tokens, L latents, D documents, P buckets of positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,16 +20,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from superpose.core.fold import IGNORE_INDEX
 from superpose.errors import UserError
-from superpose.evaluate.intervals import Floats
+from superpose.evaluate.intervals import Bools, Floats
 from superpose.evaluate.models import EvaluatedModel
+from superpose.evaluate.tasks import Item
 from superpose.evaluate.texts import HeldOut
-from superpose.train.validation import next_token_rows
+from superpose.train.step import next_token_rows
 
 # Numbers of logits computed at a time.
 _LOGITS = 2**24
+# Choices computed together.
+_CHOICES = 64
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,7 @@ def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> TextSc
     ids, offsets = tokenize(evaluated, text)
     if len(ids) < 2:
         raise UserError(f"{text.name} has a single token, and the first is not predicted; give more text")
-    losses = token_losses(evaluated.model, ids, latents)
-    if not np.isfinite(losses).all():
-        raise UserError(f"{evaluated.name} predicts numbers that are not finite on {text.name}; its weights are broken")
-    return _sums(losses, offsets, latents)
+    return _sums(_finite(token_losses(evaluated.model, ids, latents), evaluated, text.name), offsets, latents)
 
 
 def tokenize(evaluated: EvaluatedModel, text: HeldOut) -> tuple[Tensor, npt.NDArray[np.int64]]:
@@ -121,15 +124,78 @@ def buckets(latents: int) -> list[tuple[int, int]]:
 
 def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> TextScore:
     """Sums and counts of losses by document and bucket of position [D, P]."""
-    starts = [first for first, _ in buckets(latents)]
-    shape = len(offsets) - 1, len(starts)
-    place = np.arange(len(losses))
     # Loss n is of token n + 1, which its row predicts from n % latents + 1 tokens.
-    document = np.searchsorted(offsets, place + 1, side="right") - 1
-    bucket = np.searchsorted(starts, place % latents + 1, side="right") - 1
-    cell, cells = document * shape[1] + bucket, shape[0] * shape[1]
-    nats, tokens = (
-        np.bincount(cell, weights, cells).reshape(shape).astype(np.float64)
-        for weights in (losses, np.ones(len(losses)))
-    )
-    return TextScore(nats, tokens)
+    token = np.arange(1, len(losses) + 1)
+    bins = offsets, [first for first, _ in buckets(latents)] + [latents + 1]
+    places = token, (token - 1) % latents + 1
+    return TextScore(np.histogram2d(*places, bins, weights=losses)[0], np.histogram2d(*places, bins)[0])
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Which questions of a task a model answers rightly.
+
+    Attributes:
+        task: its name.
+        chance: share of right answers of one who guesses.
+        right: bool [items], by the likelihood of the continuation as a whole.
+        right_by_byte: the same by its likelihood per byte, which does not favour short ones; None if the task has none.
+    """
+
+    task: str
+    chance: float
+    right: Bools
+    right_by_byte: Bools | None
+
+
+def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskScore:
+    """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same.
+
+    Raises:
+        UserError: the model's predictions are not finite.
+    """
+    pairs = [(item.context, choice) for item in items for choice in item.choices]
+    nats = iter(_finite(continuation_nats(evaluated, pairs), evaluated, task))
+    right, right_by_byte = [], []
+    for item in items:
+        losses = np.array([next(nats) for _ in item.choices])
+        sizes = np.array([len(choice.encode()) for choice in item.choices])
+        right.append(int(losses.argmin()) == item.answer)
+        right_by_byte.append(int((losses / sizes).argmin()) == item.answer)
+    chance = float(np.mean([1 / len(item.choices) for item in items]))
+    return TaskScore(task, chance, np.array(right), np.array(right_by_byte))
+
+
+def continuation_nats(evaluated: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> Floats:
+    """How unlikely a model finds each continuation of each context, in nats: float64 [pairs].
+
+    The two are tokenized as one text; tokens beyond those of the context alone are the continuation's. What does not
+    fit into the model's context is left out at the start.
+    """
+    rows = [_row(evaluated, context, continuation) for context, continuation in pairs]
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place][0]))
+    nats = np.empty(len(rows))
+    for start in range(0, len(order), _CHOICES):
+        places = order[start : start + _CHOICES]
+        filled = pad_sequence([rows[place][0] for place in places], batch_first=True, padding_value=IGNORE_INDEX)
+        losses = row_losses(evaluated.model, filled).numpy()
+        for place, of_row in zip(places, losses, strict=True):
+            ids, length = rows[place]
+            nats[place] = of_row[max(0, len(ids) - 1 - length) : len(ids) - 1].sum()
+    return nats
+
+
+def _row(evaluated: EvaluatedModel, context: str, continuation: str) -> tuple[Tensor, int]:
+    """Token ids of both together, and how many of them, at the end, are the continuation's."""
+    whole = evaluated.tokenizer(context + continuation)["input_ids"]
+    length = len(whole) - len(evaluated.tokenizer(context)["input_ids"])
+    if length < 1:
+        raise UserError(f"{evaluated.name}: its tokenizer leaves nothing of {continuation!r} after {context[-20:]!r}")
+    longest = (evaluated.context or len(whole)) + 1  # the last token is only predicted
+    return torch.tensor(whole[-longest:]), length
+
+
+def _finite(losses: Floats, evaluated: EvaluatedModel, on: str) -> Floats:
+    if not np.isfinite(losses).all():
+        raise UserError(f"{evaluated.name} predicts numbers that are not finite on {on}; its weights are broken")
+    return losses

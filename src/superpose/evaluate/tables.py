@@ -50,14 +50,11 @@ def summary(evaluation: Evaluation) -> str:
 def _text(text: Text, latents: int) -> Table:
     first, *others = text.models
     header: Row = ("model", "nats per token", "bits per byte")
+    rows: list[Row] = [(m.name, spoken(m.loss, ".4f"), spoken(m.bits_per_byte, ".4f")) for m in text.models]
     if others:
         header += (f"bits per byte, minus {first.name}",)
-    rows: list[Row] = []
-    for model in text.models:
-        row: Row = (model.name, spoken(model.loss, ".4f"), spoken(model.bits_per_byte, ".4f"))
-        if others:
-            row += ("" if model.minus_first is None else spoken(model.minus_first),)
-        rows.append(row)
+        differences = ["", *(spoken(model.minus_first) for model in others if model.minus_first is not None)]
+        rows = [(*row, difference) for row, difference in zip(rows, differences, strict=True)]
     count, size = len(text.documents), sum(document.bytes for document in text.documents)
     documents = f"{count:,} document{'s' * (count > 1)}, {size / 1e6:.2f} MB"
     return f"{text.name}: {documents}, in rows of {latents}", header, rows
@@ -72,9 +69,7 @@ def _positions(text: Text) -> Table:
         if differences:
             header.append(f"{model.name} minus {first.name}")
             columns.append([spoken(difference, "+.3f") for difference in differences])
-    spans = [
-        f"{place.first}-{place.last}" if place.last > place.first else f"{place.last}" for place in first.by_position
-    ]
+    spans = [f"{p.first}-{p.last}" if p.last > p.first else f"{p.last}" for p in first.by_position]
     # Under another tokenizer a short text may end before a long row does.
     rows: list[Row] = list(zip(spans, *columns, strict=False))
     return f"{text.name}: nats per token by position in the row", tuple(header), rows
@@ -85,25 +80,22 @@ def _documents(text: Text) -> list[Table]:
     sizes = np.array([document.bytes for document in text.documents])
     by_model = [np.array(model.document_nats) / math.log(2) / sizes for model in text.models]
     shares = (0.05, 0.25, 0.5, 0.75, 0.95)
-    quantiles: Table = (
-        f"{text.name}: bits per byte by document",
-        ("model", *(f"{share:.0%}" for share in shares)),
-        [
-            (name, *(f"{value:.4f}" for value in np.quantile(bits, shares)))
-            for name, bits in zip(names, by_model, strict=True)
-        ],
-    )
+    quantiles = [map("{:.4f}".format, np.quantile(bits, shares)) for bits in by_model]
     order = by_model[0].argsort(kind="stable").tolist()
     places = order if len(order) <= 2 * _SHOWN else order[:_SHOWN] + order[-_SHOWN:]
-    ends: Table = (
-        f"{text.name}: the documents that {names[0]} predicts best and worst, in bits per byte",
-        ("starts with", "bytes", *names),
-        [
-            (text.documents[place].starts, f"{sizes[place]:,}", *(f"{bits[place]:.4f}" for bits in by_model))
-            for place in places
-        ],
-    )
-    return [quantiles, ends]
+    ends: list[Row] = [
+        (text.documents[place].starts, f"{sizes[place]:,}", *(f"{bits[place]:.4f}" for bits in by_model))
+        for place in places
+    ]
+    best_and_worst = f"the documents that {names[0]} predicts best and worst, in bits per byte"
+    return [
+        (
+            f"{text.name}: bits per byte by document",
+            ("model", *map("{:.0%}".format, shares)),
+            [(name, *row) for name, row in zip(names, quantiles, strict=True)],
+        ),
+        (f"{text.name}: {best_and_worst}", ("starts with", "bytes", *names), ends),
+    ]
 
 
 def _tasks(tasks: Sequence[Task]) -> Table:

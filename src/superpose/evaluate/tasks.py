@@ -7,8 +7,10 @@ right and wrong choices are drawn alike, and only the context tells them apart.
 from __future__ import annotations
 
 import random
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from itertools import permutations
 
 CHOICES = 4
@@ -44,47 +46,23 @@ class Task:
         """The first `count` questions of a seed; fewer are a part of more."""
         # Seeded by text, a generator is the same on every machine and version of Python.
         generator = random.Random(f"{self.title} {seed}")
-        return [self._item(generator) for _ in range(count)]
+        items = []
+        for _ in range(count):
+            context, right, wrong = self.question(generator)
+            choices = [right, *generator.sample(list(wrong), CHOICES - 1)]
+            generator.shuffle(choices)
+            items.append(Item(context, tuple(choices), choices.index(right)))
+        return items
 
-    def _item(self, generator: random.Random) -> Item:
-        context, right, wrong = self.question(generator)
-        choices = [right, *generator.sample(list(wrong), CHOICES - 1)]
-        generator.shuffle(choices)
-        return Item(context, tuple(choices), choices.index(right))
 
-
-# fmt: off
-_NAMES = (
-    "width", "height", "depth", "length", "radius", "weight", "price", "amount", "total", "count", "limit",
-    "offset", "start", "stop", "step", "size", "rate", "score", "level", "index", "value", "label", "title",
-    "color", "shape", "speed", "angle", "power", "scale", "ratio", "margin", "border", "state", "phase", "mode",
-    "order", "group", "owner", "parent", "child", "source", "target", "input", "output", "buffer", "record",
-    "field", "column", "table", "query", "token", "letter", "number", "digit", "point", "center", "origin",
-    "vector", "matrix", "signal", "filter", "window", "frame", "image", "sound", "color_map", "line_end",
-)
-# fmt: on
-"""Names of variables; each is as likely to be right as to be wrong."""
-
-_FUNCTIONS = ["measure", "combine", "convert", "update", "compute", "collect", "prepare", "adjust"]
-
-_SNIPPETS = (
-    ("def {f}({a}, {b}):\n    if {a} is None:\n        return {b}\n    return {a} +", " {b}"),
-    ("def {f}(self, {a}, {b}):\n    self.{a} = {a}\n    self.{b} =", " {b}"),
-    ("{a} = load()\nif {a} is not None:\n    print({a})\nfor {b} in {a}:\n    print(", "{b}"),
-    ("for {a} in {b}:\n    if {a} in seen:\n        continue\n    seen.add(", "{a}"),
-    ("def {f}({a}):\n    return len({a})\n\n{b} = [1, 2, 3]\nprint({f}(", "{b}"),
-    ("with open({a}) as {b}:\n    for line in", " {b}"),
-    ("{a} = 0\n{b} = 1\nwhile {a} < 10:\n    {a} +=", " {b}"),
-    ("try:\n    {a} = int(text)\nexcept ValueError:\n    {a} = None\nreturn", " {a}"),
-)
-"""Our own few lines of Python, with names to fill in, and what comes next."""
+_DRAWN = tomllib.loads(files("superpose.evaluate").joinpath("tasks.toml").read_text("utf-8"))
 
 
 def _identifiers(generator: random.Random) -> tuple[str, str, list[str]]:
     """A name used before in the lines, among names that are not."""
-    context, right = generator.choice(_SNIPPETS)
-    a, b, *others = generator.sample(_NAMES, CHOICES + 1)
-    names = {"a": a, "b": b, "f": generator.choice(_FUNCTIONS)}
+    context, right = generator.choice(_DRAWN["snippets"])
+    a, b, *others = generator.sample(_DRAWN["names"], CHOICES + 1)
+    names = {"a": a, "b": b, "f": generator.choice(_DRAWN["functions"])}
     blank = right[: len(right) - len(right.lstrip())]
     return context.format(**names), right.format(**names), [blank + other for other in others]
 
@@ -93,7 +71,7 @@ def _brackets(generator: random.Random) -> tuple[str, str, list[str]]:
     """Three brackets are opened, of all three kinds; they close in the reverse order."""
     kinds = [("(", ")"), ("[", "]"), ("{", "}")]
     generator.shuffle(kinds)
-    names = generator.sample(_NAMES, 4)
+    names = generator.sample(_DRAWN["names"], 4)
     context = f"{names[0]} = "
     for (opening, _), name in zip(kinds, names[1:], strict=True):
         context += f"{opening}{name}" if opening == kinds[-1][0] else f"{opening}{name}, "
@@ -109,22 +87,13 @@ def _copy(generator: random.Random) -> tuple[str, str, list[str]]:
     return context, f" {letters[place]}", [f" {letter}" for letter in letters if letter != letters[place]]
 
 
-_PARTS = {
-    " in": ("for {a}", "for {a}, {b}", "{a} = [{b} for {b}", "if {a} not"),
-    " import": ("from {a}", "from .{a}", "from {a}.{b}"),
-    " None": ("{a} =", "if {a} is", "return {a} if {b} else"),
-    " as": ("import {a}", "import {a}.{b}"),
-    "):": ("def {f}(self", "def {f}({a}, {b}"),
-}
-"""Each can follow those it stands with, and by Python's grammar none of the others."""
-
-
 def _grammar(generator: random.Random) -> tuple[str, str, list[str]]:
     """What can follow the start of a line of Python; each part is as likely to be right as the others."""
-    right = generator.choice(list(_PARTS))
-    a, b = generator.sample(_NAMES, 2)
-    context = generator.choice(_PARTS[right]).format(a=a, b=b, f=generator.choice(_FUNCTIONS))
-    return context, right, [part for part in _PARTS if part != right]
+    parts = _DRAWN["parts"]
+    right = generator.choice(list(parts))
+    a, b = generator.sample(_DRAWN["names"], 2)
+    context = generator.choice(parts[right]).format(a=a, b=b, f=generator.choice(_DRAWN["functions"]))
+    return context, right, [part for part in parts if part != right]
 
 
 TASKS = {

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from superpose.data.readers import find_parts, read_part
-from superpose.data.sources import Source
+from superpose.data.readers import Source, find_parts, read_part
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.evaluate.intervals import Floats
@@ -59,11 +58,10 @@ def _documents(name: str, location: str, field: str) -> Iterator[str]:
 def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:
     """Those that are not empty, until there are `max_bytes` of them; no more is read."""
     chosen: list[str] = []
-    size = 0
     for document in filter(None, documents):
         chosen.append(document)
-        size += len(document.encode())
-        if size >= max_bytes:
+        max_bytes -= len(document.encode())
+        if max_bytes <= 0:
             break
     return tuple(chosen)
 

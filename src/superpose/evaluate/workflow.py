@@ -13,12 +13,11 @@ from pathlib import Path
 import torch
 
 from superpose.errors import UserError
-from superpose.evaluate.choice import TaskScore, answer
 from superpose.evaluate.evaluation import Document, Evaluation, PositionFigures, Task, TaskFigures, Text, TextFigures
 from superpose.evaluate.intervals import paired_shares, ratio, wilson
 from superpose.evaluate.lm_eval import PAPER, answer_by_lm_eval, expect_lm_eval, write_tasks
 from superpose.evaluate.models import EvaluatedModel, load_models
-from superpose.evaluate.scores import TextScore, buckets, score_text
+from superpose.evaluate.scores import TaskScore, TextScore, answer, buckets, score_text
 from superpose.evaluate.tables import summary
 from superpose.evaluate.tasks import ITEMS, TASKS
 from superpose.evaluate.texts import HeldOut, opening, own_texts, read_text
@@ -71,10 +70,8 @@ def evaluate(
     expect_lm_eval([name for name in chosen if name not in TASKS])
     models = load_models([Path(place) for place in places], device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = max_megabytes * 1e6
-    if texts is None:
-        held_out = own_texts(models, size)
-    else:
-        held_out = [read_text(name, str(location), field, size) for name, location in texts.items()]
+    given = [read_text(name, str(location), field, size) for name, location in (texts or {}).items()]
+    held_out = own_texts(models, size) if texts is None else given
     evaluation = score(models, held_out, chosen, latents, limit, include, progress)
     if out is not None:
         write_json(out / "evaluation.json", evaluation.model_dump())
@@ -98,22 +95,22 @@ def score(
     length = latents or min(MOST_LATENTS, shortest)
     if contexts and length > shortest:
         raise UserError(f"--latents is {length}, but {name} was made for {shortest}; lower it")
+
+    def told(model: EvaluatedModel, what: str) -> EvaluatedModel:
+        progress(f"{model.name}: {what}")
+        return model
+
     by_text = []
     for text in texts:
-        scores = []
-        for model in models:
-            progress(f"{model.name}: {text.name}")
-            scores.append(score_text(model, text, length))
+        scores = [score_text(told(model, text.name), text, length) for model in models]
         by_text.append(_text(text, models, scores, length))
     by_task = []
     for task in tasks:
-        items = TASKS[task].items(limit or ITEMS) if task in TASKS else None
-        answers = []
-        for model in models:
-            progress(f"{model.name}: {task}")
-            answers.append(
-                answer_by_lm_eval(model, task, include, limit) if items is None else answer(model, task, items)
-            )
+        if task in TASKS:
+            items = TASKS[task].items(limit or ITEMS)
+            answers = [answer(told(model, task), task, items) for model in models]
+        else:
+            answers = [answer_by_lm_eval(told(model, task), task, include, limit) for model in models]
         by_task.append(_task(models, answers))
     versions = {name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")}
     facts = [model.facts for model in models]
@@ -121,18 +118,26 @@ def score(
 
 
 def _text(text: HeldOut, models: Sequence[EvaluatedModel], scores: Sequence[TextScore], latents: int) -> Text:
-    first, sizes = scores[0], text.sizes
-    figures = []
+    first, sizes, figures = scores[0], text.sizes, []
     for model, score in zip(models, scores, strict=True):
         # Tokens of different tokenizers are not comparable; bits per byte are.
         alike = score is not first and model.vocabulary == models[0].vocabulary
+        by_position = []
+        for place, (low, high) in enumerate(buckets(latents)):
+            nats, tokens = score.position_nats[:, place], score.position_tokens[:, place]
+            if not tokens.any():
+                continue
+            position = PositionFigures(first=low, last=high, tokens=int(tokens.sum()), loss=ratio(nats, tokens))
+            if alike:
+                position.minus_first = ratio(nats - first.position_nats[:, place], tokens)
+            by_position.append(position)
         figures.append(
             TextFigures(
                 name=model.name,
                 loss=ratio(score.nats, score.tokens),
                 bits_per_byte=ratio(score.nats / math.log(2), sizes),
                 tokens=int(score.tokens.sum()),
-                by_position=_by_position(score, first if alike else None, latents),
+                by_position=by_position,
                 document_nats=score.nats.tolist(),
                 document_tokens=score.tokens.astype(int).tolist(),
                 minus_first=None if score is first else ratio((score.nats - first.nats) / math.log(2), sizes),
@@ -142,32 +147,16 @@ def _text(text: HeldOut, models: Sequence[EvaluatedModel], scores: Sequence[Text
     return Text(name=text.name, documents=documents, models=figures)
 
 
-def _by_position(score: TextScore, first: TextScore | None, latents: int) -> list[PositionFigures]:
-    """In each bucket of positions that has tokens."""
-    figures = []
-    for place, (low, high) in enumerate(buckets(latents)):
-        nats, tokens = score.position_nats[:, place], score.position_tokens[:, place]
-        if tokens.any():
-            difference = None if first is None else ratio(nats - first.position_nats[:, place], tokens)
-            figures.append(
-                PositionFigures(
-                    first=low, last=high, tokens=int(tokens.sum()), loss=ratio(nats, tokens), minus_first=difference
-                )
-            )
-    return figures
-
-
 def _task(models: Sequence[EvaluatedModel], scores: Sequence[TaskScore]) -> Task:
-    first, figures = scores[0], []
-    for model, score in zip(models, scores, strict=True):
-        by_byte = score.right_by_byte
-        figures.append(
-            TaskFigures(
-                name=model.name,
-                accuracy=wilson(score.right),
-                accuracy_by_byte=None if by_byte is None else wilson(by_byte),
-                minus_first=None if score is first else paired_shares(first.right, score.right),
-                right=score.right.astype(int).tolist(),
-            )
+    first = scores[0]
+    figures = [
+        TaskFigures(
+            name=model.name,
+            accuracy=wilson(score.right),
+            accuracy_by_byte=None if score.right_by_byte is None else wilson(score.right_by_byte),
+            minus_first=None if score is first else paired_shares(first.right, score.right),
+            right=score.right.astype(int).tolist(),
         )
+        for model, score in zip(models, scores, strict=True)
+    ]
     return Task(name=first.task, chance=first.chance, items=len(first.right), models=figures)

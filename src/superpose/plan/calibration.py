@@ -17,8 +17,7 @@ from superpose.train.config import Recipe, chosen_precision
 from superpose.train.distributed import joined_ranks
 from superpose.train.hardware import keep_memory, peak_memory
 from superpose.train.optim import learning_rate
-from superpose.train.state import build_state
-from superpose.train.step import optimizer_step
+from superpose.train.step import build_state, optimizer_step
 
 _STEPS = 5
 """Of each phase, after one that does not count."""

@@ -14,8 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from superpose.report.sections import Section
-from superpose.results.charts import Chart
-from superpose.results.draw import color_of
+from superpose.results.charts import Chart, color_of
 from superpose.results.tables import Table, of_words
 
 _DARK = {"#6b7280": "#a1a9b8", "#2563eb": "#7aa2ff", "#4b5563": "#cbd5e1", "#7c3aed": "#a78bfa", "#be185d": "#f472b6"}

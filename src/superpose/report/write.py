@@ -10,7 +10,7 @@ from superpose import __version__
 from superpose.files import write_text
 from superpose.report.page import page
 from superpose.report.sections import Section, read_sections
-from superpose.results.draw import draw
+from superpose.results.charts import draw
 from superpose.results.tables import markdown, plain
 
 

@@ -1,7 +1,5 @@
 """A value and how sure it is, whatever it was measured over: seeds, documents, questions, corpora."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from pydantic import FiniteFloat

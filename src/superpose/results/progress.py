@@ -1,11 +1,8 @@
 """What runs look like while they work: bars on a terminal, lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -54,13 +51,11 @@ class Display:
         self._tasks: dict[str, TaskID] = {}
         self._last_line = -_SECONDS_BETWEEN_LINES
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._progress.stop()
         while self._tasks:
             self._progress.remove_task(self._tasks.popitem()[1])
@@ -70,7 +65,7 @@ class Display:
         self.console.print(line, style=style)
 
     def prepare(self, what: str, share: float) -> None:
-        """Progress of preparation, see `superpose.data.store.Progress`."""
+        """Progress of preparation, see `superpose.data.workers.Progress`."""
         task = self._task("prepare", 100)
         self._progress.update(task, description=what, completed=round(100 * share))
         if not self._live and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:

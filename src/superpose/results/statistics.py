@@ -1,7 +1,5 @@
 """What several seeds say, and how sure it is."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -9,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+import numpy.typing as npt
+from scipy import optimize, stats
 
 from superpose.results.intervals import Interval
 
@@ -119,9 +118,7 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
         raise ValueError("give two or more ordinary budgets, and the same seeds for all of them and for TST")
     curve = _falling(losses.mean(axis=1))
     place = _steps_at(budgets, curve, float(reached.mean()))
-    low: float | None
-    high: float | None
-    low = high = None
+    bounds: Any = (0.0, math.inf)
     if len(reached) > 1:
         places = [
             _steps_at(budgets, _falling(losses[:, seeds].mean(axis=1)), float(reached[seeds].mean()))
@@ -129,7 +126,7 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
         ]
         # A place beyond an end of the curve is infinitely far: what is not known to be nearer.
         bounds = np.quantile(places, tails(len(reached)), method="closest_observation") / steps
-        low, high = (float(bound) if math.isfinite(bound) and bound > 0 else None for bound in bounds)
+    low, high = (float(bound) if math.isfinite(bound) and bound > 0 else None for bound in bounds)
     points = tuple((budget, float(loss)) for budget, loss in zip(budgets, curve, strict=True))
     if math.isinf(place):
         return Speedup(None, "last", low, high, _missing_budget(points, float(reached.mean())), points)
@@ -154,7 +151,7 @@ def _half_width(deviation: float, count: int) -> float:
     return float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * deviation / math.sqrt(count)
 
 
-def _resampled(count: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
+def _resampled(count: int) -> npt.NDArray[np.int64]:
     """Seeds drawn with replacement [resamples, count], always the same ones."""
     return np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
 
@@ -169,26 +166,16 @@ def tails(count: int) -> tuple[float, float]:
     return tail, 1 - tail
 
 
-def _falling(losses: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _falling(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The nearest sequence that never rises (isotonic regression): more steps do not truly make a model worse."""
-    from scipy.optimize import isotonic_regression
-
-    falling: np.ndarray[tuple[int], np.dtype[np.float64]] = isotonic_regression(losses, increasing=False).x
+    falling: npt.NDArray[np.float64] = optimize.isotonic_regression(losses, increasing=False).x
     return falling
 
 
-def _steps_at(budgets: Sequence[int], curve: np.ndarray[tuple[int], np.dtype[np.float64]], loss: float) -> float:
+def _steps_at(budgets: Sequence[int], curve: npt.NDArray[np.float64], loss: float) -> float:
     """Where a falling curve first reaches a loss; 0 before its first point, infinity after its last."""
-    if loss > curve[0]:
-        return 0.0
-    if loss < curve[-1]:
-        return math.inf
-    after = int(np.argmax(curve <= loss))
-    if after == 0:
-        return float(budgets[0])
-    upper, lower = curve[after - 1], curve[after]
-    share = (upper - loss) / (upper - lower)
-    return math.exp(math.log(budgets[after - 1]) * (1 - share) + math.log(budgets[after]) * share)
+    places = np.log(budgets)[::-1]
+    return float(np.exp(np.interp(loss, curve[::-1], places, left=math.inf, right=-math.inf)))
 
 
 def _missing_budget(points: Sequence[tuple[int, float]], loss: float) -> str:

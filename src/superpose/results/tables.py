@@ -1,7 +1,5 @@
 """Results in words and tables, for the terminal, Markdown and the report."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@
 Files are read as data of others: checked, and one that was altered is named in a sentence.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 from collections.abc import Iterator

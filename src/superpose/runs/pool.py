@@ -7,8 +7,6 @@ checkpoint, whatever comparison it was begun for. An ordinary run on a stable le
 longer one, so longer ones branch from it where its rate begins to fall, and a budget more costs its last steps alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing
@@ -31,7 +29,7 @@ from superpose.files import BusyError, one_at_a_time
 from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.run_directory import finished
-from superpose.train.stopping import StoppedError
+from superpose.train.running import StoppedError
 
 if TYPE_CHECKING:  # the processes of runs show nothing
     from superpose.results.progress import Display
@@ -97,7 +95,7 @@ def named_directory(runs: Path, name: str) -> Path:
     return runs / name
 
 
-def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: Display) -> list[Outcome]:
+def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display") -> list[Outcome]:
     """Trains runs and shows them at work: `execute`, on all cores or as many at a time as `jobs` says."""
     done = sum((pool / run.key(store) / "result.json").exists() for run in runs)
     if done:
@@ -135,9 +133,17 @@ def execute(
     running: dict[str, BaseProcess] = {}
     for outcome in outcomes.values():
         listener(outcome.run, {"kind": "result", "result": outcome.result})
+
+    def is_ready(key: str) -> bool:
+        """Whether a run waits for no other's checkpoint."""
+        trunk = trunks.get(key)
+        if trunk is None or (trunk not in waiting and trunk not in running):
+            return True
+        return (pool / trunk / "checkpoints" / f"step-{by_key[trunk].recipe.stable_steps:08d}").exists()
+
     try:
         while waiting or running:
-            while len(running) < jobs and (key := _ready(waiting, running, trunks, by_key, pool)) is not None:
+            while len(running) < jobs and (key := next(filter(is_ready, waiting), None)) is not None:
                 waiting.remove(key)
                 trunk = pool / trunks[key] if key in trunks else None
                 process: BaseProcess = context.Process(  # type: ignore[attr-defined]
@@ -212,20 +218,6 @@ def _trunks(runs: dict[str, Run]) -> dict[str, str]:
     }
 
 
-def _ready(
-    waiting: list[str], running: dict[str, BaseProcess], trunks: dict[str, str], runs: dict[str, Run], pool: Path
-) -> str | None:
-    """The first run that waits for no other's checkpoint."""
-    for key in waiting:
-        trunk = trunks.get(key)
-        if trunk is None or (trunk not in waiting and trunk not in running):
-            return key
-        checkpoint = pool / trunk / "checkpoints" / f"step-{runs[trunk].recipe.stable_steps:08d}"
-        if checkpoint.exists():
-            return key
-    return None
-
-
 def _train(
     key: str, recipe: Recipe, store: Path, directory: Path, trunk: Path | None, threads: int, records: Any
 ) -> None:
@@ -236,14 +228,12 @@ def _train(
     try:
         result = _trained(recipe, TokenStore.open(store), directory, trunk, lambda record: records.put((key, record)))
         records.put((key, {"kind": "result", "result": result}))
-    except UserError as error:
-        records.put((key, {"kind": "failure", "message": str(error)}))
-    except OSError as error:
-        records.put((key, {"kind": "failure", "message": str(UserError.from_system(error))}))
     except (KeyboardInterrupt, StoppedError):
         pass  # asked to: what started it knows
-    except Exception:
-        records.put((key, {"kind": "failure", "message": traceback.format_exc()}))
+    except Exception as error:
+        problem = UserError.from_system(error) if isinstance(error, OSError) else error
+        message = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
+        records.put((key, {"kind": "failure", "message": message}))
 
 
 def _trained(

@@ -3,8 +3,6 @@
 Only what stands inside the runs' folder is touched, and no symbolic link is followed.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Sequence
@@ -47,11 +45,15 @@ def plan_removals(paths: Sequence[Path], folder: Path, checkpoints: bool = False
     for place, path in places.items():
         if path.is_symlink():
             planned.append(_link(place, checkpoints, place.resolve() in places))
-        elif checkpoints:
-            planned.append(_checkpoints(path, place))
+            continue
+        run = open_run(path)
+        if run.state == "running":
+            raise UserError(f"{path} is being trained at this moment; stop it first")
+        if checkpoints:
+            planned.append(_checkpoints(run, place))
         else:
             names = [name for name in names_of(place, folder) if _inside(name, folder) not in places]
-            planned.append(_run(path, place, names))
+            planned.append(_run(run, place, names))
     return planned
 
 
@@ -89,26 +91,18 @@ def _link(place: Path, checkpoints: bool, run_goes: bool) -> Removal:
     return Removal(place, "link", 0, ("the run it leads to goes too, since it is named as well",) if run_goes else ())
 
 
-def _run(path: Path, place: Path, names: Sequence[Path]) -> Removal:
-    run = _idle(path)
+def _run(run: RunOnDisk, place: Path, names: Sequence[Path]) -> Removal:
     remarks = [f"{name} leads to it, and will lead nowhere" for name in names]
     if run.state != "finished":
         remarks.insert(0, f"it is not finished: step {run.step:,} of {run.recipe.train.steps:,}")
     return Removal(place, "run", size_of(place), tuple(remarks))
 
 
-def _checkpoints(path: Path, place: Path) -> Removal:
-    run, kept = _idle(path), place / "checkpoints"
+def _checkpoints(run: RunOnDisk, place: Path) -> Removal:
+    kept = place / "checkpoints"
     if kept.is_symlink():
         raise UserError(f"{kept} is a link, which is not followed; remove what it leads to by hand")
     if not kept.is_dir():
-        raise UserError(f"{path} has no checkpoints")
+        raise UserError(f"{run.path} has no checkpoints")
     remarks = () if run.state == "finished" else ("it is not finished, and cannot go on without them",)
     return Removal(kept, "checkpoints", size_of(kept), remarks)
-
-
-def _idle(path: Path) -> RunOnDisk:
-    run = open_run(path)
-    if run.state == "running":
-        raise UserError(f"{path} is being trained at this moment; stop it first")
-    return run

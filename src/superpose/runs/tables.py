@@ -1,12 +1,17 @@
-"""Runs in tables and as JSON: a list of them, and one in full."""
+"""Runs in tables and as JSON: a list of them, one in full, and several side by side.
 
-from __future__ import annotations
+Single runs are no comparison of methods, `superpose compare` is; `differences` shows what was trained, whatever it was.
+"""
 
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
+from superpose.errors import UserError
+from superpose.files import read_json
+from superpose.results.statistics import loss_at
 from superpose.results.tables import Row, Table, describe
 from superpose.runs.disk import RunOnDisk, size_of
 
@@ -37,20 +42,20 @@ def listed(run: RunOnDisk) -> dict[str, Any]:
 def table_of(runs: Sequence[RunOnDisk]) -> tuple[Row, list[Row]]:
     """Header and rows of a list."""
     header = ("run", "state", "parameters", "steps", "bags", "validation loss", "age", "on disk")
-    return header, [_row(run, listed(run)) for run in runs]
-
-
-def _row(run: RunOnDisk, known: dict[str, Any]) -> Row:
-    return (
-        known["path"],
-        _state(run),
-        "" if known["parameters"] is None else f"{known['parameters']:,}",
-        f"{known['steps']:,}",
-        describe(run.recipe.schedule) or "none",
-        "" if known["val_loss"] is None else f"{known['val_loss']:.4f}",
-        spoken_age(known["age_seconds"]),
-        spoken_size(known["bytes"]),
-    )
+    rows: list[Row] = [
+        (
+            known["path"],
+            _state(run),
+            "" if known["parameters"] is None else f"{known['parameters']:,}",
+            f"{known['steps']:,}",
+            describe(run.recipe.schedule) or "none",
+            "" if known["val_loss"] is None else f"{known['val_loss']:.4f}",
+            spoken_age(known["age_seconds"]),
+            spoken_size(known["bytes"]),
+        )
+        for run, known in zip(runs, map(listed, runs), strict=True)
+    ]
+    return header, rows
 
 
 def shown(run: RunOnDisk) -> dict[str, Any]:
@@ -124,3 +129,104 @@ def spread(items: Sequence[_Item], most: int) -> list[_Item]:
 
 def _state(run: RunOnDisk) -> str:
     return run.state if run.state == "finished" else f"{run.state}, step {run.step:,}"
+
+
+_MOST = 10
+"""Rows of a table of losses."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Of some runs; each tuple holds a value for each of them, in their order.
+
+    Attributes:
+        runs: their paths.
+        settings: those that differ, by `section.name`; parts of the model's configuration by their names.
+        at_steps: validation losses, nats per token, at steps that all of them validated.
+        at_flops: the same at training FLOPs that all of them spent, read between validations.
+        same_text: whether they were trained and validated on the same tokens; losses compare only then.
+    """
+
+    runs: tuple[str, ...]
+    settings: dict[str, tuple[Any, ...]]
+    at_steps: dict[int, tuple[float, ...]]
+    at_flops: dict[float, tuple[float, ...]]
+    same_text: bool
+
+    def tables(self) -> list[Table]:
+        """What differs, for the terminal."""
+        settings: list[Row] = [(name, *map(_short, values)) for name, values in self.settings.items()]
+        steps: list[Row] = [(f"{step:,}", *map("{:.4f}".format, losses)) for step, losses in self.at_steps.items()]
+        flops: list[Row] = [(f"{spent:.3e}", *map("{:.4f}".format, at)) for spent, at in self.at_flops.items()]
+        tables: list[Table] = [
+            ("Settings that differ", ("setting", *self.runs), settings),
+            ("Validation loss at equal steps, nats per token", ("step", *self.runs), steps),
+            ("Validation loss at equal FLOPs, nats per token", ("FLOPs", *self.runs), flops),
+        ]
+        return [table for table in tables if table[2]]
+
+    def remarks(self) -> list[str]:
+        """What to know before reading the tables."""
+        sentences = {
+            "All settings are the same.": not self.settings,
+            "They were validated on different tokens, so their losses do not compare.": not self.same_text,
+            "There is no step that all of them validated.": not self.at_steps,
+            "There is no number of FLOPs at which the losses of all of them are known.": not self.at_flops,
+        }
+        return [sentence for sentence, holds in sentences.items() if holds]
+
+
+def differences(runs: Sequence[RunOnDisk]) -> Differences:
+    """Compares runs.
+
+    Raises:
+        UserError: there is one alone, or a file was altered.
+    """
+    if len({run.path.resolve() for run in runs}) < 2:
+        raise UserError("expected two runs or more to compare")
+    flat = [_flat(run) for run in runs]
+    settings = {name: tuple(one.get(name) for one in flat) for name in sorted(set().union(*flat))}
+    losses = [{record.step: record.val_loss for record in run.validations} for run in runs]
+    common = sorted(set.intersection(*(set(one) for one in losses)))
+    return Differences(
+        tuple(str(run.path) for run in runs),
+        {name: values for name, values in settings.items() if len(set(map(_as_json, values))) > 1},
+        {step: tuple(one[step] for one in losses) for step in spread(common, _MOST)},
+        _at_flops(runs),
+        len({read_json(run.path / "store.json").get("fingerprint") for run in runs}) == 1,
+    )
+
+
+def _flat(run: RunOnDisk) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for section, values in run.recipe.model_dump(mode="json").items():
+        for name, value in values.items():
+            if (section, name) == ("model", "config"):
+                settings |= {f"model.config.{inner}": setting for inner, setting in value.items()}
+            else:
+                settings[f"{section}.{name}"] = value
+    return settings
+
+
+def _at_flops(runs: Sequence[RunOnDisk]) -> dict[float, tuple[float, ...]]:
+    """Where the run that spent least was validated: there it is measured, and the others are read in between."""
+    # The untrained model spent nothing, of which there is no logarithm.
+    curves = [[(record.flops, record.val_loss) for record in run.validations if record.flops > 0] for run in runs]
+    if not all(curves):
+        return {}
+    shortest = min(curves, key=lambda curve: curve[-1][0])
+    rows = {}
+    for spent, _ in shortest:
+        losses = [loss for curve in curves if (loss := loss_at(curve, spent)) is not None]
+        if len(losses) == len(curves):
+            rows[spent] = tuple(losses)
+    return {spent: rows[spent] for spent in spread(list(rows), _MOST)}
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _short(value: Any) -> str:
+    text = "" if value is None else value if isinstance(value, str) else _as_json(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

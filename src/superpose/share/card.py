@@ -1,4 +1,4 @@
-"""The model card: a model's facts as README.md, with the front matter that model hubs read.
+"""The model card: a model's facts as README.md, in the shape of card.md, with the front matter that model hubs read.
 
 All that comes from outside is text: quoted in the front matter, escaped in the page.
 """
@@ -6,18 +6,14 @@ All that comes from outside is text: quoted in the front matter, escaped in the 
 from __future__ import annotations
 
 import json
+import re
+from collections import defaultdict
 from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
 
 from superpose.results.tables import Row, plain
 from superpose.share.facts import Facts
-
-_PAPER = """@misc{peng2026tokensuperposition,
-  title = {Efficient Pre-Training with Token Superposition},
-  author = {Peng and Gigant and Quesnelle},
-  year = {2026},
-  eprint = {2605.06546},
-  archivePrefix = {arXiv},
-}"""
 
 _FIRST = {
     "full": "read the means of bags of contiguous tokens and predicted the tokens of the next bag",
@@ -35,21 +31,30 @@ def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequenc
         license_id: as hubs name licenses, such as apache-2.0; unknown if not given.
         languages: codes of those in the text, such as en.
     """
-    bags = facts.bag_size > 1
-    parts = [_front_matter(facts, license_id, languages)]
-    if bags:
-        parts.append(
-            f"**This model cannot generate text: it stopped in superposition and predicts {plain(facts.predicts)}, "
-            f"not the next token.**"
-        )
-    parts += [f"# {plain(name)}", _summary(facts), _training(facts), _results(facts)]
+    parts = defaultdict(str, name=plain(name), place=repr(_printable(name)), version=facts.exported_with)
+    parts["front_matter"] = _front_matter(facts, license_id, languages)
+    parts["summary"], parts["training"] = _summary(facts), _training(facts)
+    if facts.bag_size > 1:
+        predicts = f"it stopped in superposition and predicts {plain(facts.predicts)}, not the next token"
+        parts["warning"] = f"**This model cannot generate text: {predicts}.**"
+        parts["then"] = "Train it on, without superposition, before it is to generate."
+    if facts.val_loss is not None and facts.val_bits_per_byte is not None:
+        held_out = f", on {facts.text.held_out_tokens:,} held-out tokens" if facts.text.held_out_tokens else ""
+        losses = [
+            ("validation loss, nats per token", f"{facts.val_loss:.4f}"),
+            ("bits per byte", f"{facts.val_bits_per_byte:.4f}"),
+        ]
+        parts["results"] = f"## Results\n\nNext-token prediction{held_out}.\n\n{_table(losses)}"
     if facts.evaluation:
-        rows = [tuple(map(plain, row)) for row in facts.evaluation]
-        parts.append("## Evaluation\n\n" + _table(rows, ("of", "in", "figure and its 95 % interval")))
+        figures = [tuple(map(plain, row)) for row in facts.evaluation]
+        parts["evaluation"] = "## Evaluation\n\n" + _table(figures, ("of", "in", "figure and its 95 % interval"))
     if facts.comparison:
-        parts.append(f"## Compared with ordinary training\n\n{plain(facts.comparison)}")
-    parts += [_loading(name, bags), _citation(facts), _versions(facts)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+        parts["comparison"] = f"## Compared with ordinary training\n\n{plain(facts.comparison)}"
+    if facts.versions:
+        versions = ", ".join(f"{plain(what)} {plain(which)}" for what, which in facts.versions.items())
+        parts["trained"] = f"Trained with {versions}. "
+    card = Template(files("superpose.share").joinpath("card.md").read_text("utf-8")).substitute(parts)
+    return re.sub(r"\n{3,}", "\n\n", card)  # what is not there leaves no gap
 
 
 def _front_matter(facts: Facts, license_id: str, languages: Sequence[str]) -> str:
@@ -83,19 +88,14 @@ def _training(facts: Facts) -> str:
     rows = [("data", plain(", ".join(text.sources)))]
     if text.tokens is not None:
         rows.append(("its size", f"{text.tokens:,} tokens, {text.documents:,} documents, {text.bytes:,} bytes of text"))
-    if text.fingerprint:
-        rows.append(("its fingerprint", plain(text.fingerprint)))
-    if facts.started_from:
-        rows.append(("started from", plain(facts.started_from)))
-    optimizer = (
-        f"{facts.optimizer}, learning rate {facts.lr:g} ({facts.lr_schedule}), {facts.warmup_steps:,} steps of warmup; "
-        f"{facts.precision}; seed {facts.seed}"
-    )
+    rate = f"learning rate {facts.lr:g} ({facts.lr_schedule}), {facts.warmup_steps:,} steps of warmup"
     rows += [
+        ("its fingerprint", plain(text.fingerprint)),
+        ("started from", plain(facts.started_from or "")),
         ("vocabulary", f"{facts.vocabulary:,}"),
         ("schedule", "; ".join(_stage(*stage, facts) for stage in facts.stages)),
         ("a step", f"{facts.batch_size:,} rows of {facts.latents:,} latents"),
-        ("optimizer", optimizer),
+        ("optimizer", f"{facts.optimizer}, {rate}; {facts.precision}; seed {facts.seed}"),
     ]
     if spent:
         epochs = f" ({facts.epochs:.2f} epochs)" if facts.epochs is not None else ""
@@ -107,7 +107,7 @@ def _training(facts: Facts) -> str:
         ]
     if energy and energy.kwh is not None:
         rows.append(("energy", f"{energy.kwh:.3g} kWh in {energy.hours:.3g} hours, {plain(energy.how)}"))
-    return "## Training\n\n" + _table(rows)
+    return _table([row for row in rows if row[1]])
 
 
 def _stage(size: int, start: int, stop: int, facts: Facts) -> str:
@@ -116,42 +116,6 @@ def _stage(size: int, start: int, stop: int, facts: Facts) -> str:
         return f"next token in steps {start + 1:,} to {stop:,}"
     mode = "" if facts.mode == "full" else f", {facts.mode} only"
     return f"bags of {size}{mode} in steps {start + 1:,} to {stop:,} (ratio {(stop - start) / facts.steps:.3g})"
-
-
-def _results(facts: Facts) -> str:
-    if facts.val_loss is None or facts.val_bits_per_byte is None:
-        return ""
-    held_out = f", on {facts.text.held_out_tokens:,} held-out tokens" if facts.text.held_out_tokens else ""
-    rows = [
-        ("validation loss, nats per token", f"{facts.val_loss:.4f}"),
-        ("bits per byte", f"{facts.val_bits_per_byte:.4f}"),
-    ]
-    return f"## Results\n\nNext-token prediction{held_out}.\n\n" + _table(rows)
-
-
-def _loading(name: str, bags: bool) -> str:
-    place = repr(_printable(name))
-    code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({place})\n"
-        f"model = AutoModelForCausalLM.from_pretrained({place})\n"
-    )
-    after = "\n\nTrain it on, without superposition, before it is to generate." if bags else ""
-    return f"## How to load it\n\n```python\n{code}```{after}"
-
-
-def _citation(facts: Facts) -> str:
-    software = (
-        "@software{superpose,\n  title = {superpose: token-superposition training of language models},\n"
-        f"  version = {{{facts.exported_with}}},\n}}"
-    )
-    return f"## How to cite\n\n```bibtex\n{_PAPER}\n\n{software}\n```"
-
-
-def _versions(facts: Facts) -> str:
-    trained = ", ".join(f"{plain(name)} {plain(version)}" for name, version in (facts.versions or {}).items())
-    exported = f"Exported by superpose {facts.exported_with}."
-    return f"## Versions\n\n{f'Trained with {trained}. ' if trained else ''}{exported}"
 
 
 def _table(rows: Sequence[Row], header: Row = ("", "")) -> str:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from transformers.utils import logging as transformers_logging
 
 from superpose.data.store import TokenStore
 from superpose.data.tokenizer import FILES
@@ -115,17 +114,15 @@ def _model(run: RunOnDisk, checkpoint: int | None, average: bool) -> Any:
     else:
         store = _store(run)
         config = build_config(run.recipe.model, store.vocab_size, run.recipe.train.latents, store.end_of_text)
-    transformers_logging.disable_progress_bar()
     model = build_model(config)
     checkpoints.weights(model, checkpoint, average)
     return model
 
 
 def _store(run: RunOnDisk) -> TokenStore:
-    store = run.store
-    if store is None:
+    if run.store is None:
         raise UserError(
             f"the text that {run.path} reads is no longer whole where {run.path / 'store.json'} says, so its tokenizer "
             f"is not known; prepare it again at that path"
         )
-    return store
+    return run.store

@@ -13,7 +13,7 @@ from typing import Any
 
 from superpose import __version__
 from superpose.compare.comparison import Comparison
-from superpose.data.sources import PYTHON_SOURCES
+from superpose.data.readers import PYTHON_SOURCES
 from superpose.errors import UserError
 from superpose.evaluate.evaluation import Evaluation
 from superpose.files import read_json
@@ -21,7 +21,7 @@ from superpose.models.load import NEXT_TOKEN
 from superpose.results.intervals import spoken
 from superpose.results.tables import Row
 from superpose.runs.disk import RunOnDisk
-from superpose.train.records import Energy, Validation
+from superpose.train.records import Energy
 
 FORMAT = "superpose export 1"
 
@@ -115,17 +115,16 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     recipe = run.recipe
     schedule, train = recipe.schedule, recipe.train
     stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)
+    predicts, bag_size = NEXT_TOKEN, stages[-1][0]
+    if bag_size > 1:
+        predicts = f"the token after a bag of {bag_size}" if schedule.mode == "input" else f"bags of {bag_size} tokens"
     result = run.result if step == train.steps else None
-    measured: Validation | None = next((record for record in run.validations if record.step == step), None)
-    spent = result or measured
-    if averaged:
-        # It is validated at the end alone.
-        loss, bits = (result.average_val_loss, result.average_val_bits_per_byte) if result else (None, None)
-    else:
-        loss, bits = (spent.val_loss, spent.val_bits_per_byte) if spent else (None, None)
-    final = result if not averaged else None
+    spent = result or next((record for record in run.validations if record.step == step), None)
+    # The average is validated at the end alone.
+    measured, average = (result, "average_") if averaged else (spent, "")
+    final = None if averaged else result
     return Facts(
-        predicts=_predicted(stages[-1][0], schedule.mode),
+        predicts=predicts,
         step=step,
         mode=schedule.mode,
         stages=stages,
@@ -139,23 +138,16 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
         spent={name: getattr(spent, name) for name in ("raw_tokens", "latents", "flops", "seconds")} if spent else None,
         epochs=result.epochs if result else None,
         energy=result.energy if result else None,
-        val_loss=loss,
-        val_bits_per_byte=bits,
+        val_loss=getattr(measured, f"{average}val_loss", None),
+        val_bits_per_byte=getattr(measured, f"{average}val_bits_per_byte", None),
         evaluation=_evaluation(run.path) if final else (),
         comparison=_comparison(run) if final else None,
-        versions=result.versions or None if result else None,
+        versions=(result.versions or None) if result else None,
     )
 
 
-def _predicted(bag_size: int, mode: str) -> str:
-    if bag_size == 1:
-        return NEXT_TOKEN
-    return f"the token after a bag of {bag_size}" if mode == "input" else f"bags of {bag_size} tokens"
-
-
 def _text(run: RunOnDisk) -> Text:
-    corpus = run.recipe.data.corpus
-    store = run.store
+    corpus, store = run.recipe.data.corpus, run.store
     locations = [corpus] if isinstance(corpus, str) else [source.path for source in corpus]
     if store is not None:
         sources = store.manifest.get("preparation", {}).get("sources", [])
@@ -172,11 +164,8 @@ def _text(run: RunOnDisk) -> Text:
 
 def _comparison(run: RunOnDisk) -> str | None:
     """The verdict of the comparison in whose folder the run stands, if it is one of its runs."""
-    folder = run.path.parent
-    if not (folder / "comparison.json").is_file():
-        return None
     try:
-        comparison = Comparison.load(folder)
+        comparison = Comparison.load(run.path.parent)
         mine = any(trained.directory.resolve() == run.path.resolve() for trained in comparison.runs)
         return comparison.verdict() if mine and comparison.seeds else None
     except UserError:
@@ -196,10 +185,9 @@ def _evaluation(run: Path) -> tuple[Row, ...]:
         return ()
     rows: list[Row] = []
     for text in found.texts:
-        for model in text.models:
-            if model.name == mine[0]:
-                rows.append((text.name, "nats per token", spoken(model.loss, ".4g")))
-                rows.append((text.name, "bits per byte", spoken(model.bits_per_byte, ".4g")))
+        for model in (model for model in text.models if model.name == mine[0]):
+            rows.append((text.name, "nats per token", spoken(model.loss, ".4g")))
+            rows.append((text.name, "bits per byte", spoken(model.bits_per_byte, ".4g")))
     for task in found.tasks:
         rows += [(task.name, "share right", spoken(one.accuracy, ".4g")) for one in task.models if one.name == mine[0]]
     return tuple(rows)

@@ -15,8 +15,7 @@ from superpose.errors import UserError
 from superpose.files import file_sha256
 from superpose.models.build import ModelArgs, build_config
 from superpose.models.load import load_weights, predicts_bags
-from superpose.train.config import Recipe, load_recipe, with_settings
-from superpose.train.recipe_file import write_recipe
+from superpose.train.config import Recipe, load_recipe, with_settings, write_recipe
 
 
 def import_model(directory: str | Path, out: str | Path, base: str | Path | None = None) -> Recipe:
@@ -42,7 +41,8 @@ def import_model(directory: str | Path, out: str | Path, base: str | Path | None
         raise UserError(f"{directory} holds no config.json; give a directory that save_pretrained wrote")
     recipe = load_recipe(Path(base)) if base else Recipe().ordinary()
     place = str(directory.resolve())
-    end_of_text = recipe.data.end_of_text if _same(recipe.data.tokenizer, directory) else ""
+    own = bool(recipe.data.tokenizer) and Path(recipe.data.tokenizer).resolve() == directory.resolve()
+    end_of_text = recipe.data.end_of_text if own else ""
     tokenizer = load_tokenizer(place, end_of_text)
     config = build_config(ModelArgs(init_from=place), tokenizer.vocab_size, 1, tokenizer.end_of_text)
     if any(not torch.isfinite(parameter).all() for parameter in load_weights(place, config).parameters()):
@@ -55,13 +55,9 @@ def import_model(directory: str | Path, out: str | Path, base: str | Path | None
     if bags := predicts_bags(directory):
         comments.append(f"It predicts {bags}; ordinary training, as here, teaches it the next token.")
     spelled_out = ("data.corpus", "superposition.bag_size", "superposition.ratio")
-    own = ("train.steps", "train.lr", "train.warmup_steps", "train.latents")
-    write_recipe(taken, out, comments, (*spelled_out, *own))
+    of_training = ("train.steps", "train.lr", "train.warmup_steps", "train.latents")
+    write_recipe(taken, out, comments, (*spelled_out, *of_training))
     return taken
-
-
-def _same(tokenizer: str, directory: Path) -> bool:
-    return bool(tokenizer) and Path(tokenizer).resolve() == directory.resolve()
 
 
 def _data(data: DataArgs, directory: Path, end_of_text: str) -> DataArgs:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +68,13 @@ def sample(
             pieces.append(text)
             stream(text)
 
-    with _altered_files_told(model):
-        # An empty prompt starts where every document starts: after the end of another one.
-        start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    # An empty prompt starts where every document starts: after the end of another one.
+    start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    try:
         ids = torch.tensor([tokenizer(prompt)["input_ids"] or start])
         if ids.numel() == 0:
             raise UserError("the model's tokenizer has no end of text to start from; give a prompt")
-        sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
         torch.manual_seed(seed)
         model.generate(
             ids,
@@ -85,34 +82,25 @@ def sample(
             max_new_tokens=_room(model, ids.shape[1], max_new_tokens),
             pad_token_id=tokenizer.eos_token_id,
             streamer=Stream(tokenizer, skip_special_tokens=True),
-            **sampling,
+            **(sampling if temperature > 0 else {"do_sample": False}),
         )
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # transformers takes the settings beside a model for granted
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{model.name_or_path} cannot generate ({reason}); its files were altered") from None
     return "".join(pieces)
 
 
 def _room(model: Any, length: int, max_new_tokens: int | None) -> int:
     """How many tokens may follow a prompt of this length."""
-    context: int | None = getattr(model.config, "max_position_embeddings", None)
-    if context is None:
-        if max_new_tokens is None:
-            raise UserError("the model's configuration sets no context length; say how far to go with --max-new-tokens")
-        return max_new_tokens
-    room = context - length
+    context = getattr(model.config, "max_position_embeddings", None)
+    if context is None and max_new_tokens is None:
+        raise UserError("the model's configuration sets no context length; say how far to go with --max-new-tokens")
+    room: Any = max_new_tokens if context is None else context - length
     if room < 1 or (max_new_tokens or 0) > room:
         raise UserError(
             f"the prompt has {length} tokens and {max_new_tokens or 'some'} are to follow, but the model "
             f"was trained on {context}; shorten the prompt or lower --max-new-tokens"
         )
     return max_new_tokens or room
-
-
-@contextmanager
-def _altered_files_told(model: Any) -> Iterator[None]:
-    """transformers takes the settings beside a model for granted; what it says of others becomes a sentence."""
-    try:
-        yield
-    except (UserError, OSError):
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{model.name_or_path} cannot generate ({reason}); its files were altered") from None

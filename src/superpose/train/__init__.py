@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from superpose.data.config import prepare
     from superpose.train.config import Recipe, load_recipe
     from superpose.train.loop import train
-    from superpose.train.stopping import StoppedError
+    from superpose.train.running import StoppedError
 
 __all__ = ["Recipe", "StoppedError", "load_recipe", "prepare", "train"]
 
 _HOMES = {"Recipe": "config", "load_recipe": "config", "prepare": ".data.config"}
 
-__getattr__ = lazy.names(__name__, {**_HOMES, "StoppedError": "stopping", "train": "loop"})
+__getattr__ = lazy.names(__name__, {**_HOMES, "StoppedError": "running", "train": "loop"})

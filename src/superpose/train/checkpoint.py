@@ -9,8 +9,6 @@ happens to it afterwards its checksums tell, and one that was altered is passed 
 position, learning rate and random numbers are functions of the step and need no state.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -68,6 +66,9 @@ class _Saved(BaseModel):
 
 State = dict[str, Tensor]
 """Tensors by name; DTensors where the model is sharded."""
+
+Parts = tuple[nn.Module, Callable[[nn.Parameter], torch.optim.Optimizer], State | None]
+"""What a checkpoint is loaded into: a model, the optimizer of each parameter, the average of the weights."""
 
 
 def training_state(
@@ -140,23 +141,24 @@ class Checkpoints:
             pending.result()
         except (CheckpointException, OSError) as error:
             shutil.rmtree(self.folder / f".step-{step:08d}.tmp", ignore_errors=True)
-            kept = [path.name for path in _complete_ones(self.folder)]
+            kept = self.steps
             return (
                 f"the checkpoint of step {step} could not be written to {self.folder} ({_reason(error)}); "
-                + (f"{kept[-1]} is the newest; " if kept else "there is none yet; ")
+                + (f"{_name(kept[-1])} is the newest; " if kept else "there is none yet; ")
                 + "make room on its disk"
             )
         return None
 
     def newest_before(self, step: int) -> Path | None:
         """The newest complete checkpoint of at most `step` steps."""
-        names = [path for path in _complete_ones(self.folder) if _step(path) <= step]
-        return names[-1] if names else None
+        known = [known for known in self.steps if known <= step]
+        return self.folder / _name(known[-1]) if known else None
 
     @property
     def steps(self) -> list[int]:
         """Steps of which there is a checkpoint, ascending."""
-        return [_step(path) for path in _complete_ones(self.folder)]
+        found = map(_NAME.fullmatch, (path.name for path in self.folder.glob("step-*")))
+        return sorted(int(match[1]) for match in found if match)
 
     def weights(self, model: nn.Module, step: int, average: bool = False) -> None:
         """Fills a model with the weights of one checkpoint, or with their moving average, and changes nothing on disk.
@@ -164,7 +166,7 @@ class Checkpoints:
         Raises:
             UserError: there is no such checkpoint, it was altered, it is of another model, or it holds no average.
         """
-        path = self.folder / f"step-{step:08d}"
+        path = self.folder / _name(step)
         if step not in self.steps:
             known = ", ".join(map(str, self.steps)) or "none"
             raise UserError(f"{self.folder} holds no checkpoint of step {step}; those it holds: {known}")
@@ -174,43 +176,34 @@ class Checkpoints:
         state = {f"{kind}.{name}": parameter.detach() for name, parameter in model.named_parameters()}
         biases = {f"model.{name}": bias for name, bias in router_biases(model).items()}
         with _loading(path):
-            reader = HuggingFaceStorageReader(str(path))
-            stored = {name for name in reader.read_metadata().state_dict_metadata if name.startswith(f"{kind}.")}
+            stored = {name for name in _stored(path) if name.startswith(f"{kind}.")}
             if average and not stored:
                 raise UserError(f"checkpoint {path} holds no average; the run was trained without train.average")
-            if other := set(state) ^ (stored - set(biases)):
-                raise UserError(f"checkpoint {path} is of another model: {min(other)} is in one alone")
-            load(state | biases, storage_reader=reader, no_dist=self._ranks.world_size == 1)
+            self._read(path, state | biases, stored | set(biases))
 
     def restore(
-        self,
-        model: nn.Module,
-        optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer],
-        average: State | None = None,
-        tell: Callable[[str], None] = lambda message: None,
-        step: int | None = None,
+        self, parts: Parts, tell: Callable[[str], None] = lambda message: None, step: int | None = None
     ) -> Progress:
         """Loads the newest good checkpoint; a run without one starts at step 0.
 
         Args:
-            optimizer_of: the optimizer of a parameter, which is given its state.
             tell: told which checkpoints were passed over, and why.
             step: load the checkpoint of this step or none, and touch nothing: the run is another's.
 
         Raises:
             UserError: there are checkpoints but none is good, or the good one is of another model.
         """
-        candidates = self._ranks.on_main(lambda: [path.name for path in _complete_ones(self.folder)])
+        candidates = self._ranks.on_main(lambda: self.steps)
         if step is not None:
-            candidates = [name for name in candidates if name == f"step-{step:08d}"]
+            candidates = [step] if step in candidates else []
         elif self._ranks.main:
             for leftover in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(leftover)
-        for name in reversed(candidates):
-            path = self.folder / name
+        for known in reversed(candidates):
+            path = self.folder / _name(known)
             problems = [problem for problem in self._ranks.gather(self._problem(path)) if problem]
             if not problems:
-                self._load(path, model, optimizer_of, average)
+                self._load(path, parts)
                 state = read_json(path / "state.json")
                 return Progress(state["step"], state["seconds"])
             tell(f"checkpoint {path} is passed over: {problems[0]}")
@@ -240,28 +233,26 @@ class Checkpoints:
         state = {"format": _FORMAT, "step": progress.step, "seconds": progress.seconds, "files": files}
         write_json(aside / "state.json", {**state, "sha256": _fingerprint(state)})
         sync(aside)
-        final = self.folder / f"step-{progress.step:08d}"
+        final = self.folder / _name(progress.step)
         if final.exists():  # of this step there was one already, passed over when the run was resumed
             shutil.rmtree(final)
         aside.rename(final)
         sync(self.folder)
-        ordinary = [path for path in _complete_ones(self.folder) if _step(path) not in self.milestones]
-        for old in ordinary[: -self._keep]:
-            shutil.rmtree(old)
+        for old in [step for step in self.steps if step not in self.milestones][: -self._keep]:
+            shutil.rmtree(self.folder / _name(old))
 
     def _problem(self, path: Path) -> str | None:
         """What is wrong with this rank's share of a checkpoint's files."""
         try:
             state = read_json(path / "state.json")
-        except UserError as error:
-            return str(error)
-        if state.get("format") != _FORMAT:
-            return "another version of superpose wrote it"
-        try:
+            if state.get("format") != _FORMAT:
+                return "another version of superpose wrote it"
             saved = _Saved.model_validate(state)
         except ValidationError:
             return "its state.json was altered"
-        if state.pop("sha256", None) != _fingerprint(state) or saved.step != _step(path):
+        except UserError as error:
+            return str(error)
+        if state.pop("sha256", None) != _fingerprint(state) or path.name != _name(saved.step):
             return "its state.json was altered"
         # A link may lead to a file that is somebody else's.
         if {file.name for file in path.glob("*.safetensors") if not file.is_symlink()} != set(saved.files):
@@ -275,16 +266,17 @@ class Checkpoints:
                 return f"its {name} cannot be read ({error.strerror})"
         return None
 
-    def _load(
-        self,
-        path: Path,
-        model: nn.Module,
-        optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer],
-        average: State | None,
-    ) -> None:
+    def _read(self, path: Path, state: State, stored: set[str]) -> None:
+        """Fills tensors with what a checkpoint stores; it has to be of the same names."""
+        if set(state) != stored:
+            odd = min(set(state) ^ stored)
+            raise UserError(f"checkpoint {path} is of another model or optimizer: {odd} is in one alone")
+        load(state, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=self._ranks.world_size == 1)
+
+    def _load(self, path: Path, parts: Parts) -> None:
+        model, optimizer_of, average = parts
         with _loading(path):
-            reader = HuggingFaceStorageReader(str(path))
-            stored: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+            stored = _stored(path)
             for name, about in stored.items():
                 if sum(math.prod(part.sizes) for part in about.chunks) < math.prod(about.size):
                     raise UserError(f"checkpoint {path} holds a part of {name} alone; restore it from a copy")
@@ -298,10 +290,7 @@ class Checkpoints:
                     if full.startswith(prefix) and "." not in full.removeprefix(prefix)
                 }
                 state |= {prefix + key: value for key, value in found[parameter].items()}
-            if set(state) != set(stored):
-                odd = sorted(set(state) ^ set(stored))[0]
-                raise UserError(f"checkpoint {path} is of another model or optimizer: {odd} is in one alone")
-            load(state, storage_reader=reader, no_dist=self._ranks.world_size == 1)
+            self._read(path, state, set(stored))
         for parameter, values in found.items():
             if values:
                 # Numbers were stored as tensors [1].
@@ -333,13 +322,13 @@ def _empty(parameter: Tensor, about: Any, what: str) -> Tensor:
     return torch.zeros(about.size, dtype=about.properties.dtype, device=parameter.device)
 
 
-def _complete_ones(folder: Path) -> list[Path]:
-    """Checkpoints with a name, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_step)
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
-def _step(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
+def _stored(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of each tensor in it."""
+    return dict(HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
 
 
 def _fingerprint(state: dict[str, Any]) -> str:

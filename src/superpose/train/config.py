@@ -1,18 +1,17 @@
-"""A recipe: everything a run depends on, read from TOML, checked before anything starts.
+"""A recipe: everything a run depends on, read from TOML, checked before anything starts, and written as TOML.
 
     TOML or JSON file  ->  Recipe  ->  --set overrides  ->  Recipe
 
 Every section is typed beside the component that uses it. A wrong name, type or combination is one sentence.
 """
 
-from __future__ import annotations
-
 import json
+import re
 import reprlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,12 +24,12 @@ from superpose.data.config import DataArgs
 from superpose.data.store import Split
 from superpose.data.windows import Expand, WindowPlan
 from superpose.errors import UserError
+from superpose.files import read_json, write_text
 from superpose.models.build import ModelArgs, did_you_mean
 from superpose.recipes import find_recipe
 from superpose.train.distributed import ParallelArgs
 from superpose.train.hardware import Precision, faster_precision
 from superpose.train.optim import OptimArgs
-from superpose.train.watch.trackers import Tracker
 
 _BagSize = Annotated[int, Field(ge=1, le=2**20)]
 _Ratio = Annotated[float, Field(ge=0, le=1)]
@@ -89,7 +88,7 @@ class TrainArgs(OptimArgs):
     """For ablations: the embedding and the head start afresh at each boundary of phases."""
     runaway: Annotated[float, Field(ge=0)] = 3.0
     """Nats the loss may stand above its lowest in a phase before the run stops; 0 for any."""
-    track: Literal["auto"] | tuple[Tracker, ...] = "auto"
+    track: Literal["auto"] | tuple[Literal["tensorboard", "wandb", "trackio"], ...] = "auto"
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio; auto: TensorBoard if it is installed."""
 
     @property
@@ -126,7 +125,7 @@ class Recipe(BaseModel):
     def latents_per_step(self) -> int:
         return self.train.latents_per_step
 
-    def ordinary(self) -> Recipe:
+    def ordinary(self) -> Self:
         """The same run without superposition."""
         documents = self.superposition.documents  # where the stream of text starts depends on it
         superposition = SuperpositionArgs(bag_size=1, ratio=0.0, documents=documents)
@@ -146,7 +145,7 @@ class Recipe(BaseModel):
             if (place := f"{section}.{name}") not in _OF_THE_MACHINE and value != default[section][name]
         }
 
-    def changes(self, before: Recipe) -> list[str]:
+    def changes(self, before: Self) -> list[str]:
         """`section.name` of each setting that would make another run of one begun with the recipe `before`."""
         now, then = self.computing, before.computing
         return sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))
@@ -181,7 +180,7 @@ class Recipe(BaseModel):
         )
 
     @model_validator(mode="after")
-    def _combinations(self) -> Recipe:
+    def _combinations(self) -> Self:
         train, superposition = self.train, self.superposition
         if superposition.variant not in WEIGHTED and superposition.weighting != "uniform":
             raise ValueError(
@@ -236,7 +235,19 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"--set {text}: expected NAME=VALUE, such as train.lr=1e-3")
-        _assign(settings, name.strip(), _value(value.strip()))
+        name = name.strip()
+        *sections, last = name.split(".")
+        if not sections:
+            raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
+        table: Any = settings
+        for section in sections:
+            table = table.get(section)
+            if not isinstance(table, dict):
+                raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
+        try:
+            table[last] = tomllib.loads(f"value = {value.strip()}")["value"]
+        except (ValueError, RecursionError):
+            table[last] = value.strip()  # what is no TOML is text
     return _validate(settings, "--set")
 
 
@@ -259,19 +270,14 @@ def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".json":
+        return read_json(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"recipe {path} is not UTF-8 text; give a TOML file") from None
-    try:
-        settings = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"recipe {path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"recipe {path} holds no sections; expected [data], [model], [superposition], [train]")
-    return settings
+        raise UserError(f"recipe {path} is not valid TOML: {error}") from None
 
 
 def _validate(settings: dict[str, Any], source: str) -> Recipe:
@@ -303,22 +309,64 @@ def _names() -> list[str]:
     return [f"{section}.{name}" for section, values in Recipe() for name in type(values).model_fields]
 
 
-def _assign(settings: dict[str, Any], name: str, value: Any) -> None:
-    *sections, last = name.split(".")
-    table = settings
-    for section in sections:
-        inner = table.get(section)
-        if not isinstance(inner, dict):
-            raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
-        table = inner
-    if table is settings:
-        raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
-    table[last] = value
+def write_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = (), spelled_out: Collection[str] = ()) -> None:
+    """Writes a recipe that `load_recipe` reads back as the same, whole or not at all.
+
+    Args:
+        comments: sentences that head the file.
+        spelled_out: `section.name` of settings that are written even if they are at their defaults.
+
+    Raises:
+        UserError: see `recipe_toml`.
+    """
+    write_text(path, recipe_toml(recipe, comments, spelled_out))
 
 
-def _value(text: str) -> Any:
-    """A value as TOML writes it; what is no TOML is text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        return text
+def recipe_toml(recipe: Recipe, comments: Sequence[str] = (), spelled_out: Collection[str] = ()) -> str:
+    """The text of `write_recipe`'s file.
+
+    Raises:
+        UserError: a setting of the model's configuration is null, which TOML has no word for.
+    """
+    default = Recipe().model_dump(mode="json")
+    lines = [f"# {line}".rstrip() for comment in comments for line in comment.splitlines() or [""]]
+    # Comments hold no control characters.
+    lines = ["".join(character if character.isprintable() else " " for character in line) for line in lines]
+    for section, values in recipe.model_dump(mode="json").items():
+        # A weight that no source has is left out of the sources.
+        chosen = {
+            name: [{k: v for k, v in source.items() if v is not None} for source in value]
+            if (section, name) == ("data", "corpus") and not isinstance(value, str)
+            else value
+            for name, value in values.items()
+            if value != default[section][name] or f"{section}.{name}" in spelled_out
+        }
+        tables = {name: value for name, value in chosen.items() if isinstance(value, dict)}
+        plain = {name: value for name, value in chosen.items() if name not in tables}
+        for heading, table in ((section, plain), *((f"{section}.{name}", tables[name]) for name in tables)):
+            if table or heading != section:
+                lines += ["", f"[{heading}]", *(f"{_key(k)} = {_toml(v, f'{heading}.{k}')}" for k, v in table.items())]
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def _toml(value: Any, place: str) -> str:
+    """A value in one line; tables inside of values are written inline."""
+    if value is None:
+        raise UserError(f"{place} is null, which a TOML recipe cannot say; leave it out")
+    if isinstance(value, (int, float)):
+        return repr(value).lower()  # of True, too
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, Mapping):
+        inside = ", ".join(f"{_key(name)} = {_toml(inner, f'{place}.{name}')}" for name, inner in value.items())
+        return f"{{ {inside} }}" if inside else "{}"
+    return f"[{', '.join(_toml(inner, place) for inner in value)}]"
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _text(name)
+
+
+def _text(text: str) -> str:
+    """JSON's strings are TOML's, but for the delete character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -7,8 +7,6 @@ one block at a time. With replicas (hybrid sharding) the shards are spread over 
 and only gradients cross between the parts. Without torchrun there is one rank and no process group.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +18,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from superpose.core.model import SuperposedLM
@@ -100,21 +98,19 @@ class Ranks:
         """
         if self.world_size == 1:
             return work()
-        outcome: list[Any] = [None, None]
+        value: Any = None
         error: UserError | None = None
         if self.main:
             try:
-                outcome[0] = work()
+                value = work()
             except (UserError, OSError) as problem:
                 error = problem if isinstance(problem, UserError) else UserError.from_system(problem)
-                outcome[1] = str(error)
+        outcome = [value, None if error is None else str(error)]
         dist.broadcast_object_list(outcome)
-        if error is not None:
-            raise error
         if outcome[1] is not None:
-            raise self.shared_error(outcome[1])
-        value: _Value = outcome[0]
-        return value
+            raise error or self.shared_error(outcome[1])
+        result: _Value = outcome[0]
+        return result
 
 
 @contextmanager
@@ -145,7 +141,8 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
         rank = dist.get_rank()
         yield Ranks(rank, world_size, here, dist.new_group(backend="gloo"))
     except RuntimeError as error:
-        if not _lost(error):
+        text = str(error).lower()
+        if not isinstance(error, dist.DistError) and not any(word in text for word in ("gloo", "nccl", "connection")):
             raise
         raise LostRankError(
             f"lost contact with the other ranks ({first_line(error)}); a process ended or was cut "
@@ -156,26 +153,16 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def _lost(error: RuntimeError) -> bool:
-    text = str(error).lower()
-    return isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text or "connection" in text
-
-
-def mesh_of(args: ParallelArgs, ranks: Ranks) -> DeviceMesh:
-    """All ranks in a row, or replicas x shards."""
-    if args.replicas == 1:
-        return init_device_mesh(ranks.device.type, (ranks.world_size,), mesh_dim_names=("shard",))
-    shape = args.replicas, ranks.world_size // args.replicas
-    return init_device_mesh(ranks.device.type, shape, mesh_dim_names=("replicate", "shard"))
-
-
 def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) -> None:
     """FSDP2 in place: each block of the model is a unit, the embedding, head and last norm are another.
 
     Weights are gathered, and gradients computed, in bfloat16 if that is the precision; gradients are summed and
     weights updated in float32.
     """
-    mesh = mesh_of(args, ranks)
+    shape = {"shard": ranks.world_size // args.replicas}
+    if args.replicas > 1:
+        shape = {"replicate": args.replicas, **shape}
+    mesh = init_device_mesh(ranks.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
     policy = MixedPrecisionPolicy()
     if precision == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None)

@@ -1,7 +1,5 @@
 """What the machine does well, and how much of it a run uses: precision, utilisation, memory."""
 
-from __future__ import annotations
-
 import ctypes
 import resource
 import sys

@@ -2,11 +2,9 @@
 
 store -> windows of a step -> SuperposedLM -> backward -> optimizer -> metrics, checkpoints -> model/
 
-Every rank runs this; what is printed, logged and exported rank 0 does for all. What watches a run (the loss, energy,
-a baseline, trackers, the profiler) is in `superpose.train.watch`.
+Every rank runs this; what is printed, logged and exported rank 0 does for all. What watches a run is in
+`superpose.train.watch`.
 """
-
-from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
@@ -21,21 +19,26 @@ from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
 from superpose.data.windows import random_bits
 from superpose.errors import UserError, first_line
-from superpose.files import one_at_a_time
+from superpose.files import one_at_a_time, write_json
 from superpose.models.build import build_config, build_model
 from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.config import Recipe
 from superpose.train.distributed import joined_ranks
 from superpose.train.hardware import keep_memory
 from superpose.train.optim import learning_rate
-from superpose.train.records import Validation, metrics_log, read_records
-from superpose.train.run_directory import claim, export_model, finish, finished, shared_steps
-from superpose.train.running import Listener, Running
-from superpose.train.state import TrainState, build_state
-from superpose.train.step import StepResult, accumulate_gradients, optimizer_step
-from superpose.train.stopping import StoppedError, stop_requests
-from superpose.train.validation import HeldOutLoss, validate
-from superpose.train.watch.watchers import watchers_of
+from superpose.train.records import Validation, as_json, metrics_log, read_records
+from superpose.train.run_directory import claim, export_model, finished, shared_steps
+from superpose.train.running import Listener, Running, StoppedError, Watcher, stop_requests
+from superpose.train.step import (
+    HeldOutLoss,
+    StepResult,
+    TrainState,
+    accumulate_gradients,
+    build_state,
+    optimizer_step,
+    validate,
+)
+from superpose.train.watch import Baseline, EnergyMeter, LossWatch, Profile, SwitchSpike, Trackers
 
 
 def train(
@@ -79,7 +82,13 @@ def train(
         # Model, on the device or its shard of it.
         if ranks.device.type == "cpu":
             keep_memory()
-        watchers = watchers_of(recipe.train, ranks, reference, profile)
+        watchers: list[Watcher] = [LossWatch(recipe.train.runaway)]
+        if ranks.main:
+            # Trackers are told of a record before the loss is judged by it; energy counts from here on.
+            trackers, energy = Trackers(recipe.train.track), EnergyMeter(ranks.device)
+            watchers = [trackers, *watchers, energy, Baseline(reference), SwitchSpike()]
+        if profile:
+            watchers.append(Profile())
         for watcher in watchers:
             stack.callback(watcher.closed)
         state = build_state(recipe, store, ranks)
@@ -113,10 +122,10 @@ def _restore(
         how far the run has come, the trunk's records if it goes on from there, and which checkpoints were passed over.
     """
     warnings: list[str] = []
-    progress = checkpoints.restore(*state.parts, warnings.append) if resume else Progress()
+    progress = checkpoints.restore(state.parts, warnings.append) if resume else Progress()
     if trunk is None or progress.step > 0 or not (shared := shared_steps(trunk, recipe, store)):
         return progress, None, warnings
-    progress = Checkpoints(trunk, state.ranks).restore(*state.parts, warnings.append, shared)
+    progress = Checkpoints(trunk, state.ranks).restore(state.parts, warnings.append, shared)
     return progress, trunk / "metrics.jsonl", warnings
 
 
@@ -144,7 +153,8 @@ def _steps(run: Running) -> HeldOutLoss:
         for step, window in zip(steps, windows, strict=True):
             stage = schedule.stage_at(step)
             if args.reset_optimizer and step in schedule.boundaries:
-                state.reset_optimizers()
+                for optimizer in state.optimizers:
+                    optimizer.state.clear()  # of moments and counts of steps
             if args.reinit_embeddings and step in schedule.boundaries:
                 state.reinit_embeddings(random_bits(args.seed, "reinit", step))
             # Random numbers (dropout) are a function of the step and the rank, like all else.
@@ -198,7 +208,9 @@ def _finish(run: Running, measured: HeldOutLoss, compile_seconds: float) -> dict
             averaged = _held_out(run)
             _export(run, "model-average")
         result = replace(result, average_val_loss=averaged.loss, average_val_bits_per_byte=averaged.bits_per_byte)
-    return run.ranks.on_main(lambda: finish(run.path, result))
+    known = run.ranks.on_main(lambda: as_json(result))  # which rank 0's watchers have added to
+    run.ranks.on_main(lambda: write_json(run.path / "result.json", known))
+    return known
 
 
 def _export(run: Running, name: str) -> None:

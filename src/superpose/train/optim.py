@@ -1,9 +1,7 @@
 """Optimizers and learning rates: AdamW or Muon, warmup-stable-decay or cosine, an average of the weights."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Literal, Self
 
@@ -12,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 Optimizer = Literal["adamw", "muon"]
-"""Each has a function in `_BUILD`, and its settings in `OptimArgs`."""
 
 
 class OptimArgs(BaseModel):
@@ -79,40 +76,26 @@ def learning_rate(args: OptimArgs, step: int, total_steps: int, boundaries: tupl
 
 
 def build_optimizers(args: OptimArgs, model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Optimizers that update each parameter once. Matrices and tables decay; vectors (norms, biases) do not."""
-    return _BUILD[args.optimizer](args, model, [p for p in model.parameters() if p.requires_grad])
+    """Optimizers that update each parameter once. Matrices and tables decay; vectors (norms, biases) do not.
 
-
-def _adamw(args: OptimArgs, model: nn.Module, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    Muon takes matrices that map hidden states to hidden states. The embedding, the head, tables of positions, and
+    experts that are stacked into one tensor are left to AdamW.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizers: list[torch.optim.Optimizer] = []
+    if args.optimizer == "muon":
+        head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' base class
+        outer = [head, *(module for module in model.modules() if isinstance(module, nn.Embedding))]
+        kept = {id(parameter) for module in outer for parameter in module.parameters()}
+        inner = [p for p in parameters if p.dim() == 2 and id(p) not in kept]
+        parameters = [p for p in parameters if p.dim() != 2 or id(p) in kept]
+        decay, momentum = args.weight_decay, args.momentum
+        optimizers.append(torch.optim.Muon(inner, args.lr, decay, momentum, adjust_lr_fn="match_rms_adamw"))
     groups = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return [torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, eps=args.eps, fused=True)]
-
-
-def _muon(args: OptimArgs, model: nn.Module, parameters: list[nn.Parameter]) -> list[torch.optim.Optimizer]:
-    """Muon for matrices that map hidden states to hidden states, AdamW for the others.
-
-    Those are the embedding, the head, tables of positions, and experts that are stacked into one tensor.
-    """
-    head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' base class
-    outer = [head, *(module for module in model.modules() if isinstance(module, nn.Embedding))]
-    kept = {id(parameter) for module in outer for parameter in module.parameters()}
-    muon = torch.optim.Muon(
-        [p for p in parameters if p.dim() == 2 and id(p) not in kept],
-        lr=args.lr,
-        weight_decay=args.weight_decay,
-        momentum=args.momentum,
-        adjust_lr_fn="match_rms_adamw",
-    )
-    return [muon, *_adamw(args, model, [p for p in parameters if p.dim() != 2 or id(p) in kept])]
-
-
-_BUILD: dict[Optimizer, Callable[[OptimArgs, nn.Module, list[nn.Parameter]], list[torch.optim.Optimizer]]] = {
-    "adamw": _adamw,
-    "muon": _muon,
-}
+    return [*optimizers, torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, eps=args.eps, fused=True)]
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:

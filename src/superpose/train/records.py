@@ -4,8 +4,6 @@ The fields are the keys of the files, in this order; what is None is left out. W
 by these classes. A field with a default may be missing in files of older versions.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

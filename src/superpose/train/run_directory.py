@@ -5,8 +5,6 @@ RUN/metrics.jsonl   training and validation       RUN/model/         the final m
 RUN/store.json      the tokens it reads           RUN/result.json    what came out, when finished
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from superpose.files import read_json, whole_directory, write_json
 from superpose.models.build import build_model
 from superpose.models.save import save_model
 from superpose.train.config import Recipe, chosen_precision, load_recipe, with_settings
-from superpose.train.records import Result, as_json, checked
+from superpose.train.records import Result, checked
 
 
 def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: Any) -> Recipe:
@@ -91,10 +89,3 @@ def export_model(config: Any, weights: dict[str, Tensor], store: TokenStore, pat
     with whole_directory(path) as aside:
         # A model without weights of its own: that which was trained may be sharded, and named after it.
         save_model(aside, build_model(config, "meta"), store.tokenizer_files(), weights)
-
-
-def finish(run: Path, result: Result) -> dict[str, Any]:
-    """Writes result.json, and returns what is in it."""
-    known = as_json(result)
-    write_json(run / "result.json", known)
-    return known

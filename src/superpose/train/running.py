@@ -1,12 +1,15 @@
-"""A run under way: what was built for it, what its steps cost, and where its records go."""
-
-from __future__ import annotations
+"""A run under way: what its steps cost, where its records go, what watches it, and how it is stopped."""
 
 import platform
-from collections.abc import Callable, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,18 +20,78 @@ from superpose.core.schedule import Stage
 from superpose.data.store import TokenStore
 from superpose.models.build import model_flops_per_latent
 from superpose.train.checkpoint import Checkpoints, Progress
-from superpose.train.clock import Clock
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks
 from superpose.train.hardware import matmul_peak, peak_memory
 from superpose.train.records import Record, Result, Training, Validation, Warned
-from superpose.train.state import TrainState
-from superpose.train.step import StepResult
-from superpose.train.validation import HeldOutLoss
-from superpose.train.watch.watcher import Watcher
+from superpose.train.step import HeldOutLoss, StepResult, TrainState
 
 Listener = Callable[[dict[str, Any]], None]
 """Told of every record that goes into metrics.jsonl."""
+
+
+class Watcher:
+    """Watches a run; each kind fills in the moments it wants.
+
+    started -> after_step, before_record, after_record ... -> before_finish -> closed
+
+    Whatever a moment raises ends the run. It has to be raised on all ranks, see `superpose.train.distributed.Ranks`.
+    """
+
+    run: "Running"
+
+    def started(self) -> None:
+        """All is built and restored, and nothing trained yet."""
+
+    def after_step(self, done: int, result: StepResult) -> None:
+        """So many steps are done. To read a value of `result` makes a device wait."""
+
+    def before_record(self, record: Record) -> Record:
+        """The record as it is to be written."""
+        return record
+
+    def after_record(self, record: Record) -> None:
+        """It is written."""
+
+    def before_finish(self, result: Result) -> Result:
+        """The result as rank 0 is to write it."""
+        return result
+
+    def closed(self) -> None:
+        """The run has ended, whatever way."""
+
+
+class Clock:
+    """Seconds spent training, without start-up, validation and checkpoints.
+
+    Args:
+        seconds: spent before this start of the run.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._spent = seconds
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self._spent + (0 if self._since is None else time.perf_counter() - self._since)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Counts the time of the block."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent, self._since = self.seconds, None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of a block out, whether it stands in one that is counted or not."""
+        counted = self._since is not None
+        self._spent, self._since = self.seconds, None
+        yield
+        self._since = time.perf_counter() if counted else None
 
 
 @dataclass
@@ -146,3 +209,50 @@ class Running:
     def _spent(self, until: int) -> Cost:
         flops_of, shape = self._flops_of, self.windows.shape
         return cost(self.recipe.schedule, self.recipe.latents_per_step, lambda stage: flops_of[shape(stage)[1]], until)
+
+
+class StoppedError(Exception):
+    """A run was asked to stop and did, with a checkpoint of its last step."""
+
+    def __init__(self, number: int, step: int) -> None:
+        self.signal = signal.Signals(number)
+        self.step = step
+        super().__init__(f"stopped by {self.signal.name} after step {step}, which is saved")
+
+    @property
+    def exit_code(self) -> int:
+        """As shells report a process that a signal ended."""
+        return 128 + self.signal
+
+
+class StopRequest:
+    """Which signal asked this process to stop; 0 for none."""
+
+    number: int = 0
+
+
+@contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Notes SIGTERM and SIGINT instead of ending at once; the same signal a second time ends at once.
+
+    Both may come together: a terminal sends one to all processes, and what started them passes on the other.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread of a process can handle signals
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.number = request.number or number
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # What started this process may have it ignore one, as a shell does with SIGINT in the background.
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,21 +1,152 @@
-"""One optimizer step: forward and backward passes of its parts, clipping, update."""
+"""What is trained, and what is computed of it: optimizer steps, and validations, which are next-token in both phases.
 
-from __future__ import annotations
+recipe -> model (on the device, or sharded from the meta device) -> SuperposedLM -> optimizers
+"""
 
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from superpose.core.fold import IGNORE_INDEX
+from superpose.core.model import SuperposedLM
 from superpose.core.parts import SuperposedOutput
 from superpose.core.schedule import Stage
-from superpose.train.config import TrainArgs
-from superpose.train.optim import clip_gradients
-from superpose.train.state import TrainState
+from superpose.data.store import Split, TokenStore
+from superpose.errors import UserError
+from superpose.models.build import build_config, build_model
+from superpose.models.load import load_weights
+from superpose.train.checkpoint import Parts, State, training_state
+from superpose.train.config import Recipe, TrainArgs
+from superpose.train.distributed import Ranks, blocks, reshard, shard
+from superpose.train.optim import Average, build_optimizers, clip_gradients
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A model and all that changes with it; every rank holds its part."""
+
+    model: nn.Module
+    lm: SuperposedLM
+    module: nn.Module
+    """What to call for a loss that is trained on: `lm`, or DDP around it."""
+    optimizers: list[torch.optim.Optimizer]
+    average: Average | None
+    ranks: Ranks
+    notes: Sequence[str] = ()
+    """What to know of the model before it is trained, a sentence each."""
+
+    @property
+    def tensors(self) -> State:
+        """What a checkpoint holds, see `training_state`."""
+        return training_state(self.model, self.optimizers, self.average.tensors if self.average else None)
+
+    @property
+    def parts(self) -> Parts:
+        """What a checkpoint is loaded into."""
+        return self.model, self.optimizer_of, self.average.tensors if self.average else None
+
+    def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
+        """The optimizer that updates a parameter."""
+        for optimizer in self.optimizers:
+            if any(parameter is known for group in optimizer.param_groups for known in group["params"]):
+                return optimizer
+        raise KeyError("no optimizer updates this parameter")
+
+    @torch.no_grad()
+    def reinit_embeddings(self, seed: int) -> None:
+        """Draws the embedding and the head afresh, the same on all ranks, and forgets their moments."""
+        torch.manual_seed(seed)
+        config: Any = self.model.config
+        modules: Any = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
+        for weight in dict.fromkeys(module.weight for module in modules):
+            weight.normal_(0, config.initializer_range)
+            self.optimizer_of(weight).state.pop(weight, None)
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """All weights, gathered into the memory of rank 0, tied ones once; empty on the others."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights: Any = get_model_state_dict(self.model, options=options)
+        once = {name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())}
+        return {name: tensor for name, tensor in weights.items() if name in once}
+
+
+def build_state(recipe: Recipe, store: TokenStore, ranks: Ranks) -> TrainState:
+    """Model, loss and optimizers of a run; the weights depend on its seed or on `model.init_from` alone.
+
+    Raises:
+        UserError: the model cannot be built, or cannot be trained by its bags.
+    """
+    train = recipe.train
+    config = build_config(recipe.model, store.vocab_size, train.latents, store.end_of_text)
+    sharded = ranks.world_size > 1 and recipe.parallel.strategy == "fsdp"
+    whole: nn.Module | None = None
+    if ranks.main or not sharded:
+        torch.manual_seed(train.seed)
+        whole = load_weights(recipe.model.init_from, config) if recipe.model.init_from else build_model(config)
+    if sharded:
+        model = build_model(config, "meta")
+    else:
+        assert whole is not None
+        model = whole.to(ranks.device)
+    if train.checkpoint_activations:
+        transformer: Any = model
+        # Its name in newer versions of transformers, and the one before.
+        enable = getattr(model, "activation_checkpointing_enable", None) or transformer.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if train.compile:
+        for block in blocks(model):
+            block.compile()
+    end_of_text = store.end_of_text if train.attention == "document" else None
+    group = dist.group.WORLD if ranks.world_size > 1 else None
+    superposition = recipe.superposition
+    lm = SuperposedLM(model.train(), superposition.weighting, superposition.variant, end_of_text, group)
+    module: nn.Module = lm
+    if sharded:
+        shard(lm, recipe.parallel, ranks, train.precision)
+        _fill(model, whole, ranks)
+    try:
+        untrained = lm.check()
+    except ValueError as error:
+        raise UserError(f"model.architecture: {error}") from None
+    if ranks.world_size > 1 and not sharded:
+        on_device = [ranks.device] if ranks.device.type == "cuda" else None
+        module = DistributedDataParallel(lm, device_ids=on_device, find_unused_parameters=bool(untrained))
+    notes = []
+    if untrained:
+        some = ", ".join(untrained[:3]) + ("" if len(untrained) < 4 else f" and {len(untrained) - 3} more")
+        notes.append(f"the loss of a {config.model_type} trains no {some}; they keep their first values")
+    if lm.unbalanced:
+        notes.append(f"nothing balances the load of a {config.model_type}'s experts: its family has nothing for it")
+    average = Average(model, train.average) if train.average else None
+    return TrainState(model, lm, module, build_optimizers(train, model), average, ranks, notes)
+
+
+def _fill(model: nn.Module, whole: nn.Module | None, ranks: Ranks) -> None:
+    """Gives a sharded model on the meta device its memory, and what rank 0's whole model holds."""
+    # Swapped in place, so that tied weights stay tied.
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    model.to_empty(device=ranks.device)
+    torch.__future__.set_swap_module_params_on_conversion(False)
+    set_model_state_dict(
+        model,
+        whole.state_dict() if whole is not None else {},
+        # Buffers that are not saved are missing on purpose, they follow.
+        options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False),
+    )
+    buffers = dict(whole.named_buffers()) if whole is not None else {}
+    for name, buffer in model.named_buffers():
+        if name in buffers:
+            buffer.copy_(buffers[name])
+        dist.broadcast(buffer, 0)
 
 
 @dataclass(frozen=True)
@@ -87,3 +218,55 @@ def accumulate_gradients(
 def _mean(values: list[Tensor | None]) -> Tensor | None:
     known = [value.detach() for value in values if value is not None]
     return torch.stack(known).mean(dim=0) if known else None
+
+
+class HeldOutLoss(NamedTuple):
+    """Next-token loss on held-out text.
+
+    Attributes:
+        loss: nats per token.
+        bits_per_byte: the same in bits per UTF-8 byte of text; unlike the loss it can be compared between
+            tokenizers. Predicting the ends of documents is part of it.
+    """
+
+    loss: float
+    bits_per_byte: float
+
+
+@torch.no_grad()
+def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks) -> HeldOutLoss:
+    """Next-token loss over a whole split, every token but the first predicted once, in rows of `latents`.
+
+    It does not know of bags: in either phase it measures the model that training is to end with. Ranks take turns at
+    the batches; each computes as many, since a sharded model is computed by all or none.
+    """
+    training = lm.training
+    lm.eval()
+    total = torch.zeros((), dtype=torch.float64)
+    tokens = torch.from_numpy(split.tokens.read(0, len(split.tokens)))
+    batches = torch.split(next_token_rows(tokens, latents), rows)
+    for turn in range(0, len(batches), ranks.world_size):
+        number = turn + ranks.rank
+        batch = batches[number] if number < len(batches) else torch.full_like(batches[0][:1], IGNORE_INDEX)
+        total += lm(batch.to(ranks.device), bag_size=1, normalizer=1.0).cross_entropy.double().cpu()
+    nats_of_all = float(ranks.total(total))
+    reshard(lm)
+    lm.train(training)
+    nats = nats_of_all / (len(split.tokens) - 1)
+    return HeldOutLoss(nats, nats_of_all / math.log(2) / split.bytes)
+
+
+def next_token_rows(tokens: Tensor, latents: int) -> Tensor:
+    """Rows that predict every token but the first once, each with as much context as its row has.
+
+    Args:
+        tokens: a whole text, int64 [N], two tokens or more.
+
+    Returns:
+        Rows of latents + 1 tokens that overlap by one, int64 [rows, latents + 1]; the last is filled with
+        `IGNORE_INDEX`.
+    """
+    count = -(-(len(tokens) - 1) // latents)
+    padded = torch.full((count * latents + 1,), IGNORE_INDEX)
+    padded[: len(tokens)] = tokens
+    return padded.unfold(0, latents + 1, latents)

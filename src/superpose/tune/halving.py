@@ -30,8 +30,7 @@ from superpose.results.intervals import ends
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, SuperpositionArgs
-from superpose.train.recipe_file import write_recipe
+from superpose.train.config import Recipe, SuperpositionArgs, write_recipe
 from superpose.tune.search import Rung, Search, Trial
 
 Execute = Callable[[Sequence[Run]], Sequence[Outcome]]

@@ -16,9 +16,8 @@ from superpose.plan.evidence import Setting
 from superpose.plan.prediction import few_steps
 from superpose.results.progress import Display
 from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, train_all
-from superpose.train.config import chosen_precision
+from superpose.train.config import chosen_precision, recipe_toml
 from superpose.train.loop import check_recipe
-from superpose.train.recipe_file import recipe_toml
 from superpose.tune.halving import Tuned, halve
 from superpose.tune.search import Search
 

@@ -1,45 +1,32 @@
 """What `--config` names: the paper's four models (arXiv 2605.06546, Table 1), and a small one to try things with.
 
 Shapes and settings are read from the recipes paper-*, whose comments say which the paper names. Built of TorchTitan's
-own parts with TorchTitan's initialisation. Every setting may be given another value on the command line:
+own builders with TorchTitan's initialisation. Every setting may be given another value on the command line:
 
     --config superpose_270m --dataloader.dataset_path stores/dclm --superposition.bag_size 8 --training.steps 10000
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
 from torchtitan.components.checkpointer import CheckpointManager
-from torchtitan.components.loss import ChunkedLossWrapper
+from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
+from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, ParamGroupConfig
 from torchtitan.components.validate import Validator
 from torchtitan.config import CompileConfig, TrainingConfig
 from torchtitan.distributed.activation_checkpoint import FullAC
 from torchtitan.models import llama3, qwen3
-from torchtitan.models.common import ComplexRoPE, CosSinRoPE, Linear, RMSNorm, ScaledDotProductAttention
-from torchtitan.models.common.config_utils import (
-    get_attention_config,
-    make_ffn_config,
-    make_gqa_config,
-    make_moe_config,
-    make_routed_experts_config,
-    make_router_config,
-)
-from torchtitan.models.common.param_init import depth_scaled_std
-from torchtitan.models.llama3.model import Llama3Model, Llama3TransformerBlock
-from torchtitan.models.qwen3.model import Qwen3Model, Qwen3TransformerBlock
+from torchtitan.models.common import ComplexRoPE, CosSinRoPE, RMSNorm, ScaledDotProductAttention
 from torchtitan.protocols.model_spec import ModelSpec
 from torchtitan.protocols.module import Module
+from torchtitan.trainer import Trainer
 
 from superpose.integrations.torchtitan.embedding import BagEmbedding
-from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader
-from superpose.integrations.torchtitan.loss import MultiHotLoss
-from superpose.integrations.torchtitan.trainer import SuperposeMetrics, SuperposeTrainer, Superposition
+from superpose.integrations.torchtitan.trainer import SuperposeTrainer, Superposition, superposed
 from superpose.models.build import ModelArgs, build_config
 from superpose.train.config import Recipe, SuperpositionArgs, TrainArgs, load_recipe
 from superpose.train.optim import OptimArgs
@@ -66,31 +53,21 @@ def superpose_debug() -> SuperposeTrainer.Config:
     return config
 
 
-def superpose_270m() -> SuperposeTrainer.Config:
-    """SmolLM2-135M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
-    return _paper("270m", local_batch_size=16)
-
-
-def superpose_600m() -> SuperposeTrainer.Config:
-    """SmolLM2-360M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
-    return _paper("600m", local_batch_size=8)
-
-
-def superpose_3b() -> SuperposeTrainer.Config:
-    """SmolLM3-3B's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
-    return _paper("3b", local_batch_size=4)
-
-
-def superpose_10b_a1b() -> SuperposeTrainer.Config:
-    """A mixture of 128 experts in Qwen3's style, 8 of them active: s 16, r 0.25, 49,983 steps of 8M latents.
-
-    TorchTitan evens the experts' load by a bias on the router, not by a loss as the recipe of `superpose train` does.
-    """
-    return _paper("10b-a1b", local_batch_size=4)
-
-
 def _paper(name: str, local_batch_size: int) -> SuperposeTrainer.Config:
     return _config(name.upper(), load_recipe(f"paper-{name}"), _LLAMA_3_VOCABULARY, local_batch_size)
+
+
+superpose_270m = partial(_paper, "270m", local_batch_size=16)
+"""SmolLM2-135M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
+superpose_600m = partial(_paper, "600m", local_batch_size=8)
+"""SmolLM2-360M's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
+superpose_3b = partial(_paper, "3b", local_batch_size=4)
+"""SmolLM3-3B's shape with an untied embedding of 128k: s 6, r 0.3, 20,000 steps of 2M latents."""
+superpose_10b_a1b = partial(_paper, "10b-a1b", local_batch_size=4)
+"""A mixture of 128 experts in Qwen3's style, 8 of them active: s 16, r 0.25, 49,983 steps of 8M latents.
+
+TorchTitan evens the experts' load by a bias on the router, not by a loss as the recipe of `superpose train` does.
+"""
 
 
 def _config(
@@ -100,12 +77,9 @@ def _config(
     train = recipe.train
     shape = build_config(recipe.model, vocab_size, train.latents, 0)
     spec = (_llama if shape.model_type == "llama" else _qwen3_moe)(name, shape, attention)
-    return SuperposeTrainer.Config(
+    config = Trainer.Config(
         model_spec=spec,
-        superposition=Superposition(**recipe.superposition.model_dump(include={*Superposition.__dataclass_fields__})),
-        hf_assets_path="",  # the store's tokenizer
-        loss=ChunkedLossWrapper.Config(loss_fn=MultiHotLoss.Config(global_vocab_size=vocab_size)),
-        dataloader=StoreLoader.Config(),
+        loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=vocab_size)),
         optimizer=_adamw(train),
         lr_scheduler=LRSchedulersContainer.Config(
             warmup_steps=train.warmup_steps, decay_ratio=train.decay_ratio, decay_type="linear"
@@ -117,12 +91,14 @@ def _config(
             steps=train.steps,
             disable_cuda_graphs=True,  # not tried with superposition
         ),
-        metrics=SuperposeMetrics.Config(log_freq=train.log_every),
+        metrics=MetricsProcessor.Config(log_freq=train.log_every),
         checkpoint=CheckpointManager.Config(enable=True, interval=train.checkpoint_every),
         activation_checkpoint=FullAC.Config() if train.checkpoint_activations else None,
         compile=CompileConfig(enable=train.compile),
-        validator=Validator.Config(freq=train.eval_every, steps=50, dataloader=HeldOutLoader.Config()),
+        validator=Validator.Config(freq=train.eval_every, steps=50),
     )
+    settings = recipe.superposition.model_dump(include={*Superposition.__dataclass_fields__})
+    return superposed(config, Superposition(**settings))
 
 
 def _adamw(args: OptimArgs) -> OptimizersContainer.Config:
@@ -137,101 +113,54 @@ def _adamw(args: OptimArgs) -> OptimizersContainer.Config:
 
 def _llama(flavor: str, shape: Any, attention: Module.Config | None = None) -> ModelSpec:
     """TorchTitan's Llama in the shape of transformers' configuration."""
-    dim = shape.hidden_size
+    spec = llama3.model_registry("debugmodel")
+    spec.model.lm_head.param_init = llama3._output_linear_init(shape.hidden_size)
     rope = ComplexRoPE.Config(dim=shape.head_dim, max_seq_len=131072, theta=shape.rope_parameters["rope_theta"])
-    inner = _weights(partial(nn.init.trunc_normal_, std=0.02))
-
-    def layer(number: int) -> Llama3TransformerBlock.Config:
-        output = _weights(partial(nn.init.trunc_normal_, std=depth_scaled_std(0.02, number)))
-        return Llama3TransformerBlock.Config(
-            **_norms_and_attention(shape, attention, rope, inner, output),
-            feed_forward=make_ffn_config(
-                dim=dim, hidden_dim=shape.intermediate_size, w1_param_init=inner, w2w3_param_init=output
-            ),
-        )
-
-    std = dim**-0.5
-    model = Llama3Model.Config(
-        **_outside_of_blocks(shape, 1.0, partial(nn.init.trunc_normal_, std=std, a=-3 * std, b=3 * std)),
-        layers=[layer(number) for number in range(shape.num_hidden_layers)],
-    )
-    return replace(llama3.model_registry("debugmodel"), flavor=flavor, model=model)
+    layers = llama3._build_llama3_layers(**_block(shape), rope=rope, hidden_dim=shape.intermediate_size)
+    return _reshaped(spec, flavor, shape, layers, attention)
 
 
 def _qwen3_moe(flavor: str, shape: Any, attention: Module.Config | None = None) -> ModelSpec:
     """TorchTitan's Qwen3 with experts in the shape of transformers' configuration."""
-    dim, experts, active = shape.hidden_size, shape.num_experts, shape.num_experts_per_tok
-    rope = CosSinRoPE.Config(dim=shape.head_dim, max_seq_len=131072, theta=shape.rope_parameters["rope_theta"])
-    normal = partial(nn.init.normal_, std=0.02)
-    residual = partial(nn.init.normal_, std=0.02 / (2 * shape.num_hidden_layers) ** 0.5)
-
-    def layer() -> Qwen3TransformerBlock.Config:
-        qk_norm = _norm(shape.head_dim, shape.rms_norm_eps)
-        router = make_router_config(
-            dim=dim,
-            num_experts=experts,
-            gate_param_init=_weights(normal),
-            top_k=active,
-            score_func="softmax",
-            route_norm=shape.norm_topk_prob,
-        )
-        routed = make_routed_experts_config(
-            dim=dim,
-            hidden_dim=shape.moe_intermediate_size,
-            num_experts=experts,
-            top_k=active,
-            param_init={"w1_EFD": normal, "w2_EDF": residual, "w3_EFD": normal},
-            comm_backend="standard",
-        )
-        return Qwen3TransformerBlock.Config(
-            **_norms_and_attention(shape, attention, rope, _weights(normal), _weights(residual), qk_norm=qk_norm),
-            moe=make_moe_config(num_experts=experts, router=router, routed_experts=routed),
-        )
-
-    model = Qwen3Model.Config(
-        **_outside_of_blocks(shape, 0.02, normal),
-        layers=[layer() for _ in range(shape.num_hidden_layers)],
+    layers = qwen3._build_qwen3_moe_layers(
+        **_block(shape),
+        rope=CosSinRoPE.Config(dim=shape.head_dim, max_seq_len=131072, theta=shape.rope_parameters["rope_theta"]),
+        head_dim=shape.head_dim,
+        moe_hidden_dim=shape.moe_intermediate_size,
+        num_experts=shape.num_experts,
+        top_k=shape.num_experts_per_tok,
+        moe_comm_backend="standard",
     )
-    return replace(qwen3.model_registry("debugmodel_moe"), flavor=flavor, model=model)
+    return _reshaped(qwen3.model_registry("debugmodel_moe"), flavor, shape, layers, attention)
 
 
-def _outside_of_blocks(shape: Any, embedding_std: float, head_init: Callable[..., Any]) -> dict[str, Any]:
-    dim, vocab_size = shape.hidden_size, shape.vocab_size
-    initial = {"weight": partial(nn.init.normal_, std=embedding_std)}
+def _block(shape: Any) -> dict[str, Any]:
     return {
-        "dim": dim,
-        "vocab_size": vocab_size,
-        "tok_embeddings": BagEmbedding.Config(num_embeddings=vocab_size, embedding_dim=dim, param_init=initial),
-        "norm": _norm(dim, shape.rms_norm_eps),
-        "lm_head": Linear.Config(in_features=dim, out_features=vocab_size, param_init=_weights(head_init)),
+        "n_layers": shape.num_hidden_layers,
+        "dim": shape.hidden_size,
+        "n_heads": shape.num_attention_heads,
+        "n_kv_heads": shape.num_key_value_heads,
+        "attn_backend": "flex",
     }
 
 
-def _norms_and_attention(
-    shape: Any, attention: Module.Config | None, rope: Any, inner: dict[str, Any], output: dict[str, Any], **more: Any
-) -> dict[str, Any]:
-    dim = shape.hidden_size
-    return {
-        "attention_norm": _norm(dim, shape.rms_norm_eps),
-        "ffn_norm": _norm(dim, shape.rms_norm_eps),
-        "attention": make_gqa_config(
-            dim=dim,
-            n_heads=shape.num_attention_heads,
-            n_kv_heads=shape.num_key_value_heads,
-            head_dim=shape.head_dim,
-            wqkv_param_init=inner,
-            wo_param_init=output,
-            inner_attention=attention or get_attention_config("flex"),
-            fuse_qkv=True,
-            rope=rope,
-            **more,
-        ),
-    }
-
-
-def _norm(dim: int, eps: float) -> RMSNorm.Config:
-    return RMSNorm.Config(normalized_shape=dim, eps=eps, param_init={"weight": nn.init.ones_})
-
-
-def _weights(initial: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    return {"weight": initial, "bias": nn.init.zeros_}
+def _reshaped(
+    spec: ModelSpec, flavor: str, shape: Any, layers: list[Any], attention: Module.Config | None
+) -> ModelSpec:
+    """One of TorchTitan's small models with these layers, and what is outside of them in their shape."""
+    dim, vocab_size, small = shape.hidden_size, shape.vocab_size, spec.model
+    initial = small.tok_embeddings.param_init
+    model = replace(
+        small,
+        dim=dim,
+        vocab_size=vocab_size,
+        tok_embeddings=BagEmbedding.Config(num_embeddings=vocab_size, embedding_dim=dim, param_init=initial),
+        layers=layers,
+        norm=replace(small.norm, normalized_shape=dim),
+        lm_head=replace(small.lm_head, in_features=dim, out_features=vocab_size),
+    )
+    for _, norm, *_ in model.traverse(RMSNorm.Config):
+        norm.eps = shape.rms_norm_eps
+    for layer in layers:
+        layer.attention.inner_attention = attention or layer.attention.inner_attention
+    return replace(spec, flavor=flavor, model=model)

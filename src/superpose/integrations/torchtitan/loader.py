@@ -51,7 +51,17 @@ def batch_of(inputs: Tensor, labels: Tensor, attention: Attention, end_of_text: 
     return {"input": inputs.contiguous(), "positions": positions}, labels.contiguous()
 
 
-class StoreLoader(BaseDataLoader):
+class _Reader(BaseDataLoader):
+    """One rank's reader of a store."""
+
+    def __init__(
+        self, config: Any, *, dp_world_size: int, dp_rank: int, seq_len: int, local_batch_size: int, **_: Any
+    ) -> None:
+        self.config, self.store = config, open_store(config.dataset_path)
+        self.rank, self.ranks, self.latents, self.rows = dp_rank, dp_world_size, seq_len, local_batch_size
+
+
+class StoreLoader(_Reader):
     """A step's windows, this rank's rows of them, part by part: bags in superposition, single tokens in recovery."""
 
     @dataclass(kw_only=True, slots=True)
@@ -71,28 +81,17 @@ class StoreLoader(BaseDataLoader):
         # The last four are the trainer's: the run's schedule and weighting, `training.global_batch_size` and
         # `training.local_batch_size`.
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dp_world_size: int,
-        dp_rank: int,
-        seq_len: int,
-        local_batch_size: int,
-        **_: Any,
-    ) -> None:
+    def __init__(self, config: Config, **place: Any) -> None:
         if config.schedule is None:
             raise ValueError(
                 "this loader needs a schedule; build it through the Trainer of superpose, see `superposed`"
             )
-        self.config = config
-        self.store = open_store(config.dataset_path)
-        self.rank, self.ranks = dp_rank, dp_world_size
-        rows = config.rows if config.rows > 0 else config.rows_per_rank * dp_world_size
-        self.parts = rows // (dp_world_size * local_batch_size)
+        super().__init__(config, **place)
+        rows = config.rows if config.rows > 0 else config.rows_per_rank * self.ranks
+        self.parts = rows // (self.ranks * self.rows)
         split = self.store.train
         offsets = split.offsets if config.documents == "aligned" else None
-        self.plan = WindowPlan(config.schedule, rows, seq_len, len(split.tokens), config.seed, offsets=offsets)
+        self.plan = WindowPlan(config.schedule, rows, self.latents, len(split.tokens), config.seed, offsets=offsets)
         self._read = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -118,7 +117,7 @@ class StoreLoader(BaseDataLoader):
         self._read = state_dict["step"] * self.parts
 
 
-class HeldOutLoader(BaseDataLoader):
+class HeldOutLoader(_Reader):
     """The store's held-out side in single tokens, each predicted once: next-token evaluation in both phases.
 
     Every rank has as many batches; rows that would not fill one on each of them are left out.
@@ -132,25 +131,14 @@ class HeldOutLoader(BaseDataLoader):
         """Whether to start again at the end; set by TorchTitan's validator."""
         attention: Annotated[Attention, tyro.conf.Suppress] = "row"
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        dp_world_size: int,
-        dp_rank: int,
-        seq_len: int,
-        local_batch_size: int,
-        **_: Any,
-    ) -> None:
-        self.config, self.latents, self.rows = config, seq_len, local_batch_size
-        self.store = open_store(config.dataset_path)
-        self.rank, self.ranks = dp_rank, dp_world_size
+    def __init__(self, config: Config, **place: Any) -> None:
+        super().__init__(config, **place)
         tokens = len(self.store.val.tokens)
-        self.batches = (tokens - 1) // seq_len // (local_batch_size * dp_world_size)
+        self.batches = (tokens - 1) // self.latents // (self.rows * self.ranks)
         if self.batches == 0:
             raise ValueError(
-                f"the held-out side has {tokens:,} tokens, less than the {dp_world_size * local_batch_size} rows of "
-                f"{seq_len} that one validation step reads; hold out more, or lower training.local_batch_size"
+                f"the held-out side has {tokens:,} tokens, less than the {self.ranks * self.rows} rows of "
+                f"{self.latents} that one validation step reads; hold out more, or lower training.local_batch_size"
             )
 
     def __iter__(self) -> Iterator[Batch]:

@@ -14,6 +14,7 @@ Shapes: B rows, L latents, N = B x L positions, S targets of a position (a bag),
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -60,7 +61,6 @@ class MultiHotLoss(CrossEntropyLoss):
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config)
         self.weighting = config.weighting
-        self._weights: dict[tuple[int, torch.device], Tensor] = {}
         self.fn = sum_of_losses
         self._maybe_compile(compile_config)
 
@@ -70,17 +70,14 @@ class MultiHotLoss(CrossEntropyLoss):
         """Loss of logits pred [B, L, V] and no metrics; `global_valid_tokens` counts a bag's position S times."""
         if labels.dim() == 2:
             return super().__call__(pred, labels, global_valid_tokens)
-        total = self.fn(pred, labels, global_vocab_size=self.global_vocab_size, weights=self._weights_for(labels))
+        weights = None if self.weighting == "uniform" else _weights(labels.shape[-1], self.weighting, labels.device)
+        total = self.fn(pred, labels, global_vocab_size=self.global_vocab_size, weights=weights)
         return total if global_valid_tokens is None else total * labels.shape[-1] / global_valid_tokens, {}
 
-    def _weights_for(self, labels: Tensor) -> Tensor | None:
-        """Weights [S] on the labels' device, copied there once: a CUDA graph takes no copy from the host."""
-        if self.weighting == "uniform":
-            return None
-        place = labels.shape[-1], labels.device
-        if place not in self._weights:
-            self._weights[place] = bag_weights(place[0], self.weighting).to(labels.device)
-        return self._weights[place]
+
+@cache  # copied to a device once: a CUDA graph takes no copy from the host
+def _weights(bag_size: int, weighting: Weighting, device: torch.device) -> Tensor:
+    return bag_weights(bag_size, weighting).to(device)
 
 
 def sum_of_losses(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
@@ -23,6 +23,8 @@ from superpose.data.windows import WindowPlan
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader, open_store
 from superpose.integrations.torchtitan.loss import MultiHotLoss
+
+_Config = TypeVar("_Config", bound=Configurable.Config)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,22 +96,24 @@ class SuperposeTrainer(Trainer):
         self.schedule = Schedule(config.training.steps, settings.bag_size, settings.ratio, settings.mode)
         config = _bound(config, self.schedule)
         super().__init__(config)
-        metrics, dataloader = self.metrics_processor, self.dataloader
-        metrics.plan = dataloader.plan
+        metrics, plan = self.metrics_processor, self.dataloader.plan
+        metrics.plan = plan
         if not getattr(config.checkpoint, "initial_load_path", None):
             metrics.guess = math.log(self.model_config.vocab_size)
-        logger.info(_announcement(dataloader.plan))
+        stages = ", ".join(f"{stage.steps:,} steps of bag size {stage.bag_size}" for stage in plan.schedule.stages)
+        text = f"{plan.raw_tokens():,} tokens of text, {plan.epochs:.2f} passes over it"
+        logger.info(f"Superposition: {stages}; {text}")
 
     def batch_generator(self, data_iterable: Iterable[tuple[dict[str, Tensor], Tensor]]) -> Iterator[Any]:
         """Batches as TorchTitan yields them, counted in latents: throughput and MFU are those of the model."""
         for inputs, labels in super().batch_generator(data_iterable):
-            self.metrics_processor.ntokens_since_last_log -= labels.numel() - _latents(labels)
+            self.metrics_processor.ntokens_since_last_log -= labels.numel() - labels.shape[:2].numel()
             yield inputs, labels
 
     def post_dataloading_process(self, input_dict: dict[str, Tensor], labels: Tensor) -> tuple[Any, Any, Any]:
         seen = self.ntokens_seen
         inputs, labels, named = super().post_dataloading_process(input_dict, labels)
-        self.ntokens_seen = seen + _latents(labels)
+        self.ntokens_seen = seen + labels.shape[:2].numel()
         return inputs, labels, named
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -151,26 +155,27 @@ def superposed(
     if spec is None or type(embedding) not in (Embedding.Config, BagEmbedding.Config):
         raise ValueError("this config has no language model with TorchTitan's embedding, so nothing to put bags into")
     model = replace(spec.model, tok_embeddings=_converted(embedding, BagEmbedding.Config))
-    settings = {item.name: getattr(config, item.name) for item in fields(Trainer.Config)}
-    settings |= {
-        "model_spec": replace(spec, model=model),
-        "loss": _map_loss(config.loss, lambda loss: _converted(loss, MultiHotLoss.Config)),
-        "dataloader": StoreLoader.Config(dataset_path=dataset_path),
-        "validator": replace(config.validator, dataloader=HeldOutLoader.Config()),
-        "metrics": _converted(config.metrics, SuperposeMetrics.Config),
-        "hf_assets_path": "",
-    }
-    return SuperposeTrainer.Config(**settings, superposition=superposition or Superposition())
+    return _converted(
+        config,
+        SuperposeTrainer.Config,
+        model_spec=replace(spec, model=model),
+        loss=_map_loss(config.loss, lambda loss: _converted(loss, MultiHotLoss.Config)),
+        dataloader=StoreLoader.Config(dataset_path=dataset_path),
+        validator=replace(config.validator, dataloader=HeldOutLoader.Config()),
+        metrics=_converted(config.metrics, SuperposeMetrics.Config),
+        hf_assets_path="",
+        superposition=superposition or Superposition(),
+    )
 
 
 def _bound(config: Any, schedule: Schedule) -> Any:
     """The config whose parts know the run's schedule, weighting and store."""
-    parallelism, training = config.parallelism, config.training
+    training = config.training
     if not isinstance(config.dataloader, StoreLoader.Config) or not isinstance(config.metrics, SuperposeMetrics.Config):
         raise ValueError("this config does not read a store of superpose; make it with `superposed`")
     if not isinstance(config.model_spec.model.tok_embeddings, BagEmbedding.Config):
         raise ValueError("this config's model takes no bags; make it with `superposed`")
-    if parallelism.spmd_backend == "full_dtensor":
+    if config.parallelism.spmd_backend == "full_dtensor":
         raise ValueError("parallelism.spmd_backend is full_dtensor; choose spmd_types or partial_dtensor")
     store = open_store(config.dataloader.dataset_path)
     vocab_size = config.model_spec.model.vocab_size
@@ -180,21 +185,17 @@ def _bound(config: Any, schedule: Schedule) -> Any:
             f"prepare the text with the model's tokenizer"
         )
     weighting = config.superposition.weighting
+    reader = replace(config.dataloader, schedule=schedule, weighting=weighting)
+    reader.rows, reader.rows_per_rank = training.global_batch_size, training.local_batch_size
     validator = config.validator
     if isinstance(validator.dataloader, HeldOutLoader.Config):
-        held_out = replace(validator.dataloader, attention=config.dataloader.attention)
-        held_out.dataset_path = held_out.dataset_path or config.dataloader.dataset_path
+        held_out = replace(validator.dataloader, attention=reader.attention)
+        held_out.dataset_path = held_out.dataset_path or reader.dataset_path
         validator = replace(validator, dataloader=held_out)
     return replace(
         config,
         loss=_map_loss(config.loss, lambda loss: replace(loss, weighting=weighting)),
-        dataloader=replace(
-            config.dataloader,
-            schedule=schedule,
-            weighting=weighting,
-            rows=training.global_batch_size,
-            rows_per_rank=training.local_batch_size,
-        ),
+        dataloader=reader,
         validator=validator,
         hf_assets_path=config.hf_assets_path or str(store.tokenizer_path),
     )
@@ -209,16 +210,7 @@ def _map_loss(loss: BaseLoss.Config, change: Any) -> BaseLoss.Config:
     return change(loss)
 
 
-def _converted(config: Configurable.Config, to: type[Any]) -> Any:
-    """The same settings for a subclass."""
-    return to(**{item.name: getattr(config, item.name) for item in fields(config)})
-
-
-def _latents(labels: Tensor) -> int:
-    return labels.shape[0] * labels.shape[1]
-
-
-def _announcement(plan: WindowPlan) -> str:
-    """What the run reads, before its first step."""
-    stages = ", ".join(f"{stage.steps:,} steps of bag size {stage.bag_size}" for stage in plan.schedule.stages)
-    return f"Superposition: {stages}; {plan.raw_tokens():,} tokens of text, {plan.epochs:.2f} passes over it"
+def _converted(config: Configurable.Config, to: type[_Config], **changes: Any) -> _Config:
+    """The same settings, but for the changes, for a subclass."""
+    kept = {item.name: getattr(config, item.name) for item in fields(to) if hasattr(config, item.name)}
+    return to(**{**kept, **changes})

@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 from superpose.errors import UserError
-from superpose.runs.differ import differences
 from superpose.runs.disk import open_run
+from superpose.runs.tables import differences
 
 
 def record(step, flops, loss):

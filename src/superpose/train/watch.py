@@ -1,0 +1,299 @@
+"""What watches a run: its loss, the way to a baseline, the switch, energy, the profiler, and trackers of metrics.
+
+`superpose.train.loop.train` names those that a run has.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import astuple, replace
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from superpose.errors import UserError
+from superpose.train.records import Energy, Record, Result, Switch, Training, Validation, read_records
+from superpose.train.running import Watcher
+from superpose.train.step import StepResult
+
+# Watts of a processor core at work, where nothing measures them: server processors are rated at 3 to 12 a core.
+_WATTS_PER_CORE = 8.0
+# Of a stage's steps: after so many, so many are traced.
+_SKIPPED, _TRACED = 2, 3
+
+_Log = Callable[[dict[str, float], int], None]
+"""Told of the numbers of a record and its step."""
+
+
+class LossWatch(Watcher):
+    """Warns of a fresh model that does not guess; stops a run whose loss is no number or has run away.
+
+    A fresh model's loss is log V in both phases. Anything else means that the parts are wired wrongly. A loss has run
+    away if it is far above its lowest in this phase, three records in a row.
+
+    Args:
+        allowed: nats it may stand above its lowest; 0 for any.
+    """
+
+    PATIENCE = 3
+
+    def __init__(self, allowed: float) -> None:
+        self._allowed = allowed
+        self._phase = ""
+        self._lowest = math.inf
+        self._above = 0
+        self.since = 0
+        """Step of the last record on course."""
+
+    def after_step(self, done: int, result: StepResult) -> None:
+        if done > 1 or not self.run.recipe.starts_at_log_v:
+            return
+        loss, expected = float(self.run.ranks.mean(result.loss)), math.log(self.run.store.vocab_size)
+        if abs(loss - expected) > 0.2 * expected:
+            self.run.warn(
+                1,
+                f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}; "
+                f"check the model's initialisation before trusting this run",
+            )
+
+    def before_record(self, record: Record) -> Record:
+        if not all(math.isfinite(value) for value in astuple(record) if isinstance(value, float)):
+            problem = f"the loss or its gradient is no longer finite at step {record.step}"
+            raise self._stopped(problem, record.step)
+        return record
+
+    def after_record(self, record: Record) -> None:
+        if isinstance(record, Training) and self.leaves(record):
+            raise self._stopped(
+                f"the loss has run away: {record.measured_loss:.3f} at step {record.step}, more than train.runaway = "
+                f"{self._allowed} above its lowest",
+                self.since,
+            )
+
+    def leaves(self, record: Training) -> bool:
+        """Whether a record is the third in a row that is more than the allowed nats above the lowest."""
+        loss = record.measured_loss
+        if record.phase != self._phase:
+            self._phase, self._lowest, self._above = record.phase, math.inf, 0
+        self._lowest = min(self._lowest, loss)
+        if not self._allowed or loss <= self._lowest + self._allowed:
+            self._above, self.since = 0, record.step
+            return False
+        self._above += 1
+        return self._above >= self.PATIENCE
+
+    def _stopped(self, problem: str, good_at: int) -> UserError:
+        """To raise on all ranks; `good_at` is the last step whose loss was good."""
+        run = self.run
+        run.checkpoints.wait()
+        good = run.checkpoints.newest_before(good_at)
+        where = f"the last good checkpoint is {good}; " if good else ""
+        advice = "lower train.lr or raise train.warmup_steps, and start again in a new directory"
+        return run.ranks.shared_error(f"{run.path}: {problem}; {where}{advice}")
+
+
+class Baseline(Watcher):
+    """Says in each validation where the run passes a baseline, or may.
+
+    Args:
+        reference: the baseline's validations; empty for none.
+    """
+
+    def __init__(self, reference: Sequence[Validation]) -> None:
+        self._reference = reference
+
+    def started(self) -> None:
+        self._ours = read_records(self.run.path / "metrics.jsonl", Validation)
+        self._switched = (self.run.recipe.schedule.boundaries or (0,))[-1]
+
+    def before_record(self, record: Record) -> Record:
+        if not isinstance(record, Validation):
+            return record
+        self._ours.append(record)
+        return replace(record, **crossing(self._ours, self._reference, self._switched))
+
+
+def crossing(ours: Sequence[Validation], baseline: Sequence[Validation], switched: int) -> dict[str, int]:
+    """Compares the validations of a run since its switch with a baseline's at equal FLOPs.
+
+    Args:
+        baseline: of an ordinary run; between its validations its loss is taken as linear.
+        switched: first step of recovery.
+
+    Returns:
+        The step at which the run's loss came to lie under the baseline's, as `crossed`; else the step at which it may,
+        as `crossing_forecast`; nothing where the gap does not close, or there are fewer than two validations since
+        the switch. A forecast is what a straight line through the gaps over the logarithm of the steps since the switch
+        says of a curve; believe it for a little way ahead.
+    """
+    if not baseline:
+        return {}
+    flops, losses = [record.flops for record in baseline], [record.val_loss for record in baseline]
+    mine = [record for record in ours if record.step > switched and flops[0] <= record.flops <= flops[-1]]
+    gaps = [record.val_loss - float(np.interp(record.flops, flops, losses)) for record in mine]
+    under = next((record.step for record, gap in zip(mine, gaps, strict=True) if gap <= 0), None)
+    if under is not None:
+        return {"crossed": under}
+    if len(gaps) < 2:
+        return {}
+    # The latest half: a curve is straight for as long as one does not look at all of it.
+    recent = max(2, len(gaps) // 2)
+    places = [math.log(record.step - switched) for record in mine[-recent:]]
+    slope, height = map(float, np.polyfit(places, gaps[-recent:], 1))
+    if slope >= 0:
+        return {}
+    return {"crossing_forecast": switched + round(math.exp(min(-height / slope, 50.0)))}
+
+
+class SwitchSpike(Watcher):
+    """Says in the result how the run took the switch."""
+
+    def before_finish(self, result: Result) -> Result:
+        return replace(result, switch=switch(read_records(self.run.path / "metrics.jsonl", Training)))
+
+
+def switch(records: Sequence[Training]) -> Switch | None:
+    """The last change from bags to single tokens in a run's records; None where there is none."""
+    after = next((i for i, record in enumerate(records) if record.phase == "recovery"), len(records))
+    if not 0 < after < len(records):
+        return None
+    step, bag_loss = records[after - 1].step, records[after - 1].measured_loss
+    recovered = next((record.step for record in records[after:] if record.measured_loss <= bag_loss), None)
+    spike = records[after].measured_loss - bag_loss
+    return Switch(step, bag_loss, spike, None if recovered is None else recovered - step)
+
+
+class EnergyMeter(Watcher):
+    """Says in the result what this machine took from now on, measured by codecarbon where that is installed.
+
+    codecarbon reads the counters of processors and GPUs where the machine lets it. Without it, or where it finds no
+    counter, the figure is an estimate from rated power and says so.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._started = time.perf_counter()
+        self._tracker: Any = None
+        try:
+            from codecarbon import OfflineEmissionsTracker
+        except ImportError:
+            return
+        # The country matters for emissions alone, which are not reported.
+        self._tracker = OfflineEmissionsTracker(
+            country_iso_code="USA", save_to_file=False, log_level="critical", allow_multiple_runs=True
+        )
+        self._tracker.start()
+
+    def before_finish(self, result: Result) -> Result:
+        return replace(result, energy=self.spent())
+
+    def closed(self) -> None:
+        if self._tracker is not None:
+            self._tracker.stop()
+            self._tracker = None
+
+    def spent(self) -> Energy:
+        """What was taken so far; it ends the measurement."""
+        hours = (time.perf_counter() - self._started) / 3600
+        if self._tracker is not None:
+            tracker = self._tracker
+            self.closed()
+            counters = str(tracker._hardware).lower()
+            measured = self._device.type == "cuda" or any(name in counters for name in ("rapl", "powermetrics"))
+            how = "measured" if measured else "estimated from load and rated power"
+            return Energy(tracker.final_emissions_data.energy_consumed, hours, how)
+        if self._device.type != "cpu":
+            return Energy(None, hours, "unknown; install superpose[energy]")
+        cores = torch.get_num_threads()
+        how = f"estimated: {cores} cores at {_WATTS_PER_CORE:.0f} W; superpose[energy] may measure it"
+        return Energy(cores * _WATTS_PER_CORE * hours / 1000, hours, how)
+
+
+class Profile(Watcher):
+    """Writes RUN/profile/step-N-rank-R.json, which open in Perfetto or chrome://tracing.
+
+    Steps are traced after the start of each stage, and after the run was started or resumed.
+    """
+
+    _tracing: profile | None = None
+
+    def after_step(self, done: int, result: StepResult) -> None:
+        stages = {self.run.progress.step, *self.run.recipe.schedule.boundaries}
+        if self._tracing is not None and done - _SKIPPED - _TRACED in stages:
+            self._tracing.stop()
+            folder = self.run.path / "profile"
+            folder.mkdir(exist_ok=True)
+            self._tracing.export_chrome_trace(str(folder / f"step-{done:08d}-rank-{self.run.ranks.rank}.json"))
+            self._tracing = None
+        elif self._tracing is None and done - _SKIPPED in stages:
+            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+            self._tracing = profile(activities=activities)
+            self._tracing.start()
+
+    def closed(self) -> None:
+        if self._tracing is not None:
+            self._tracing.stop()
+
+
+class Trackers(Watcher):
+    """Tells TensorBoard, Weights & Biases or trackio of every record.
+
+    TensorBoard writes to the run's `tensorboard/`, the others take the name of its directory.
+
+    Args:
+        wanted: their names; "auto" for TensorBoard if it is installed.
+    """
+
+    def __init__(self, wanted: Sequence[str]) -> None:
+        self._wanted = wanted
+        self._closing = ExitStack()
+        self._logs: list[_Log] = []
+
+    def started(self) -> None:
+        wanted = self._wanted
+        if wanted == "auto":
+            wanted = ["tensorboard"] if find_spec("tensorboard") else []
+        for name in wanted:
+            if find_spec(name) is None:
+                raise UserError(f"train.track: {name} is not installed; pip install {name}")
+        self._logs = [self._tensorboard() if name == "tensorboard" else self._service(name) for name in wanted]
+
+    def after_record(self, record: Record) -> None:
+        for log in self._logs:
+            log(curves(record), record.step)
+
+    def closed(self) -> None:
+        self._closing.close()
+
+    def _tensorboard(self) -> _Log:
+        from torch.utils.tensorboard import SummaryWriter
+
+        writer = SummaryWriter(str(self.run.path / "tensorboard"))
+        self._closing.callback(writer.close)
+
+        def log(numbers: dict[str, float], step: int) -> None:
+            for name, value in numbers.items():
+                writer.add_scalar(name, value, step)
+
+        return log
+
+    def _service(self, name: str) -> _Log:
+        service: Any = import_module(name)
+        path = self.run.path
+        # The same id again goes on with the same curves when a run is resumed; trackio does so by the name.
+        own = {"id": path.name, "dir": str(path)} if name == "wandb" else {}
+        config = self.run.recipe.model_dump(mode="json")
+        service.init(project="superpose", name=path.name, resume="allow", config=config, **own)
+        self._closing.callback(service.finish)
+        return lambda numbers, step: service.log(numbers, step=step)
+
+
+def curves(record: Record) -> dict[str, float]:
+    """The numbers of a record, named `kind/name`."""
+    numbers = {name: value for name, value in record.as_json().items() if isinstance(value, (int, float))}
+    return {f"{record.kind}/{name}": value for name, value in numbers.items() if name != "step"}
