@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-VOCAB_SIZE = 120
+VOCAB_SIZE = 300
 LONGEST = 64
 END_OF_TEXT = 1
 WIDTH, HEADS, HEAD_WIDTH, LAYERS = 32, 4, 8, 2
