@@ -28,9 +28,9 @@ def reproduced(recipe, store, tmp_path_factory):
     law = PowerLaw(0.5, 1.0, -1.0, -1.1, -0.9, {distance: 0.5 + 1 / distance for distance in range(1, 33)})
     done = []
     for name in ("figure4", "appendixC"):
-        runs, _ = experiment_runs(EXPERIMENTS[name], recipe, store, (1, 2))
+        runs, _ = experiment_runs(EXPERIMENTS[name], recipe, store, (1, 2), {})
         losses = outcomes(runs, lambda arm, seed: 3 + len(arm) / 100 + seed / 50)
-        done.append(reproduction(name, "tiny", recipe, store, losses, law if name == "appendixC" else None))
+        done.append(reproduction(name, "tiny", recipe, store, losses, law if name == "appendixC" else None, {}))
     save(done, "superpose reproduce", directory)
     return directory
 

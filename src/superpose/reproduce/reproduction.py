@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
-from superpose.compare.experiment import ORDINARY, TST, Tuning
+from superpose.compare.experiment import ORDINARY, TST
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
@@ -107,16 +107,11 @@ class Reproduction:
 
     def tables(self) -> list[Table]:
         """Findings beside the paper's figures, and each arm's losses."""
-        findings: list[Row] = [
-            (
-                finding.what,
-                finding.expected if finding.published is None else f"{finding.published:+.4f}",
-                spoken(Interval(finding.ours, finding.low, finding.high)),
-                finding.verdict,
-                finding.where,
-            )
-            for finding in self.findings
-        ]
+        findings: list[Row] = []
+        for finding in self.findings:
+            paper = finding.expected if finding.published is None else f"{finding.published:+.4f}"
+            ours = spoken(Interval(finding.ours, finding.low, finding.high))
+            findings.append((finding.what, paper, ours, finding.verdict, finding.where))
         arms: list[Row] = []
         for arm in self.arms:
             losses = arm.losses.values()
@@ -159,12 +154,13 @@ def experiment_runs(
     recipe: Recipe,
     store: TokenStore,
     seeds: Sequence[int],
-    tunings: Mapping[str, Tuning] | None = None,
+    rates: Mapping[str, float],
 ) -> tuple[list[Run], PowerLaw | None]:
     """All runs of an experiment, seed by seed, and the corpus' power law if an arm takes its weights from it.
 
     Args:
-        tunings: learning rates of the ordinary arm and of all others, where they were tuned.
+        rates: learning rates of the arms "ordinary" and "tst", which stands for all others; none, and all take the
+            recipe's.
     """
     law = fit_power_law(store.train.tokens) if experiment.needs_weights else None
     recipes = {}
@@ -173,8 +169,8 @@ def experiment_runs(
         if law is not None and name in experiment.needs_weights:
             weights = law.weights(experiment.needs_weights[name])
             arm = with_settings(arm, "superposition", weighting=tuple(round(weight, 6) for weight in weights))
-        tuning = (tunings or {}).get(ORDINARY if name == ORDINARY else TST)
-        recipes[name] = with_settings(arm, "train", lr=tuning.best) if tuning else arm
+        rate = rates.get(ORDINARY if name == ORDINARY else TST)
+        recipes[name] = with_settings(arm, "train", lr=rate) if rate else arm
     runs = [Run(name, with_settings(arm, "train", seed=seed)) for seed in seeds for name, arm in recipes.items()]
     return runs, law
 
@@ -186,7 +182,7 @@ def reproduction(
     store: TokenStore,
     outcomes: Sequence[Outcome],
     law: PowerLaw | None,
-    tunings: Mapping[str, Tuning] | None = None,
+    rates: dict[str, float],
 ) -> Reproduction:
     """What came of an experiment's runs; arms of which no run finished are left out."""
     experiment = EXPERIMENTS[name]
@@ -204,7 +200,6 @@ def reproduction(
         findings += _likeness(findings)
     if law is not None:
         findings.append(_exponent(law))
-    rates = {arm: tuning.best for arm, tuning in (tunings or {}).items()}
     return Reproduction(name, experiment.title, scale, recipe, store.facts, tuple(arms), tuple(findings), law, rates)
 
 
