@@ -21,7 +21,7 @@ from superpose.core.schedule import Schedule
 from superpose.files import read_json, write_json, write_text
 from superpose.paper.published import published_runs
 from superpose.plan.evidence import LATENTS_PER_STEP
-from superpose.plan.request import memory_of
+from superpose.plan.fit import memory_of
 from superpose.results.tables import Row, Table
 from superpose.train.config import load_recipe
 

@@ -44,7 +44,7 @@ def feed_recipe(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.data.store import TokenStore
     from superpose.models.build import build_config
     from superpose.plan.advisor import make_plan
-    from superpose.plan.request import request_of
+    from superpose.plan.fit import request_of
     from superpose.train.config import load_recipe, override
     from superpose.train.loop import check_recipe
     from superpose.train.recipe_file import recipe_toml

@@ -3,8 +3,8 @@ import pytest
 from superpose import Schedule
 from superpose.plan.advisor import make_plan
 from superpose.plan.calibration import Calibration, calibrate
+from superpose.plan.fit import request_of
 from superpose.plan.hardware import parse_hardware
-from superpose.plan.request import request_of
 
 
 def test_both_phases_are_measured(recipe, store):

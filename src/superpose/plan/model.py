@@ -6,7 +6,9 @@ it. Where only a number of parameters is given, a Llama of about that many stand
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass, replace
+from importlib.resources import files
 from typing import Any
 
 from torch import nn
@@ -100,22 +102,10 @@ class Shape:
 
 
 KNOWN_SHAPES = {
-    "SmolLM2-135M": (135e6, Shape(576, 1536, 30, 9, 3, 49_152, True)),
-    "SmolLM2-360M": (360e6, Shape(960, 2560, 32, 15, 5, 49_152, True)),
-    "SmolLM2-1.7B": (1.7e9, Shape(2048, 8192, 24, 32, 32, 49_152, True)),
-    "GPT-2 124M, with a gated MLP": (124e6, Shape(768, 2048, 12, 12, 12, 50_257, True)),
-    "GPT-2 355M, with a gated MLP": (350e6, Shape(1024, 2752, 24, 16, 16, 50_257, True)),
-    "GPT-2 774M, with a gated MLP": (774e6, Shape(1280, 3456, 36, 20, 20, 50_257, True)),
-    "GPT-2 1.5B, with a gated MLP": (1.5e9, Shape(1600, 4288, 48, 25, 25, 50_257, True)),
-    "the paper's 270M": (270e6, Shape(576, 1536, 30, 9, 3, LLAMA_3_VOCABULARY, False)),
-    "the paper's 600M": (600e6, Shape(960, 2560, 32, 15, 5, LLAMA_3_VOCABULARY, False)),
-    "the paper's 3B": (3e9, Shape(2048, 11_008, 36, 16, 4, LLAMA_3_VOCABULARY, False)),
-    "Llama 3.2 1B": (1.24e9, Shape(2048, 8192, 16, 32, 8, LLAMA_3_VOCABULARY, True)),
-    "Llama 3 8B": (8e9, Shape(4096, 14_336, 32, 32, 8, LLAMA_3_VOCABULARY, False)),
-    "Llama 3 70B": (70e9, Shape(8192, 28_672, 80, 64, 8, LLAMA_3_VOCABULARY, False)),
+    name: (known["size"], Shape(**known["shape"]))
+    for name, known in tomllib.loads(files("superpose.plan").joinpath("shapes.toml").read_text("utf-8")).items()
 }
-"""Sizes as they are called, and the shapes of models of that name, from their configurations on Hugging Face and from
-recipes/paper-*.toml. A shape is taken for a size within 2 % of its name's."""
+"""Sizes as they are called, and the shapes of models of that name."""
 _VOCABULARIES = ((LLAMA_3_VOCABULARY, False), (LLAMA_3_VOCABULARY, True), (50_257, True), (32_000, True), (8192, True),
                  (1024, True))  # fmt: skip
 """Tried in this order for other sizes, until tables are no more than a third of the parameters."""

@@ -18,7 +18,7 @@ from superpose.compare.comparison import Comparison
 from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.paper.published import published_gain
-from superpose.plan.record import PlanRecord
+from superpose.plan.tables import PlanRecord
 from superpose.reproduce.experiments import SWEEP, SWEEP_RATIOS, SWEEP_SIZES, cell
 from superpose.reproduce.reproduction import Reproduction
 from superpose.results.charts import AXES, Chart, Series, read_series

@@ -24,7 +24,7 @@ from functools import cached_property
 from superpose.compare.experiment import ORDINARY
 from superpose.data.config import vocabulary_size
 from superpose.errors import UserError
-from superpose.plan.evidence import RULE, Setting, published_points
+from superpose.plan.evidence import RULE, Setting
 from superpose.plan.model import parameters_of
 from superpose.plan.prediction import few_steps, level_settings, missing_evidence
 from superpose.runs.pool import Run
@@ -220,7 +220,7 @@ def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float],
     if (
         not known
         or few_steps(steps, Setting(BAG_SIZES[0], RATIOS[0]))
-        or missing_evidence(published_points(), params, latents, steps, RULE)
+        or missing_evidence(params, latents, steps, RULE)
     ):
         return tuple(itertools.product(BAG_SIZES, RATIOS))
     return tuple(sorted((s.bag_size, s.ratio) for s in level_settings(params, latents, BAG_SIZES, RATIOS)))
