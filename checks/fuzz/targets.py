@@ -193,7 +193,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.compare.comparison import Comparison
     from superpose.data.store import TokenStore
     from superpose.plan.evidence import points_of
-    from superpose.report.write import write_report
+    from superpose.report.page import write_report
     from superpose.share import generate
     from superpose.train.config import load_recipe
     from superpose.train.records import metrics_log
@@ -233,7 +233,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
         file.write_bytes(as_json(saved))
     else:
         damage_file(rng, file)
-    with mock.patch("superpose.report.write.draw"):
+    with mock.patch("superpose.report.page.draw"):
         write_report([comparison if file.parent == run and rng.random() < 0.4 else file.parent], folder / "page.html")
     for name in ("page.html", "page.md"):
         (folder / name).unlink()
@@ -268,7 +268,7 @@ _WORK = (
     # First, as importing them later would keep what stands in for it here.
     *(f"superpose.{room}.workflow.prepare" for room in ("compare", "tune", "reproduce")),
     "superpose.data.config.prepare",
-    "superpose.report.write.write_report",
+    "superpose.report.page.write_report",
     "superpose.share.sampling.generate",
     "superpose.data.prepare.prepare_store",
     "superpose.data.prepare.train_on_sources",

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpose.errors import UserError
-from superpose.report.page import page
+from superpose.report.page import page, write_report
 from superpose.report.sections import read_sections
-from superpose.report.write import write_report
 from superpose.reproduce.experiments import EXPERIMENTS
 from superpose.reproduce.reproduction import experiment_runs, reproduction, save
 from tests.reproduce.test_reproduction import outcomes
