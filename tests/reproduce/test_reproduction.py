@@ -15,8 +15,8 @@ from superpose.reproduce.reproduction import (
     judge,
     reproduction,
     save,
+    scale_recipe,
 )
-from superpose.reproduce.workflow import scale_recipe
 from superpose.results.statistics import Difference
 from superpose.runs.pool import Outcome
 from superpose.train.config import load_recipe, with_settings

@@ -12,8 +12,7 @@ from typing import Literal
 
 from superpose.core.schedule import Schedule
 from superpose.errors import UserError
-from superpose.plan.calibration import Calibration
-from superpose.plan.cost import RunCost, cost_of
+from superpose.plan.cost import Calibration, RunCost, cost_of
 from superpose.plan.evidence import RULE, SMALL_RULE, Point, Setting, measured_points, published_bound, short
 from superpose.plan.fit import what_would_fit
 from superpose.plan.memory import Memory, memory
