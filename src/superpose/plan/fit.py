@@ -12,7 +12,7 @@ from superpose.errors import UserError
 from superpose.models.build import build_config
 from superpose.plan.evidence import LATENTS_PER_STEP, Setting
 from superpose.plan.hardware import Hardware
-from superpose.plan.memory import Memory, memory
+from superpose.plan.memory import memory
 from superpose.plan.model import LLAMA_3_VOCABULARY, ModelFacts, facts, shape_for
 from superpose.plan.request import Request, Sharing
 from superpose.train.config import Recipe
@@ -108,12 +108,6 @@ def request_for(
     )
     room = (hardware.device.memory if hardware else 0) or _USUAL_MEMORY
     return _fitted(request, facts(request.config, latents), room)[0]
-
-
-def memory_of(recipe: Recipe) -> Memory:
-    """Memory of a step of a recipe, on one device."""
-    request = request_of(recipe)
-    return memory(request, facts(request.config, request.latents))
 
 
 def what_would_fit(request: Request, model: ModelFacts) -> str | None:

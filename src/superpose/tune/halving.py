@@ -19,7 +19,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from scipy.stats import spearmanr
 
@@ -30,7 +29,7 @@ from superpose.results.intervals import ends
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, SuperpositionArgs
+from superpose.train.config import Recipe
 from superpose.train.recipe_file import write_recipe
 from superpose.tune.search import Rung, Search, Trial
 
@@ -79,11 +78,9 @@ class Ranking:
 
     def spoken(self) -> str:
         """The rung in a sentence."""
-        best, ordinary = self.tst[0], _cell(self.ordinary[0])
-        return (
-            f"{self.rung.steps:,} steps: {self.kept} of {len(self.tst)} trials kept; best {best.trial}, "
-            f"validation loss {_cell(best)}; ordinary training {ordinary}"
-        )
+        best, kept = self.tst[0], f"{self.rung.steps:,} steps: {self.kept} of {len(self.tst)} trials kept"
+        losses = f"validation loss {_cell(best)}; ordinary training {_cell(self.ordinary[0])}"
+        return f"{kept}; best {best.trial}, {losses}"
 
 
 def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
@@ -267,21 +264,15 @@ class Tuned:
             rungs.append((*counts, _cell(tst), _cell(ordinary), difference, order))
         header = ("steps", "TST trials", "kept", "seeds", "TST", "ordinary", "difference", "agreement")
         best = "Rungs: the best of each kind; agreement is the rank correlation with the next"
-        trials = [*self._trial_rows("tst"), *self._trial_rows("ordinary")]
+        trials: list[Row] = []
+        for kind in ([ranking.tst for ranking in self.rankings], [ranking.ordinary for ranking in self.rankings]):
+            columns = [{standing.trial: standing for standing in standings} for standings in kind]
+            # Those that came furthest first.
+            for trial in dict.fromkeys(trial for column in reversed(columns) for trial in column):
+                best_of_all = " (best)" if trial == kind[-1][0].trial else ""
+                *short, full = (_cell(column.get(trial)) for column in columns)
+                trials.append((str(trial), *short, full + best_of_all))
         return [(title, ("trial", *steps), trials), (best, header, rungs)]
-
-    def _trial_rows(self, kind: Literal["tst", "ordinary"]) -> list[Row]:
-        """Those that came furthest first."""
-        columns: list[dict[Trial, Standing]] = [
-            {standing.trial: standing for standing in getattr(ranking, kind)} for ranking in self.rankings
-        ]
-        trials = dict.fromkeys(trial for column in reversed(columns) for trial in column)
-        best = getattr(self.rankings[-1], kind)[0].trial
-        rows = []
-        for trial in trials:
-            cells = [_cell(column.get(trial)) for column in columns]
-            rows.append((str(trial), *cells[:-1], cells[-1] + (" (best)" if trial == best else "")))
-        return rows
 
     def next_command(self, recipe: Path, runs: Path) -> str:
         """The comparison that tells what the winner is worth: seeds that took no part, each arm at its best rates."""
@@ -291,13 +282,12 @@ class Tuned:
         words = ["superpose", "compare", str(recipe)]
         if self.winner is self.best_ordinary:
             # The recipe knows nothing of bags, so the command tells what was tried.
-            kind, default = (
-                args.model_dump(mode="json") for args in (self.search.recipe.superposition, SuperpositionArgs())
-            )
             tst = self.best_tst.trial
             words += ["--bag-size", str(tst.bag_size), "--ratio", f"{tst.ratio!r}"]
-            for name in kind.keys() - {"bag_size", "ratio", "documents"}:
-                words += [f"--set=superposition.{name}={json.dumps(kind[name])}"] if kind[name] != default[name] else []
+            kind = self.search.recipe.superposition.model_dump(
+                mode="json", exclude_defaults=True, exclude={"bag_size", "ratio", "documents"}
+            )
+            words += [f"--set=superposition.{name}={json.dumps(value)}" for name, value in kind.items()]
         words += ["--lrs", ",".join(f"{rate!r}" for rate in rates)] if len(rates) > 1 else []
         words += ["--seeds", ",".join(map(str, seeds)), "--name", f"{recipe.parent.name}-compared"]
         words += ["--runs", str(runs)] if runs != Path("runs") else []
