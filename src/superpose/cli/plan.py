@@ -83,8 +83,9 @@ def plan(
     settings = None
     if recipe is not None:
         said = {"--params": params, "--tokens": tokens, "--vocab-size": vocab_size, "--latents": latents}
-        for option in (option for option, value in said.items() if value is not None):
-            raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
+        for option, value in said.items():
+            if value is not None:
+                raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
         # A plan is made before tokenizer and devices have to be here; steps are run with them.
         settings = load_settings(recipe, {}, None, overrides) if calibrate else load_recipe(recipe, overrides)
         request = request_of(settings, machine, unique)

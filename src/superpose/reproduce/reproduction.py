@@ -330,15 +330,7 @@ def _likeness(cells: Sequence[ClaimResult]) -> list[ClaimResult]:
 def _exponent(law: PowerLaw) -> ClaimResult:
     """The fall of mutual information with distance, beside DCLM's."""
     published = -1.25
-    inside = law.exponent_low <= published <= law.exponent_high
-    return ClaimResult(
-        "exponent k of the mutual information at a distance",
-        law.exponent,
-        law.exponent_low,
-        law.exponent_high,
-        1,
-        published,
-        "a power law",
-        "figure 10, DCLM with 128,256 entries",
-        "agrees" if inside else "disagrees",
-    )
+    ours = law.exponent, law.exponent_low, law.exponent_high
+    verdict: Agreement = "agrees" if law.exponent_low <= published <= law.exponent_high else "disagrees"
+    what, where = "exponent k of the mutual information at a distance", "figure 10, DCLM with 128,256 entries"
+    return ClaimResult(what, *ours, 1, published, "a power law", where, verdict)
