@@ -73,7 +73,8 @@ def plan(
 
     from superpose.compare.comparison import Comparison
     from superpose.files import write_json
-    from superpose.plan import make_plan, parse_hardware, points_of, request_for, request_of, summary
+    from superpose.plan import parse_hardware, points_of, request_for, request_of, summary
+    from superpose.plan.advisor import make_plan
     from superpose.plan.cost import calibrate as run_steps
     from superpose.plan.tables import record, tables
     from superpose.results.progress import Display, print_table
