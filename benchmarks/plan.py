@@ -21,7 +21,9 @@ from superpose.core.schedule import Schedule
 from superpose.files import read_json, write_json, write_text
 from superpose.paper.published import published_runs
 from superpose.plan.evidence import LATENTS_PER_STEP
-from superpose.plan.request import memory_of
+from superpose.plan.fit import request_of
+from superpose.plan.memory import memory
+from superpose.plan.model import facts
 from superpose.results.tables import Row, Table
 from superpose.train.config import load_recipe
 
@@ -59,7 +61,8 @@ def measure(config: str, rows: int, latents: int, more: tuple[str, ...]) -> dict
         *more,
     ]
     recipe = load_recipe(RECIPE, settings)
-    estimated = memory_of(recipe)
+    request = request_of(recipe)
+    estimated = memory(request, facts(request.config, request.latents))
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         command = [sys.executable, "-m", "superpose", "train", RECIPE, "--out", str(out)]

@@ -41,9 +41,9 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     for work in (
         # First, as importing them later would keep what stands in for it here.
-        *(f"superpose.{room}.workflow.prepare" for room in ("compare", "tune", "reproduce")),
+        *(f"superpose.{module}.prepare" for module in ("compare.workflow", "tune.workflow", "reproduce.reproduction")),
         "superpose.data.config.prepare",
-        "superpose.report.write.write_report",
+        "superpose.report.page.write_report",
         "superpose.share.sampling.generate",
         "superpose.data.prepare.prepare_store",
         "superpose.data.prepare.train_on_sources",

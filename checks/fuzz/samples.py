@@ -33,8 +33,8 @@ class Samples:
         from superpose.data.store import TokenStore
         from superpose.files import write_json
         from superpose.plan.advisor import make_plan
-        from superpose.plan.record import record
-        from superpose.plan.request import request_of
+        from superpose.plan.fit import request_of
+        from superpose.plan.tables import record
         from superpose.runs.pool import Outcome, link
         from superpose.train.config import load_recipe
         from superpose.train.loop import train

@@ -44,7 +44,7 @@ def feed_recipe(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.data.store import TokenStore
     from superpose.models.build import build_config
     from superpose.plan.advisor import make_plan
-    from superpose.plan.request import request_of
+    from superpose.plan.fit import request_of
     from superpose.train.config import load_recipe, override, recipe_toml
     from superpose.train.loop import check_recipe
 
@@ -192,7 +192,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.compare.comparison import Comparison
     from superpose.data.store import TokenStore
     from superpose.plan.evidence import points_of
-    from superpose.report.write import write_report
+    from superpose.report.page import write_report
     from superpose.share import generate
     from superpose.train.config import load_recipe
     from superpose.train.records import metrics_log
@@ -232,7 +232,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
         file.write_bytes(as_json(saved))
     else:
         damage_file(rng, file)
-    with mock.patch("superpose.report.write.draw"):
+    with mock.patch("superpose.report.page.draw"):
         write_report([comparison if file.parent == run and rng.random() < 0.4 else file.parent], folder / "page.html")
     for name in ("page.html", "page.md"):
         (folder / name).unlink()
@@ -264,9 +264,9 @@ def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
 
 _WORK = (
     # First, as importing them later would keep what stands in for it here.
-    *(f"superpose.{room}.workflow.prepare" for room in ("compare", "tune", "reproduce")),
+    *(f"superpose.{module}.prepare" for module in ("compare.workflow", "tune.workflow", "reproduce.reproduction")),
     "superpose.data.config.prepare",
-    "superpose.report.write.write_report",
+    "superpose.report.page.write_report",
     "superpose.share.sampling.generate",
     "superpose.data.prepare.prepare_store",
     "superpose.data.prepare.train_on_sources",

@@ -30,7 +30,7 @@ TINY = {
 def invoke(monkeypatch, tmp_path):
     """Calls the command with its runs trained in this process."""
     monkeypatch.setattr(
-        "superpose.reproduce.workflow.train_all",
+        "superpose.reproduce.reproduction.train_all",
         lambda runs, store, pool, jobs, display: trained(runs, store, pool),
     )
     settings = [f"--set={name}={json.dumps(value)}" for name, value in TINY.items()]

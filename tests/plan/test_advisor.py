@@ -5,8 +5,7 @@ import pytest
 
 from superpose.plan import Point, Setting, make_plan, parse_hardware, request_for, request_of, summary
 from superpose.plan.evidence import RULE
-from superpose.plan.record import record
-from superpose.plan.tables import tables
+from superpose.plan.tables import record, tables
 from superpose.train.config import load_recipe, override
 
 ROOT = Path(__file__).parents[2]

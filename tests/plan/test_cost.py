@@ -6,15 +6,22 @@ from hypothesis import strategies as st
 
 from superpose import Schedule
 from superpose.errors import UserError
-from superpose.plan.cost import OVERHEAD, PUBLIC_RUNS, Price, cost_of, usual_utilisation
-from superpose.plan.hardware import NAMES, parse_hardware
+from superpose.plan.advisor import make_plan
+from superpose.plan.cost import OVERHEAD, Calibration, calibrate, cost_of
+from superpose.plan.fit import request_for, request_of
+from superpose.plan.hardware import NAMES, PUBLIC_RUNS, parse_hardware, usual_utilisation
 from superpose.plan.model import KNOWN_SHAPES, Shape, facts
-from superpose.plan.request import request_for
+from superpose.plan.request import Price, Request
+
+
+def costs(schedule, latents_per_step, flops_per_latent, step_seconds=None, **request):
+    request = Request(None, latents_per_step, 1, schedule.total_steps, **request)
+    return cost_of(request, schedule, flops_per_latent, step_seconds)
 
 
 @given(st.integers(10, 5000), st.integers(1, 16), st.sampled_from([0.1, 0.25, 0.3, 0.5]))
 def test_a_run_reads_what_its_phases_read(steps, bag_size, ratio):
-    cost = cost_of(Schedule(steps, bag_size, ratio), 512, 1000, unique_tokens=1e6)
+    cost = costs(Schedule(steps, bag_size, ratio), 512, 1000, unique_tokens=1e6)
     assert sum(phase.raw_tokens for phase in cost.phases) == cost.raw_tokens
     assert cost.latents == cost.ordinary_tokens == 512 * steps
     boundary = math.floor(steps * ratio + 0.5)
@@ -26,7 +33,7 @@ def test_a_run_reads_what_its_phases_read(steps, bag_size, ratio):
 
 def test_hours_money_energy_and_co2():
     hardware = parse_hardware("4xA100")
-    cost = cost_of(Schedule(100), 1000, 312e9, None, hardware, price_per_hour=Price(2.0, "EUR"), co2_grams=100)
+    cost = costs(Schedule(100), 1000, 312e9, hardware=hardware, price_per_hour=Price(2.0, "EUR"), co2_grams=100)
     low, high = usual_utilisation("A100")
     assert low < high
     for hours, utilisation, price, kwh, kg in zip(
@@ -36,13 +43,13 @@ def test_hours_money_energy_and_co2():
         assert price == pytest.approx(hours * 4 * 2)
         assert kwh == pytest.approx(hours * 4 * 0.4 * OVERHEAD)
         assert kg == pytest.approx(kwh * 0.1)
-    given = cost_of(Schedule(100), 1000, 312e9, None, hardware, utilisation=0.4)
+    given = costs(Schedule(100), 1000, 312e9, hardware=hardware, utilisation=0.4)
     assert given.hours[0] == given.hours[1] == pytest.approx(100 * 1000 * 312e9 / (4 * 312e12 * 0.4) / 3600)
 
 
 def test_measured_steps_take_the_place_of_a_utilisation():
     hardware = parse_hardware("A100")
-    cost = cost_of(Schedule(3600), 1000, 312e9, None, hardware, step_seconds=2.0)
+    cost = costs(Schedule(3600), 1000, 312e9, 2.0, hardware=hardware)
     assert cost.hours == pytest.approx((2, 2))
     assert cost.utilisation == pytest.approx((0.5, 0.5))
 
@@ -74,7 +81,7 @@ def test_the_utilisation_of_public_runs_is_that_of_their_hours(name, shape, late
 def test_the_hours_of_public_runs_are_in_the_range(params, tokens, hardware, device_hours):
     request = request_for(params, tokens, hardware=parse_hardware(hardware))
     flops = facts(request.config, request.latents).flops
-    cost = cost_of(Schedule(request.steps), request.rows * request.latents, flops, None, request.hardware)
+    cost = cost_of(request, Schedule(request.steps), flops)
     assert cost.device_hours[0] < device_hours < cost.device_hours[1]
 
 
@@ -88,7 +95,7 @@ def test_hardware_is_read(text):
 def test_a_device_of_ones_own():
     own = parse_hardware("8xmy-card", 400e12, 48 * 2**30)
     assert (own.count, own.device.name, own.device.flops, own.device.memory) == (8, "my-card", 400e12, 48 * 2**30)
-    assert cost_of(Schedule(100), 1000, 1e9, None, own).kwh is None  # its power is not known
+    assert costs(Schedule(100), 1000, 1e9, hardware=own).kwh is None  # its power is not known
     assert parse_hardware("M1", memory=2**34).device.memory == 2**34
     with pytest.raises(UserError, match="--flops 400T"):
         parse_hardware("8xmy-card", memory=48 * 2**30)
@@ -98,3 +105,19 @@ def test_a_device_of_ones_own():
 def test_hardware_that_is_not_known_is_refused(text):
     with pytest.raises(UserError, match="8xH100"):
         parse_hardware(text)
+
+
+def test_both_phases_are_measured(recipe, store):
+    measured = calibrate(recipe, store)
+    assert set(measured.step_seconds) == set(measured.reading_seconds) == {1, 4}
+    assert all(0 < measured.reading_seconds[size] < seconds < 60 for size, seconds in measured.step_seconds.items())
+    assert measured.memory > 2**20
+    assert measured.precision == "float32"
+    plan = make_plan(request_of(recipe, parse_hardware("cpu")), calibration=measured)
+    assert plan.cost.hours == pytest.approx((20 * measured.mean_step(recipe.schedule) / 3600,) * 2)
+
+
+def test_the_mean_step_is_weighted_by_the_stages():
+    measured = Calibration({1: 1.0, 4: 2.0}, {1: 0.1, 4: 0.1}, 0, "float32")
+    assert measured.mean_step(Schedule(100, 4, 0.3)) == pytest.approx(0.3 * 2 + 0.7)
+    assert measured.mean_step(Schedule(100, 5, 0.3)) == pytest.approx(0.3 * 2 + 0.7)  # the nearest

@@ -4,8 +4,9 @@ import torch
 from superpose.core.linear_loss import chunk_positions, linear_multi_hot_cross_entropy
 from superpose.core.model import SuperposedLM
 from superpose.plan import memory as plan_memory
-from superpose.plan.memory import Sharing, block_activations, head_memory, memory
+from superpose.plan.memory import block_activations, head_memory, memory
 from superpose.plan.model import facts
+from superpose.plan.request import Request, Sharing
 from tests.conftest import make_model
 from tests.plan.test_model import config_of
 
@@ -48,8 +49,8 @@ def test_experts_are_counted_too():
     assert wide == 2 * per_row > 0
 
 
-def estimate(config, **settings):
-    return memory(config, facts(config, LATENTS), **{"rows": 4, "latents": LATENTS, **settings})
+def estimate(config, rows=4, **settings):
+    return memory(Request(config, LATENTS, rows, 1, **settings), facts(config, LATENTS))
 
 
 def test_the_state_is_arithmetic():
@@ -91,7 +92,7 @@ def test_the_live_peak_of_a_real_step():
         live = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
         tracker.reset_mod_stats()
     config = model.config
-    found = memory(config, facts(config, LATENTS), rows, LATENTS, precision="float32", device="cuda")
+    found = estimate(config, rows, precision="float32")
     # The tracker does not look into the loss' operator, so its chunks are not in the live figure.
     assert found.peak - found.base - found.head == pytest.approx(live, rel=0.15)
 

@@ -39,8 +39,8 @@ def test_active_parameters_of_a_llama_written_out():
 def test_a_llama_of_about_so_many_parameters(parameters):
     shape, _ = shape_for(parameters)
     assert shape.parameters == pytest.approx(parameters, rel=0.05)
-    assert 20 < shape.width / shape.layers < 130
-    assert (1 if shape.tied else 2) * shape.vocab_size * shape.width <= parameters / 3
+    assert 20 < shape.hidden_size / shape.num_hidden_layers < 130
+    assert shape.tables <= parameters / 3
     own, _ = shape_for(parameters, 512)
     assert own.vocab_size == 512
     assert own.parameters == pytest.approx(parameters, rel=0.05)
@@ -63,7 +63,7 @@ def test_the_papers_shapes_are_those_of_its_recipes(name):
 
 def test_124m_is_gpt2s_shape():
     shape, _ = shape_for(124e6)
-    assert (shape.layers, shape.width) == (12, 768)
+    assert (shape.num_hidden_layers, shape.hidden_size) == (12, 768)
 
 
 def test_more_vocabulary_than_parameters_is_refused():

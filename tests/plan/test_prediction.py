@@ -20,16 +20,15 @@ from superpose.plan.evidence import (
     published_points,
 )
 from superpose.plan.prediction import (
-    Line,
-    enough_steps,
     few_steps,
     fit,
     fit_law,
     level_settings,
+    line_at,
     of_small,
     predict,
     published_law,
-    too_few_steps,
+    step_limits,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -170,11 +169,11 @@ def test_comparisons_of_the_users_own_take_precedence_where_they_are_near():
 
 
 def test_a_line_and_its_interval():
-    line = Line((0.0, 1.0, 2.0, 3.0), (0.1, 1.0, 2.1, 2.9))
-    value, half = line.at(1.5)
+    line = (0.0, 1.0, 2.0, 3.0), (0.1, 1.0, 2.1, 2.9)
+    value, half = line_at(*line, 1.5)
     assert value == pytest.approx(1.525)
-    assert line.at(10)[1] > 2 * half
-    assert Line((0.0, 1.0, 2.0), (0.0, 1.0, 2.0)).at(5) == (pytest.approx(5), pytest.approx(0, abs=1e-9))
+    assert line_at(*line, 10)[1] > 2 * half
+    assert line_at((0.0, 1.0, 2.0), (0.0, 1.0, 2.0), 5) == (pytest.approx(5), pytest.approx(0, abs=1e-9))
 
 
 def test_settings_that_cannot_be_told_from_the_best():
@@ -188,7 +187,7 @@ def test_settings_that_cannot_be_told_from_the_best():
 
 
 def test_few_steps_are_warned_of():
-    assert (too_few_steps(), enough_steps()) == (2000, 8000)
+    assert step_limits() == (2000, 8000)
     assert few_steps(20_000, Setting(16, 0.9)) == ()
     (sentence,) = few_steps(3000, SMALL_RULE)
     assert "3,000 steps are few" in sentence

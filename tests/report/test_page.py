@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from superpose.report.write import write_report
+from superpose.report.page import write_report
 from tests.report.test_write import HOSTILE, reproduced  # noqa: F401  # a fixture
 
 CHROMIUM, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superpose.errors import UserError
-from superpose.report.page import page
+from superpose.report.page import page, write_report
 from superpose.report.sections import read_sections
-from superpose.report.write import write_report
 from superpose.reproduce.experiments import EXPERIMENTS
 from superpose.reproduce.reproduction import experiment_runs, reproduction, save
 from tests.reproduce.test_reproduction import outcomes
@@ -28,9 +27,9 @@ def reproduced(recipe, store, tmp_path_factory):
     law = PowerLaw(0.5, 1.0, -1.0, -1.1, -0.9, {distance: 0.5 + 1 / distance for distance in range(1, 33)})
     done = []
     for name in ("figure4", "appendixC"):
-        runs, _ = experiment_runs(EXPERIMENTS[name], recipe, store, (1, 2))
+        runs, _ = experiment_runs(EXPERIMENTS[name], recipe, store, (1, 2), {})
         losses = outcomes(runs, lambda arm, seed: 3 + len(arm) / 100 + seed / 50)
-        done.append(reproduction(name, "tiny", recipe, store, losses, law if name == "appendixC" else None))
+        done.append(reproduction(name, "tiny", recipe, store, losses, law if name == "appendixC" else None, {}))
     save(done, "superpose reproduce", directory)
     return directory
 

@@ -3,9 +3,8 @@ import math
 
 import pytest
 
-from superpose.compare.experiment import Tuning
 from superpose.errors import UserError
-from superpose.paper.published import published_gain, published_loss
+from superpose.paper.published import published_gain, published_runs
 from superpose.reproduce import reproduce
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, ORDINARY
 from superpose.reproduce.reproduction import (
@@ -16,8 +15,8 @@ from superpose.reproduce.reproduction import (
     judge,
     reproduction,
     save,
+    scale_recipe,
 )
-from superpose.reproduce.scales import scale_recipe
 from superpose.results.statistics import Difference
 from superpose.runs.pool import Outcome
 from superpose.train.config import load_recipe, with_settings
@@ -39,7 +38,7 @@ def test_every_experiment_can_be_planned(roomy, store):
     for name, experiment in EXPERIMENTS.items():
         if experiment.needs_weights:
             continue
-        runs, _ = experiment_runs(experiment, roomy, store, (1, 2))
+        runs, _ = experiment_runs(experiment, roomy, store, (1, 2), {})
         assert len(runs) == 2 * len(experiment.arms)
         for claim in experiment.claims:
             assert {claim.arm, claim.against} <= set(experiment.arms), name
@@ -55,13 +54,13 @@ def test_the_corpus_own_weights_take_part(roomy, store, monkeypatch):
 
     law = PowerLaw(0.5, 1.0, -1.0, -1.1, -0.9, {distance: 0.5 + 1 / distance for distance in range(1, 33)})
     monkeypatch.setattr(module, "fit_power_law", lambda tokens: law)
-    runs, found = experiment_runs(EXPERIMENTS["figure10"], roomy, store, (1,))
+    runs, found = experiment_runs(EXPERIMENTS["figure10"], roomy, store, (1,), {})
     weights = next(run.recipe.superposition.weighting for run in runs if run.arm == "information-s16")
     assert found is law
     assert len(weights) == 16
     assert sum(weights) == pytest.approx(1, abs=1e-4)
     assert weights[0] / weights[1] == pytest.approx(1.5, rel=1e-4)
-    done = reproduction("figure10", "tiny", roomy, store, outcomes(runs, lambda arm, seed: 3.0), law)
+    done = reproduction("figure10", "tiny", roomy, store, outcomes(runs, lambda arm, seed: 3.0), law, {})
     assert done.findings[-1].verdict == "disagrees"  # -1.1 to -0.9 is not DCLM's -1.25
     assert "0.500 + 1.000 d^-1.000" in done.tables()[-1][0]
 
@@ -85,16 +84,18 @@ def test_an_interval_decides(low, high, expected, verdict):
 
 
 def test_findings_stand_beside_the_paper(roomy, store):
-    runs, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1, 2, 3))
+    runs, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1, 2, 3), {})
     base = {"ordinary": 3.0, "tst": 2.9, "reinit": 2.95}
-    done = reproduction("table2", "tiny", roomy, store, outcomes(runs, lambda arm, seed: base[arm] + seed / 1000), None)
+    done = reproduction(
+        "table2", "tiny", roomy, store, outcomes(runs, lambda arm, seed: base[arm] + seed / 1000), None, {}
+    )
     assert [finding.verdict for finding in done.findings] == ["agrees", "agrees", "disagrees"]
     assert [finding.published for finding in done.findings] == [-0.132, 0.262, 0.13]
     assert done.verdict() == "table2: 2 agrees, 1 disagrees, 0 undecided"
 
 
 def test_a_sweep_is_likened_to_the_papers(roomy, store):
-    runs, _ = experiment_runs(EXPERIMENTS["figure4"], roomy, store, (1,))
+    runs, _ = experiment_runs(EXPERIMENTS["figure4"], roomy, store, (1,), {})
 
     def like_the_paper(arm, seed):
         if arm == ORDINARY:
@@ -102,17 +103,19 @@ def test_a_sweep_is_likened_to_the_papers(roomy, store):
         size, ratio = arm.removeprefix("s").split("-r")
         return 3.0 + published_gain("270m_20k", int(size), float(ratio))
 
-    done = reproduction("figure4", "tiny", roomy, store, outcomes(runs, like_the_paper), None)
+    done = reproduction("figure4", "tiny", roomy, store, outcomes(runs, like_the_paper), None, {})
     likeness = done.findings[-1]
     assert likeness.ours == pytest.approx(1)
     assert likeness.verdict == "agrees"
-    against = reproduction("figure4", "tiny", roomy, store, outcomes(runs, lambda a, s: 6 - like_the_paper(a, s)), None)
+    against = reproduction(
+        "figure4", "tiny", roomy, store, outcomes(runs, lambda a, s: 6 - like_the_paper(a, s)), None, {}
+    )
     assert against.findings[-1].verdict == "disagrees"
 
 
 def test_what_is_written_is_read_back(roomy, store, tmp_path):
-    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1, 2))
-    done = reproduction("appendixC", "tiny", roomy, store, outcomes(runs, lambda arm, seed: 3 + seed / 10), None)
+    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1, 2), {})
+    done = reproduction("appendixC", "tiny", roomy, store, outcomes(runs, lambda arm, seed: 3 + seed / 10), None, {})
     save([done], "superpose reproduce appendixC", tmp_path)
     (again,) = Reproduction.load(tmp_path / "reproduction.json")
     assert again == done
@@ -125,11 +128,11 @@ def test_what_is_written_is_read_back(roomy, store, tmp_path):
 
 
 def test_a_failed_arm_leaves_the_other_claims(roomy, store):
-    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1,))
+    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1,), {})
     some = [
         Outcome(o.run, None, None, "died") if o.run.arm == "hinge" else o for o in outcomes(runs, lambda arm, seed: 3.0)
     ]
-    done = reproduction("appendixC", "tiny", roomy, store, some, None)
+    done = reproduction("appendixC", "tiny", roomy, store, some, None, {})
     assert "hinge" not in {arm.name for arm in done.arms}
     assert [finding.what.split()[0] for finding in done.findings] == ["mce_alt", "bce"]
 
@@ -137,8 +140,8 @@ def test_a_failed_arm_leaves_the_other_claims(roomy, store):
 def test_the_ablations_train_and_differ(roomy, store, tmp_path):
     """Every way of training the paper tried, for a few steps: finite, and not what another arm does."""
     chosen = {"hinge", "bce", "mce_alt", "mce"}
-    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1,))
-    reinit, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1,))
+    runs, _ = experiment_runs(EXPERIMENTS["appendixC"], roomy, store, (1,), {})
+    reinit, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1,), {})
     mine = [run for run in runs if run.arm in chosen] + [run for run in reinit if run.arm == "reinit"]
     done = trained(mine, store, tmp_path)
     losses = [outcome.result["val_loss"] for outcome in done]
@@ -147,8 +150,7 @@ def test_the_ablations_train_and_differ(roomy, store, tmp_path):
 
 
 def test_arms_take_their_tuned_learning_rates(roomy, store):
-    tunings = {arm: Tuning(arm, {}, rate, False) for arm, rate in ((ORDINARY, 1e-3), ("tst", 5e-3))}
-    runs, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1,), tunings)
+    runs, _ = experiment_runs(EXPERIMENTS["table2"], roomy, store, (1,), {ORDINARY: 1e-3, "tst": 5e-3})
     assert {run.arm: run.recipe.train.lr for run in runs} == {"ordinary": 1e-3, "tst": 5e-3, "reinit": 5e-3}
 
 
@@ -169,14 +171,22 @@ def test_scales():
 def test_unknown_names_are_refused():
     with pytest.raises(UserError, match="choose of table1"):
         reproduce(["table9"])
-    with pytest.raises(KeyError):
-        published_loss("1T", 20000, None)
     assert published_gain("270m_20k", 99, 0.1) is None
 
 
 def test_published_figures_are_those_of_the_paper():
-    assert published_loss("3B", 20000, None) == 2.808
-    assert published_loss("3B", 20000, 6) == 2.676
-    assert published_loss("3B", 20000, 6, "re-initialised") == 2.938
+    """Also those that experiments.toml states: differences of runs of tables 1 and 2, and of cells of tables 4 to 7."""
+    losses = {(run.params, run.steps, run.bag_size): run.loss for run in published_runs()}
+    ordinary, tst = losses["3B", 20_000, None], losses["3B", 20_000, 6]
+    assert (ordinary, tst) == (2.808, 2.676)
     assert published_gain("270m_20k", 7, 0.3) == round(3.1392 - 3.2124, 4)
     assert published_gain("600m_20k_power", 13, 0.3) == round(2.9471 - 3.0186, 4)
+
+    def stated(name):
+        return [claim.published for claim in EXPERIMENTS[name].claims if claim.published is not None]
+
+    assert stated("table1") == pytest.approx([losses["270M", 20_000, 6] - losses["270M", 20_000, None]])
+    assert stated("table2") == pytest.approx([tst - ordinary, 2.938 - tst, 2.938 - ordinary])
+    assert stated("figure6") == [published_gain("270m_20k", 4, 0.5)]
+    power, uniform = (published_gain(name, 4, 0.3) for name in ("600m_20k_power", "600m_20k"))
+    assert stated("figures8-9") == pytest.approx([power - uniform])

@@ -12,8 +12,7 @@ from superpose.errors import UserError
 
 if TYPE_CHECKING:
     from superpose.plan import Request, Setting
-    from superpose.plan.cost import Price
-    from superpose.train.config import Recipe
+    from superpose.plan.request import Price
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
@@ -74,19 +73,18 @@ def plan(
 
     from superpose.compare.comparison import Comparison
     from superpose.files import write_json
-    from superpose.plan import parse_hardware, points_of, request_for, request_of
-    from superpose.plan.advisor import make_plan, summary
-    from superpose.plan.calibration import calibrate as run_steps
-    from superpose.plan.record import record
-    from superpose.plan.tables import tables
+    from superpose.plan import parse_hardware, points_of, request_for, request_of, summary
+    from superpose.plan.advisor import make_plan
+    from superpose.plan.cost import calibrate as run_steps
+    from superpose.plan.tables import record, tables
     from superpose.results.progress import Display, print_table
-    from superpose.train.config import load_recipe
+    from superpose.train.config import load_recipe, with_settings
 
     machine = parse_hardware(hardware, speed, room) if hardware else None
     settings = None
     if recipe is not None:
-        for option, value in (("--params", params), ("--tokens", tokens), ("--vocab-size", vocab_size),
-                              ("--latents", latents)):  # fmt: skip
+        said = {"--params": params, "--tokens": tokens, "--vocab-size": vocab_size, "--latents": latents}
+        for option, value in said.items():
             if value is not None:
                 raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
         # A plan is made before tokenizer and devices have to be here; steps are run with them.
@@ -113,8 +111,8 @@ def plan(
             raise UserError("--calibrate runs steps of a recipe's model on its text; give a recipe that can run here")
         with Display(console) as display:
             store = prepared_store(settings, display)
-        if request.setting is not None and request.setting.bag_size > 1:
-            settings = _with_setting(settings, request.setting)
+        if (setting := request.setting) is not None and setting.bag_size > 1:
+            settings = with_settings(settings, "superposition", bag_size=setting.bag_size, ratio=setting.ratio)
         measured = run_steps(settings, store)
         request = replace(request, unique_tokens=request.unique_tokens or len(store.train.tokens))
     planned = make_plan(request, own, measured)
@@ -144,12 +142,6 @@ def _setting(request: Request, bag_size: int | None, ratio: float | None, recomm
     return None if recommend else request.setting
 
 
-def _with_setting(settings: Recipe, setting: Setting) -> Recipe:
-    from superpose.train.config import with_settings
-
-    return with_settings(settings, "superposition", bag_size=setting.bag_size, ratio=setting.ratio)
-
-
 def _amount(option: str, text: str) -> float:
     """A number with a unit: 270M, 3B, 1.5T."""
     unit = _UNITS.get(text[-1:].lower(), 1.0)
@@ -174,7 +166,7 @@ def _price(text: str, with_hardware: bool) -> Price:
     """Of one device an hour: 2.5/h, $2.5/h, 2 EUR/h."""
     import re
 
-    from superpose.plan.cost import Price
+    from superpose.plan.request import Price
 
     sign = r"[$€£¥]|[A-Za-z]{3}"
     found = re.fullmatch(rf"\s*({sign})?\s*(\d+(?:\.\d+)?)\s*({sign})?\s*(?:/\s*h)?\s*", text)

@@ -17,7 +17,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the first.")] = None,
 ) -> None:
     """Write one HTML page, which needs no network, and the same as Markdown with pictures."""
-    from superpose.report.write import write_report
+    from superpose.report.page import write_report
 
     page = out or places[0] / "report.html"
     if page.suffix != ".html":

@@ -45,7 +45,7 @@ def reproduce(
     import sys
 
     from superpose import reproduce as workflow
-    from superpose.reproduce.scales import scale_recipe
+    from superpose.reproduce.reproduction import scale_recipe
     from superpose.results.progress import Display, print_results
 
     if show:

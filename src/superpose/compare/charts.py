@@ -8,6 +8,9 @@ from superpose.compare.comparison import Comparison, Trained
 from superpose.compare.experiment import ORDINARY, TST
 from superpose.results.charts import AXES, Chart, Role, Series, mean_series, read_series, read_validations
 
+_FINAL = "final validation loss, nats per token"
+_STEPS = {"step": "optimizer steps of the whole run"}
+
 
 def curves(comparison: Comparison) -> Chart:
     """Validation loss of both arms at the main budget: each seed thinly, and the means."""
@@ -60,16 +63,12 @@ def _switches(comparison: Comparison, tst: Trained) -> tuple[tuple[dict[str, flo
 def seeds(comparison: Comparison) -> Chart:
     """Final loss of each seed in both arms."""
     numbers = [float(seed) for seed in comparison.seeds]
-    return Chart(
-        "Spread of the seeds",
-        "final validation loss, nats per token",
-        {"seed": "seed"},
-        tuple(
-            Series(label, {"seed": numbers}, comparison.values(arm, "val_loss"), arm, points=True)
-            for arm, label in _arms(comparison)
-        ),
-        caption="Both arms share a seed's initial weights and order of text.",
+    series = tuple(
+        Series(label, {"seed": numbers}, comparison.values(arm, "val_loss"), arm, points=True)
+        for arm, label in _arms(comparison)
     )
+    caption = "Both arms share a seed's initial weights and order of text."
+    return Chart("Spread of the seeds", _FINAL, {"seed": "seed"}, series, caption=caption)
 
 
 def budgets(comparison: Comparison) -> Chart:
@@ -78,20 +77,13 @@ def budgets(comparison: Comparison) -> Chart:
     for arm, label in _arms(comparison):
         steps = [budget for budget in comparison.budgets(arm) if comparison.seeds_of((arm, budget))]
         losses = [comparison.values(arm, "val_loss", budget, comparison.seeds_of((arm, budget))) for budget in steps]
-        series.append(
-            Series(
-                label,
-                {"step": [float(budget) for budget in steps]},
-                [statistics.fmean(of_budget) for of_budget in losses],
-                arm,
-                [min(of_budget) for of_budget in losses],
-                [max(of_budget) for of_budget in losses],
-            )
-        )
+        means = [statistics.fmean(of_budget) for of_budget in losses]
+        low, high = [min(of_budget) for of_budget in losses], [max(of_budget) for of_budget in losses]
+        series.append(Series(label, {"step": [*map(float, steps)]}, means, arm, [*low], [*high]))
     return Chart(
         "Final loss at each budget",
-        "final validation loss, nats per token",
-        {"step": "optimizer steps of the whole run"},
+        _FINAL,
+        _STEPS,
         tuple(series),
         log_x=True,
         caption="Each point is the mean of runs that decayed their learning rate at that budget; bars reach from the "
@@ -101,21 +93,13 @@ def budgets(comparison: Comparison) -> Chart:
 
 def gains(comparison: Comparison) -> Chart:
     """TST minus ordinary at each budget both arms have."""
-    known = [(steps, gain) for steps in comparison.budgets(TST) if (gain := comparison.equal_flops(steps)) is not None]
+    known = {float(n): gain for n in comparison.budgets(TST) if (gain := comparison.equal_flops(n)) is not None}
+    values, low, high = ([getattr(gain, end) for gain in known.values()] for end in ("value", "low", "high"))
     return Chart(
         "Gain against budget, at equal FLOPs",
         "TST minus ordinary, nats per token",
-        {"step": "optimizer steps of the whole run"},
-        (
-            Series(
-                "difference and its 95 % interval",
-                {"step": [float(steps) for steps, _ in known]},
-                [gain.value for _, gain in known],
-                "tst",
-                [gain.low for _, gain in known],
-                [gain.high for _, gain in known],
-            ),
-        ),
+        _STEPS,
+        (Series("difference and its 95 % interval", {"step": [*known]}, values, "tst", low, high),),
         level=0.0,
         log_x=True,
         caption="Below the line TST is better.",

@@ -178,21 +178,20 @@ class Comparison:
         assert loss is not None
         assert bits is not None
 
-        def row(what: str, name: str, form: str, difference: str | None = None) -> Row:
+        rows: list[Row] = []
+        for what, name, form, difference in (
+            ("validation loss, nats per token", "val_loss", ".4f", f"{loss.value:+.4f}"),
+            ("validation, bits per byte", "val_bits_per_byte", ".4f", f"{bits.value:+.4f}"),
+            ("raw tokens read", "raw_tokens", ",.0f", ""),
+            ("epochs of the corpus", "epochs", ".2f", ""),
+            ("latents computed", "latents", ",.0f", ""),
+            ("training FLOPs", "flops", ".2e", ""),
+            ("training seconds", "seconds", ".0f", ""),
+        ):
             ordinary, tst = (statistics.fmean(self.values(arm, name)) for arm in (ORDINARY, TST))
-            if difference is None:
-                difference = "equal" if ordinary == tst else f"{tst / ordinary:.2f} x"
-            return what, form.format(ordinary), form.format(tst), difference
-
-        return [
-            row("validation loss, nats per token", "val_loss", "{:.4f}", f"{loss.value:+.4f}"),
-            row("validation, bits per byte", "val_bits_per_byte", "{:.4f}", f"{bits.value:+.4f}"),
-            row("raw tokens read", "raw_tokens", "{:,.0f}"),
-            row("epochs of the corpus", "epochs", "{:.2f}"),
-            row("latents computed", "latents", "{:,.0f}"),
-            row("training FLOPs", "flops", "{:.2e}"),
-            row("training seconds", "seconds", "{:.0f}"),
-        ]
+            times = "equal" if ordinary == tst else f"{tst / ordinary:.2f} x"
+            rows.append((what, f"{ordinary:{form}}", f"{tst:{form}}", difference or times))
+        return rows
 
     def seed_rows(self) -> list[Row]:
         """Validation loss of each seed at the main budget: seed, ordinary, TST, difference; then of all together."""
@@ -216,10 +215,9 @@ class Comparison:
             flops, loss, data = self.equal_flops(steps), self.equal_loss(steps), self.equal_data(steps)
             arms = (ORDINARY,) if flops is None else (ORDINARY, TST)
             seeds = self.seeds_of(*((arm, steps) for arm in arms))
-            means = [
-                f"{statistics.fmean(self.values(arm, 'val_loss', steps, seeds)):.4f}" if arm in arms and seeds else "-"
-                for arm in (ORDINARY, TST)
-            ]
+            means = ["-", "-"]
+            for place, arm in enumerate(arms if seeds else ()):
+                means[place] = f"{statistics.fmean(self.values(arm, 'val_loss', steps, seeds)):.4f}"
             answers = [spoken(flops) if flops else "-", loss.spoken() if loss else "-", spoken(data) if data else "-"]
             rows.append((f"{steps:,}", str(len(seeds)), *means, *answers))
         return rows
@@ -240,13 +238,12 @@ class Comparison:
 
     def cautions(self) -> list[str]:
         """What keeps the result from meaning more."""
-        notes = []
-        for tuning in self.tunings.values():
-            if tuning.at_edge:
-                notes.append(
-                    f"The {tuning.arm} arm's best learning rate, {tuning.best:g}, is at the edge of those tried, so a "
-                    f"better one may lie beyond: add it to --lrs."
-                )
+        notes = [
+            f"The {tuning.arm} arm's best learning rate, {tuning.best:g}, is at the edge of those tried, so a better "
+            f"one may lie beyond: add it to --lrs."
+            for tuning in self.tunings.values()
+            if tuning.at_edge
+        ]
         if self.failures:
             notes.append(f"{len(self.failures)} runs failed and are left out: {', '.join(self.failures)}.")
         return notes
@@ -281,11 +278,8 @@ class Comparison:
             return ""
         if loss.ratio is None:
             return f"At equal loss there is no answer: {loss.advice}."
-        return (
-            f"At equal loss, ordinary training takes {loss.ratio:.2f} times TST's steps"
-            + (f" (95 % interval {loss.ends()})" if len(self.seeds) > 1 else "")
-            + "."
-        )
+        interval = f" (95 % interval {loss.ends()})" if len(self.seeds) > 1 else ""
+        return f"At equal loss, ordinary training takes {loss.ratio:.2f} times TST's steps{interval}."
 
     def _on_data(self) -> str:
         data = self.equal_data()
@@ -317,27 +311,19 @@ class Comparison:
 
     def write(self, directory: Path) -> None:
         """Writes comparison.json and summary.md."""
-        answers = {
-            name: {
-                str(steps): value.record() if isinstance(value, Difference) else asdict(value)
-                for steps in self.budgets(TST)
-                if (value := answer(steps)) is not None
-            }
-            for name, answer in (
-                ("equal_flops", self.equal_flops),
-                ("equal_loss", self.equal_loss),
-                ("equal_data", self.equal_data),
-            )
+        answers: dict[str, dict[str, Any]] = {"equal_flops": {}, "equal_loss": {}, "equal_data": {}}
+        for name, found in answers.items():
+            for steps in self.budgets(TST):
+                value = getattr(self, name)(steps)
+                if value is not None:
+                    found[str(steps)] = value.record() if isinstance(value, Difference) else asdict(value)
+        written = {
+            "format": _FORMAT,
+            "verdict": self.verdict(),
+            "answers": answers,
+            **asdict(self),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "runs": [{**asdict(run), "directory": os.path.relpath(run.directory, directory)} for run in self.runs],
         }
-        write_json(
-            directory / "comparison.json",
-            {
-                "format": _FORMAT,
-                "verdict": self.verdict(),
-                "answers": answers,
-                **asdict(self),
-                "recipe": self.recipe.model_dump(mode="json"),
-                "runs": [{**asdict(run), "directory": os.path.relpath(run.directory, directory)} for run in self.runs],
-            },
-        )
+        write_json(directory / "comparison.json", written)
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))

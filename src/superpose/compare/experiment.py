@@ -12,6 +12,7 @@ the longest of them (see `superpose.runs.pool`).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -142,11 +143,8 @@ def best_rates(design: Design, outcomes: Sequence[Outcome]) -> dict[str, Tuning]
     """
     tunings = {}
     for arm in (ORDINARY, TST) if design.rates else ():
-        losses = {
-            outcome.run.recipe.train.lr: outcome.result["val_loss"] if outcome.result else None
-            for outcome in outcomes
-            if outcome.run.arm == arm
-        }
+        of_arm = [outcome for outcome in outcomes if outcome.run.arm == arm]
+        losses = {o.run.recipe.train.lr: o.result["val_loss"] if o.result else None for o in of_arm}
         known = {rate: loss for rate, loss in losses.items() if loss is not None}
         if not known:
             raise UserError(f"all learning rates failed in the {arm} arm; give lower ones with --lrs")
@@ -157,17 +155,12 @@ def best_rates(design: Design, outcomes: Sequence[Outcome]) -> dict[str, Tuning]
 
 def plan_runs(design: Design, tunings: dict[str, Tuning]) -> list[Run]:
     """All runs of the comparison; arms of one seed stand together, so that they share the machine's weather."""
+    cells = [(ORDINARY, steps) for steps in design.all_ordinary_budgets]
+    cells += [(TST, steps) for steps in design.tst_budgets]
+    cells += [(CONTEXT, design.recipe.train.steps)] if design.context_control else []
     runs = []
-    for seed in design.seeds:
-        for arm, budgets in (
-            (ORDINARY, design.all_ordinary_budgets),
-            (TST, design.tst_budgets),
-            (CONTEXT, (design.recipe.train.steps,) if design.context_control else ()),
-        ):
-            tuning = tunings.get(TST if arm == CONTEXT else arm)
-            rate = tuning.best if tuning else design.recipe.train.lr
-            for steps in budgets:
-                runs.append(
-                    Run(arm, arm_recipe(with_settings(design.recipe, "train", seed=seed, steps=steps, lr=rate), arm))
-                )
+    for seed, (arm, steps) in itertools.product(design.seeds, cells):
+        tuning = tunings.get(TST if arm == CONTEXT else arm)
+        rate = tuning.best if tuning else design.recipe.train.lr
+        runs.append(Run(arm, arm_recipe(with_settings(design.recipe, "train", seed=seed, steps=steps, lr=rate), arm)))
     return runs

@@ -5,26 +5,20 @@ Request -> accounting (model, memory, cost) + evidence (prediction) -> verdict w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from superpose.core.schedule import Schedule
 from superpose.errors import UserError
-from superpose.plan.calibration import Calibration
-from superpose.plan.cost import RunCost, cost_of
+from superpose.plan.cost import Calibration, RunCost, cost_of
 from superpose.plan.evidence import RULE, SMALL_RULE, Point, Setting, measured_points, published_bound, short
-from superpose.plan.fit import Request, step_memory, what_would_fit
-from superpose.plan.memory import Memory
+from superpose.plan.fit import what_would_fit
+from superpose.plan.memory import Memory, memory
 from superpose.plan.model import ModelFacts, facts
-from superpose.plan.prediction import (
-    Prediction,
-    enough_steps,
-    few_steps,
-    level_settings,
-    predict,
-    too_few_steps,
-)
+from superpose.plan.prediction import Prediction, few_steps, level_settings, predict, step_limits
+from superpose.plan.request import Request
 
 Decision = Literal["go", "small gain", "compare first", "do not"]
 _ORDER: tuple[Decision, ...] = ("go", "small gain", "compare first", "do not")
@@ -79,39 +73,31 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
         UserError: the model cannot be built, or the setting is none.
     """
     model = facts(request.config, request.latents)
-    per_step = request.rows * request.latents
-    budget = float(request.steps * per_step)
-    setting, alternatives, notes = _advised(request, model, budget, own_points)
+    budget = float(request.steps * request.latents_per_step)
+    setting, alternatives, note = _advised(request, model, budget, own_points)
     prediction = predict(model.parameters, budget, request.steps, setting, own_points)
-    cost = cost_of(
-        _schedule(request, setting),
-        per_step,
-        model.flops,
-        request.unique_tokens,
-        request.hardware,
-        request.utilisation,
-        request.price_per_hour,
-        None if calibration is None else calibration.mean_step(_schedule(request, setting)),
-        request.co2_grams,
-    )
+    schedule = _schedule(request, setting)
+    step_seconds = None if calibration is None else calibration.mean_step(schedule)
+    cost = cost_of(request, schedule, model.flops, step_seconds)
     reasons = [
         *_of_gain(setting, prediction),
-        *(Reason(None, note) for note in notes),
+        *([Reason(None, note)] if note else []),
         *_of_steps(request.steps, setting, prediction),
         *_of_text(cost),
         *_of_model(request, model),
     ]
     decision = max((reason.decision for reason in reasons if reason.decision), key=_ORDER.index)
+    reasons.sort(key=lambda reason: -1 if reason.decision is None else _ORDER.index(reason.decision), reverse=True)
     return Plan(
-        request, model, setting, prediction, alternatives, cost, step_memory(request, model), decision,
-        tuple(sorted(reasons, key=_weight, reverse=True)), calibration,
+        request, model, setting, prediction, alternatives, cost, memory(request, model), decision, tuple(reasons),
+        calibration,
     )  # fmt: skip
 
 
 def _advised(
     request: Request, model: ModelFacts, budget: float, own: Sequence[Point]
-) -> tuple[Setting, tuple[Setting, ...], tuple[str, ...]]:
-    """The setting, those as good, and what is to be known of it, in sentences."""
+) -> tuple[Setting, tuple[Setting, ...], str]:
+    """The setting, those as good, and what is to be known of it, in a sentence, if anything is."""
 
     def gain(setting: Setting) -> float | None:
         return predict(model.parameters, budget, request.steps, setting, own).gain
@@ -123,21 +109,18 @@ def _advised(
     if request.setting is not None:
         here, there = gain(request.setting), gain(usual)
         if here is not None and there is not None and there - here > _SMALL / 2:
-            return request.setting, level, (f"{usual} is predicted to gain {there - here:.3f} nats more",)
-        return request.setting, level, ()
-    if not level or not request.unique_tokens:
-        return usual, level, ()
+            return request.setting, level, f"{usual} is predicted to gain {there - here:.3f} nats more"
+        return request.setting, level, ""
 
     def passes(setting: Setting) -> float:
-        read = _schedule(request, setting).raw_tokens(request.rows * request.latents)
-        return read / float(request.unique_tokens or 1)
+        return _schedule(request, setting).raw_tokens(request.latents_per_step) / (request.unique_tokens or math.inf)
 
     sparing = [setting for setting in level if passes(setting) <= _AS_NEW]
     if passes(usual) <= _AS_NEW or not sparing:
-        return usual, level, ()
+        return usual, level, ""
     # As good within what can be told, and it does not wear the text out.
     note = f"{usual} reads the text {passes(usual):.1f} times; {sparing[0]} cannot be told from it, and reads less"
-    return sparing[0], level, (note,)
+    return sparing[0], level, note
 
 
 def _schedule(request: Request, setting: Setting) -> Schedule:
@@ -166,11 +149,8 @@ def _of_steps(steps: int, setting: Setting, prediction: Prediction) -> list[Reas
     """Short runs, by our own measurements; where the user has comparisons of the own, by those."""
     if setting.ordinary or prediction.basis.startswith("your own"):
         return []
-    decision: Decision | None = None
-    if steps <= too_few_steps():
-        decision = "do not"
-    elif steps < enough_steps():
-        decision = "small gain"
+    too_few, enough = step_limits()
+    decision: Decision | None = "do not" if steps <= too_few else "small gain" if steps < enough else None
     return [Reason(decision, sentence) for sentence in few_steps(steps, setting)]
 
 
@@ -210,10 +190,6 @@ def _of_model(request: Request, model: ModelFacts) -> list[Reason]:
     if too_much is not None:
         found.append(Reason("do not", too_much))
     return found
-
-
-def _weight(reason: Reason) -> int:
-    return -1 if reason.decision is None else _ORDER.index(reason.decision)
 
 
 def summary(plan: Plan) -> str:

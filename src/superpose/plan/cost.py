@@ -3,55 +3,34 @@
     hours  = FLOPs / (devices x FLOP/s at most x utilisation), or steps x measured seconds
     energy = devices x rated watts x hours x 1.25, for the rest of the machine and of the room
 
-Nobody knows the utilisation of a run before it has begun, so hours are a range, from what public runs reached.
-Ordinary training and TST of equal steps take the same, but for the text they read.
+Nobody knows the utilisation of a run before it has begun, so hours are a range, from what public runs reached, unless
+steps are measured on the user's own machine. Then the run's own parts are timed: its model, optimizer and loss, and its
+store's windows. Ordinary training and TST of equal steps take the same, but for the text they read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
+import time
+from dataclasses import dataclass, replace
+
+import torch
 
 from superpose.core.schedule import Schedule
-from superpose.plan.hardware import Hardware
+from superpose.data.store import TokenStore
+from superpose.plan.hardware import Range, usual_utilisation
+from superpose.plan.request import Request
+from superpose.train.config import Recipe, chosen_precision
+from superpose.train.distributed import joined_ranks
+from superpose.train.hardware import keep_memory, peak_memory
+from superpose.train.optim import learning_rate
+from superpose.train.step import build_state, optimizer_step
 
-
-@dataclass(frozen=True)
-class PublicRun:
-    """A run that was published with its hours.
-
-    Attributes:
-        utilisation: share of the devices' FLOP/s that the model's FLOPs make up, counted as this plan counts them.
-    """
-
-    name: str
-    device: str
-    utilisation: float
-    source: str
-
-
-PUBLIC_RUNS = (
-    PublicRun("Llama 3 8B", "H100", 0.19, "its model card: 1.3M hours for 15T tokens"),
-    PublicRun("SmolLM3 3B", "H100", 0.294, "as reported: 14k tokens a second and device on 384 devices"),
-    PublicRun("Llama 3 405B", "H100", 0.43, "arXiv 2407.21783, table 4: 0.38 to 0.43"),
-    PublicRun("nanoGPT 124M", "A100", 0.29, "its README: 4 days on 8 devices for 295B tokens"),
-    PublicRun("llm.c GPT-2 124M", "A100", 0.63, "its discussion 481: 90 minutes on 8 devices for 10B tokens"),
-    PublicRun("SmolLM2-70M", "L40S", 0.49, "the card of codelion/SmolLM2-70M: 25.8 hours for 10.2B tokens"),
-)
-_MARGIN = 1.25
-"""By which a run of another shape and length of rows may lie outside of the public ones."""
 OVERHEAD = 1.25
 """Energy of all that is not the accelerators, in units of theirs."""
-CO2_GRAMS = 445.0
-"""Per kWh: the world's mean in 2024 (IEA, Electricity 2025)."""
 
-Range = tuple[float, float]
-
-
-def usual_utilisation(device: str) -> Range:
-    """From the lowest to the highest of the public runs on a device, or of all where it has fewer than two."""
-    known = [run.utilisation for run in PUBLIC_RUNS if run.device == device]
-    known = known if len(known) > 1 else [run.utilisation for run in PUBLIC_RUNS]
-    return min(known) / _MARGIN, min(1.0, max(known) * _MARGIN)
+_STEPS = 5
+"""Of each phase that are measured, after one that does not count."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +41,6 @@ class PhaseTokens:
     bag_size: int
     steps: int
     raw_tokens: int
-
-
-@dataclass(frozen=True)
-class Price:
-    """Of one device an hour, in some currency; "" where none was given."""
-
-    amount: float
-    currency: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.amount:g} {self.currency}".strip()
 
 
 @dataclass(frozen=True)
@@ -103,54 +71,96 @@ class RunCost:
 
 
 def cost_of(
-    schedule: Schedule,
-    latents_per_step: int,
-    flops_per_latent: float,
-    unique_tokens: float | None = None,
-    hardware: Hardware | None = None,
-    utilisation: float | None = None,
-    price_per_hour: Price | None = None,
-    step_seconds: float | None = None,
-    co2_grams: float = CO2_GRAMS,
+    request: Request, schedule: Schedule, flops_per_latent: float, step_seconds: float | None = None
 ) -> RunCost:
-    """
-    Args:
-        unique_tokens: raw tokens of the text there is.
-        utilisation: share of the devices' FLOP/s that the model's FLOPs make up; that of public runs if not given.
-        price_per_hour: of one device.
-        step_seconds: measured; in place of a utilisation.
-    """
-    latents = schedule.total_steps * latents_per_step
-    raw_tokens = schedule.raw_tokens(latents_per_step)
-    flops = float(latents) * flops_per_latent
+    """What a request's run takes by a schedule; `step_seconds` were measured, and count in place of a utilisation."""
+    steps, per_step, text = schedule.total_steps, request.latents_per_step, request.unique_tokens
+    latents, raw_tokens = steps * per_step, schedule.raw_tokens(per_step)
     phases = tuple(
-        PhaseTokens(
-            stage.phase, stage.bag_size, stage.steps, stage.steps * stage.raw_tokens_per_latent * latents_per_step
-        )
+        PhaseTokens(stage.phase, stage.bag_size, stage.steps, stage.steps * stage.raw_tokens_per_latent * per_step)
         for stage in schedule.stages
     )
-    epochs, ordinary_epochs = (tokens / unique_tokens if unique_tokens else None for tokens in (raw_tokens, latents))
-    common = (schedule.total_steps, latents, raw_tokens, latents, phases, flops, epochs, ordinary_epochs)
+    flops = float(latents) * flops_per_latent
+    epochs, ordinary_epochs = (tokens / text if text else None for tokens in (raw_tokens, latents))
+    cost = RunCost(steps, latents, raw_tokens, latents, phases, flops, epochs, ordinary_epochs)
+    hardware, given = request.hardware, request.utilisation
     if hardware is None:
-        return RunCost(*common)
+        return cost
     at_most = hardware.count * hardware.device.flops
     if step_seconds is not None:
-        hours = (schedule.total_steps * step_seconds / 3600,) * 2
+        hours = (steps * step_seconds / 3600,) * 2
         used = (flops / (hours[0] * 3600 * at_most),) * 2
     else:
-        used = usual_utilisation(hardware.device.name) if utilisation is None else (utilisation, utilisation)
+        used = usual_utilisation(hardware.device.name) if given is None else (given, given)
         hours = (flops / (at_most * used[1]) / 3600, flops / (at_most * used[0]) / 3600)
 
     def times(factor: float) -> Range:
         return hours[0] * hardware.count * factor, hours[1] * hardware.count * factor
 
-    energy = hardware.device.watts * OVERHEAD / 1000
-    return RunCost(
-        *common,
-        used,
-        hours,
-        times(1),
-        None if price_per_hour is None else times(price_per_hour.amount),
-        times(energy) if energy else None,
-        times(energy * co2_grams / 1000) if energy else None,
+    price, energy = request.price_per_hour, hardware.device.watts * OVERHEAD / 1000
+    return replace(
+        cost,
+        utilisation=used,
+        hours=hours,
+        device_hours=times(1),
+        price=times(price.amount) if price else None,
+        kwh=times(energy) if energy else None,
+        kg_co2=times(energy * request.co2_grams / 1000) if energy else None,
     )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """
+    Attributes:
+        step_seconds: median of a step, by bag size.
+        reading_seconds: median of reading its windows, by bag size.
+        memory: bytes at most, of the device, or of the process on a CPU; without checkpoints.
+        precision: that was measured with.
+    """
+
+    step_seconds: dict[int, float]
+    reading_seconds: dict[int, float]
+    memory: int
+    precision: str
+
+    def mean_step(self, schedule: Schedule) -> float:
+        """Seconds of a step of a schedule, on average; of a bag size that was not measured, those of the nearest."""
+        total = 0.0
+        for stage in schedule.stages:
+            nearest = min(self.step_seconds, key=lambda size: abs(size - stage.bag_size))
+            total += stage.steps * self.step_seconds[nearest]
+        return total / schedule.total_steps
+
+
+def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
+    """Runs a few steps of each of the recipe's stages; nothing is written.
+
+    Raises:
+        UserError: the recipe's model cannot be trained.
+    """
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    with joined_ranks(recipe.parallel, recipe.train.device) as ranks:
+        recipe = chosen_precision(recipe, ranks.device)
+        if ranks.device.type == "cpu":
+            keep_memory()
+        state = build_state(recipe, store, ranks)
+        plan = recipe.windows(store.train)
+        steps: dict[int, float] = {}
+        reading: dict[int, float] = {}
+        for stage in recipe.schedule.stages:
+            seconds, read = [], []
+            for step in range(stage.start, min(stage.stop, stage.start + _STEPS + 1)):
+                started = time.perf_counter()
+                window = plan.read(store.train.tokens, step, ranks.rank, ranks.world_size)
+                read.append(time.perf_counter() - started)
+                window = window.to(ranks.device)
+                started = time.perf_counter()
+                lr = learning_rate(recipe.train, step, recipe.train.steps)
+                # Reading a value makes the device finish.
+                float(optimizer_step(state, recipe.train, stage, window, lr).loss)
+                seconds.append(time.perf_counter() - started)
+            steps[stage.bag_size] = statistics.median(seconds[1:] or seconds)
+            reading[stage.bag_size] = statistics.median(read[1:] or read)
+        return Calibration(steps, reading, peak_memory(ranks.device), recipe.train.precision)

@@ -117,30 +117,25 @@ def published_points() -> tuple[Point, ...]:
     method), the runs of table 1 that are cells of a sweep too, and the 10B-A1B mixture of experts: its ordinary run has
     other steps, so it has no gain at equal steps, only `published_bound`.
     """
-    points = [
-        Point(_PARAMS[sweep.params], sweep.steps * LATENTS_PER_STEP, sweep.steps,
-              Setting(bag_size, ratio, sweep.weighting), gain, name)
-        for name, sweep in published_sweeps().items()
-        for (bag_size, ratio), gain in sweep.gains.items()
-        if ratio < 1
-    ]  # fmt: skip
+    found = {}
+    for name, sweep in published_sweeps().items():
+        params, latents = _PARAMS[sweep.params], sweep.steps * LATENTS_PER_STEP
+        for (bag_size, ratio), gain in sweep.gains.items():
+            if ratio < 1:
+                setting = Setting(bag_size, ratio, sweep.weighting)
+                found[params, sweep.steps, setting] = Point(params, latents, sweep.steps, setting, gain, name)
     runs = published_runs()
     for run in runs:
         curve = {r.steps: [r.loss] for r in runs if (r.params, r.bag_size) == (run.params, None)}
         if run.bag_size is None or run.params not in _PARAMS or run.steps not in curve:
             continue
-        ratio_of_steps = speedup(curve, [run.loss], run.steps).ratio if len(curve) > 1 else None
-        known = [p for p in points if p.scale == (_PARAMS[run.params], run.steps * LATENTS_PER_STEP)]
-        setting = Setting(run.bag_size, run.tst_steps / run.steps)
-        if known:
-            (at,) = (i for i, p in enumerate(points) if p in known and p.setting == setting)
-            points[at] = replace(points[at], speedup=ratio_of_steps)
-        else:
-            gain = round(curve[run.steps][0] - run.loss, 4)
-            source = f"{run.params.lower()}_{run.steps // 1000}k"
-            points.append(Point(_PARAMS[run.params], run.steps * LATENTS_PER_STEP, run.steps, setting, gain, source,
-                                speedup=ratio_of_steps))  # fmt: skip
-    return tuple(points)
+        params, setting = _PARAMS[run.params], Setting(run.bag_size, run.tst_steps / run.steps)
+        gain, name = round(curve[run.steps][0] - run.loss, 4), f"{run.params.lower()}_{run.steps // 1000}k"
+        point = Point(params, run.steps * LATENTS_PER_STEP, run.steps, setting, gain, name)
+        known = found.get((params, run.steps, setting), point)
+        times = speedup(curve, [run.loss], run.steps).ratio if len(curve) > 1 else None
+        found[params, run.steps, setting] = replace(known, speedup=times)
+    return tuple(found.values())
 
 
 def published_bound() -> tuple[int, float, float]:

@@ -1,102 +1,126 @@
-"""Whether a step fits into the devices' memory, and what would make it fit."""
+"""Requests out of recipes and out of a few numbers; whether a step fits the devices, and what would make it fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from superpose.plan.cost import CO2_GRAMS, Price
-from superpose.plan.evidence import Setting
+from superpose.core.schedule import Schedule
+from superpose.data.config import DataArgs, vocabulary_size
+from superpose.data.store import TokenStore
+from superpose.errors import UserError
+from superpose.models.build import build_config
+from superpose.plan.evidence import LATENTS_PER_STEP, Setting
 from superpose.plan.hardware import Hardware
-from superpose.plan.memory import Memory, Sharing, memory
-from superpose.plan.model import ModelFacts
-from superpose.train.hardware import Precision
-from superpose.train.optim import Optimizer
+from superpose.plan.memory import memory
+from superpose.plan.model import LLAMA_3_VOCABULARY, ModelFacts, facts, shape_for
+from superpose.plan.request import Request, Sharing
+from superpose.train.config import Recipe
 
-ROOM = 0.9
+_ROOM = 0.9
 """Share of a device's memory that can be planned with."""
-_MOST_DEVICES = 2**16
+_FEWEST_STEPS = 10_000
+"""Where only tokens are given: as many steps at least, if batches can be made small enough."""
+_SMALLEST_BATCH = 2**15
+_USUAL_MEMORY = 80 * 2**30
+"""Of a card, where none is named."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is to be planned.
+def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: float | None = None) -> Request:
+    """A recipe as a request: its own bag size and ratio, on as many devices as the hardware has.
 
-    Attributes:
-        config: the model, as transformers has it.
-        latents, rows, steps: L of a sequence, sequences of a step on all devices, steps of the run.
-        unique_tokens: raw tokens of the text there is; None if it is not known.
-        setting: bag size, ratio and weighting to take; None to have them recommended.
-        parts: into which a device's sequences of a step are split.
-        sharing: of the model over the devices; also says how many they are.
-        unusual: what about the run has no evidence, in words ("continued pre-training").
-        like: what the model's shape was taken from, in words.
+    Args:
+        unique_tokens: of its text; by default what a prepared store holds, otherwise not known.
+
+    Raises:
+        UserError: the model cannot be built.
     """
-
-    config: Any
-    latents: int
-    rows: int
-    steps: int
-    unique_tokens: float | None = None
-    setting: Setting | None = None
-    hardware: Hardware | None = None
-    utilisation: float | None = None
-    price_per_hour: Price | None = None
-    co2_grams: float = CO2_GRAMS
-    parts: int = 1
-    precision: Precision = "bfloat16"
-    sharing: Sharing = Sharing()  # noqa: RUF009  # frozen
-    optimizer: Optimizer = "adamw"
-    checkpoint_activations: bool = False
-    device: str = "cuda"
-    unusual: tuple[str, ...] = ()
-    like: str = ""
-
-
-def step_memory(request: Request, model: ModelFacts) -> Memory:
-    """Memory of one device in a step of what is requested; `model` is its model, counted."""
-    rows = max(1, request.rows // request.sharing.devices // request.parts)
-    return memory(
-        request.config, model, rows, request.latents, request.parts, request.precision, request.sharing,
-        request.optimizer, request.checkpoint_activations, request.device,
-    )  # fmt: skip
-
-
-def fitted(request: Request, model: ModelFacts, room: float) -> tuple[Request, bool]:
-    """The request with as many parts as fit it into `room` bytes a device, and with activations checkpointed where that
-    is not enough; or, and then False, what needs least."""
-    last = request
-    for last in _leaner(request):
-        if step_memory(last, model).peak <= ROOM * room:
-            return last, True
-    return last, False
+    train, superposition, parallel = recipe.train, recipe.superposition, recipe.parallel
+    config = build_config(recipe.model, _vocabulary(recipe.data), train.latents, 0)
+    devices, shards = hardware.count if hardware else 1, 1
+    if parallel.strategy == "fsdp":
+        shards, left = divmod(devices, parallel.replicas)
+        if left:
+            raise UserError(f"{devices} devices cannot be divided into parallel.replicas = {parallel.replicas}")
+    unusual = ["continued pre-training (model.init_from)"] if recipe.model.init_from else []
+    for name, usual in (("mode", "full"), ("variant", "mce")):
+        if (value := getattr(superposition, name)) != usual:
+            unusual.append(f"superposition.{name} = {value!r}")
+    setting = _setting(recipe.schedule, superposition.weighting, unusual)
+    if unique_tokens is None and recipe.data.store is not None:
+        unique_tokens = len(TokenStore.open(recipe.data.store).train.tokens)
+    half = train.precision == "bfloat16" or (train.precision == "auto" and train.device != "cpu")
+    return Request(
+        config,
+        train.latents,
+        train.batch_size,
+        train.steps,
+        unique_tokens,
+        setting,
+        hardware,
+        parts=train.accumulate,
+        precision="bfloat16" if half else "float32",
+        sharing=Sharing(devices, shards),
+        optimizer=train.optimizer,
+        checkpoint_activations=train.checkpoint_activations,
+        device=train.device.split(":")[0],
+        unusual=tuple(unusual),
+    )
 
 
-def fewest_devices(request: Request, model: ModelFacts) -> int | None:
-    """Devices of the requested kind, as a power of two, over which the model, sharded, fits; None if none do."""
-    assert request.hardware is not None
-    count = 1
-    while count <= _MOST_DEVICES:
-        spread = replace(request, sharing=Sharing(count, count), checkpoint_activations=True, parts=1)
-        if fitted(spread, model, request.hardware.device.memory)[1]:
-            return count
-        count *= 2
-    return None
+def request_for(
+    params: float,
+    tokens: float,
+    vocab_size: int | None = None,
+    latents: int = 2048,
+    hardware: Hardware | None = None,
+    unique_tokens: float | None = None,
+) -> Request:
+    """A request out of numbers: a Llama of about so many parameters, and the paper's batch, or a smaller one.
+
+    Args:
+        tokens: the budget in latents, what an ordinary run would read.
+        vocab_size: by default what suits the size, see `superpose.plan.model.shape_for`.
+
+    Raises:
+        UserError: a number is too small.
+    """
+    rows = max(1, LATENTS_PER_STEP // latents)
+    while rows > 1 and tokens / (rows * latents) < _FEWEST_STEPS and rows * latents > _SMALLEST_BATCH:
+        rows //= 2
+    steps = round(tokens / (rows * latents))
+    if steps < 1:
+        raise UserError(f"--tokens {tokens:g}: less than one step of {latents:,} latents")
+    devices = hardware.count if hardware else 1
+    on_cpu = hardware is not None and hardware.device.name == "CPU"
+    shape, like = shape_for(params, vocab_size)
+    request = Request(
+        shape.config(latents),
+        latents,
+        rows,
+        steps,
+        unique_tokens,
+        hardware=hardware,
+        precision="float32" if on_cpu else "bfloat16",
+        sharing=Sharing(devices, devices),
+        device="cpu" if on_cpu else "cuda",
+        like=like,
+    )
+    room = (hardware.device.memory if hardware else 0) or _USUAL_MEMORY
+    return _fitted(request, facts(request.config, latents), room)[0]
 
 
 def what_would_fit(request: Request, model: ModelFacts) -> str | None:
     """What to do about a step that does not fit the devices it is for, in a sentence; None if it fits."""
-    device = request.hardware.device if request.hardware else None
-    needed = step_memory(request, model)
-    if device is None or not device.memory or needed.peak <= ROOM * device.memory:
+    device, needed = request.hardware.device if request.hardware else None, memory(request, model)
+    if device is None or not device.memory or needed.peak <= _ROOM * device.memory:
         return None
     gib = 2**30
     text = (
         f"it does not fit: a step needs {needed.peak / gib:,.0f} GiB on each {device.name}, of whose "
-        f"{device.memory / gib:,.0f} GiB {ROOM:.0%} can be planned with"
+        f"{device.memory / gib:,.0f} GiB {_ROOM:.0%} can be planned with"
     )
-    leaner, fits = fitted(request, model, device.memory)
+    leaner, fits = _fitted(request, model, device.memory)
     if fits:
         changes = [f"train.accumulate = {leaner.parts}"] if leaner.parts != request.parts else []
         if leaner.checkpoint_activations != request.checkpoint_activations:
@@ -104,23 +128,60 @@ def what_would_fit(request: Request, model: ModelFacts) -> str | None:
         return f"{text}; it does with {' and '.join(changes)}"
     states = needed.weights + needed.gradients + needed.optimizer
     text += f" (weights, gradients and optimizer alone take {states / gib:,.0f})"
-    fewest = fewest_devices(request, model)
-    if fewest is None:
-        return f"{text}, and no number of them is enough; take devices with more memory"
-    return (
-        f"{text}; the fewest that it fits are {fewest} x {device.name}, sharded (parallel.strategy = 'fsdp'), with "
-        f"activations checkpointed"
-    )
+    leanest = replace(request, checkpoint_activations=True, parts=1)
+    for count in (2**power for power in range(17)):
+        if _fitted(replace(leanest, sharing=Sharing(count, count)), model, device.memory)[1]:
+            return (
+                f"{text}; the fewest that it fits are {count} x {device.name}, sharded (parallel.strategy = 'fsdp'), "
+                f"with activations checkpointed"
+            )
+    return f"{text}, and no number of them is enough; take devices with more memory"
+
+
+def _fitted(request: Request, model: ModelFacts, room: float) -> tuple[Request, bool]:
+    """The request with as many parts as fit it into `room` bytes a device, and with activations checkpointed where that
+    is not enough; or, and then False, what needs least."""
+    last = request
+    for last in _leaner(request):
+        if memory(last, model).peak <= _ROOM * room:
+            return last, True
+    return last, False
 
 
 def _leaner(request: Request) -> Iterator[Request]:
     """The request, and with ever more parts; then the same with activations checkpointed."""
-    for checkpointed in (False, True):
-        if request.checkpoint_activations and not checkpointed:
-            continue
+    rows = request.rows // request.sharing.devices
+    for checkpointed in sorted({request.checkpoint_activations, True}):
         parts = request.parts
-        while True:
-            yield replace(request, parts=parts, checkpoint_activations=checkpointed)
-            if request.rows // request.sharing.devices // parts <= 1:
-                break
+        yield replace(request, checkpoint_activations=checkpointed)
+        while rows // parts > 1:
             parts *= 2
+            yield replace(request, parts=parts, checkpoint_activations=checkpointed)
+
+
+def _vocabulary(data: DataArgs) -> int:
+    """Entries of the recipe's vocabulary; those of Llama 3 or GPT-2 where their tokenizer is named but not there."""
+    try:
+        return vocabulary_size(data)
+    except UserError:
+        for name, entries in (("llama-3", LLAMA_3_VOCABULARY), ("gpt2", 50_257)):
+            if name in data.tokenizer.lower():
+                return entries
+        raise
+
+
+def _setting(schedule: Schedule, weighting: object, unusual: list[str]) -> Setting | None:
+    """Of the recipe's superposition; several stages are taken as their mean, and named as unusual."""
+    stages = [stage for stage in schedule.stages if stage.bag_size > 1]
+    if not stages:
+        return Setting(1, 0.0)
+    share = sum(stage.steps for stage in stages)
+    size = round(sum(stage.steps * stage.bag_size for stage in stages) / share)
+    if len(stages) > 1:
+        unusual.append(f"{len(stages)} stages of superposition, predicted as one of s {size}")
+    if weighting not in ("uniform", "power"):
+        unusual.append(f"superposition.weighting = {weighting!r}, predicted as uniform")
+    ratio = round(share / schedule.total_steps, 4)
+    if ratio >= 1:
+        raise UserError("the recipe ends in superposition: nothing is left for recovery, and the model cannot generate")
+    return Setting(size, ratio, "power" if weighting == "power" else "uniform")

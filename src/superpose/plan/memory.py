@@ -36,8 +36,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from superpose.core.linear_loss import chunk_positions
 from superpose.plan.model import ModelFacts
+from superpose.plan.request import Request
 from superpose.train.hardware import Precision, peak_memory
-from superpose.train.optim import Optimizer
 
 _FLOAT32 = 4
 # A driver's context and the libraries' workspaces; 0.5 to 1 GiB on current cards.
@@ -48,19 +48,6 @@ _COUNTED: dict[tuple[str, int, Precision], tuple[int, int]] = {}
 """Activations of configurations that were counted: a search for the fewest devices asks again and again."""
 _COPIES = 2
 """Of the state while a checkpoint is written: the staged copy, and the file that the writer makes in memory."""
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """How a model is spread over devices.
-
-    Attributes:
-        devices: all of them.
-        shards: devices that a copy of weights, gradients and optimizer is spread over; 1 for DDP and a single device.
-    """
-
-    devices: int = 1
-    shards: int = 1
 
 
 @dataclass(frozen=True)
@@ -87,73 +74,52 @@ class Memory:
     peak_whole: int
 
 
-def memory(
-    config: Any,
-    model: ModelFacts,
-    rows: int,
-    latents: int,
-    parts: int = 1,
-    precision: Precision = "bfloat16",
-    sharing: Sharing = Sharing(),  # frozen
-    optimizer: Optimizer = "adamw",
-    checkpoint_activations: bool = False,
-    device: str = "cuda",
-) -> Memory:
-    """Memory of one device.
-
-    Args:
-        config: of the model, as transformers has it.
-        model: the same, counted.
-        rows: of L latents that the device computes at a time.
-        parts: into which its rows of a step are split.
-        precision: of matrix products; weights, gradients and optimizer are float32.
-        device: "cpu", or anything else for a GPU.
-    """
-    half = precision == "bfloat16"
+def memory(request: Request, model: ModelFacts) -> Memory:
+    """Memory of one device in a step of what is requested; `model` is its model, counted."""
+    latents, shards = request.latents, request.sharing.shards
+    rows = max(1, request.rows // request.sharing.devices // request.parts)
+    half = request.precision == "bfloat16"
     width_bytes = 2 if half else _FLOAT32
-    sharded = sharing.shards > 1
-    weights = _FLOAT32 * model.parameters // sharing.shards
+    weights = gradients = _FLOAT32 * model.parameters // shards
     # Muon has one moment for the matrices of the blocks, AdamW two for everything.
     in_blocks = model.layers * model.block_parameters
-    moments = 2 * model.parameters - (in_blocks if optimizer == "muon" else 0)
-    state = _FLOAT32 * moments // sharing.shards
+    moments = 2 * model.parameters - (in_blocks if request.optimizer == "muon" else 0)
+    state = _FLOAT32 * moments // shards
     outer = model.parameters - in_blocks
-    gathered = width_bytes * (2 * model.block_parameters + outer) if sharded else 0
-    # A block's gradients are whole until they are summed and scattered.
-    gathered += _FLOAT32 * (model.block_parameters + outer) if sharded else 0
+    gathered = 0
+    if shards > 1:
+        # A block's gradients are whole until they are summed and scattered.
+        gathered = width_bytes * (2 * model.block_parameters + outer) + _FLOAT32 * (model.block_parameters + outer)
 
-    per_row, fixed = block_activations(config, latents, precision)
+    per_row, fixed = block_activations(request.config, latents, request.precision)
     inputs = rows * latents * model.width * _FLOAT32
     # Under FSDP2 weights are gathered in half precision instead of being cast in each block.
-    all_kept = model.layers * (rows * per_row + (0 if sharded else fixed)) + 3 * inputs
-    # The embedding, what the last norm keeps, and of a checkpointed block its input.
-    activations = model.layers * inputs + rows * per_row + fixed + 3 * inputs if checkpoint_activations else all_kept
+    activations = all_kept = model.layers * (rows * per_row + (0 if shards > 1 else fixed)) + 3 * inputs
+    if request.checkpoint_activations:
+        # The embedding, what the last norm keeps, and of a checkpointed block its input.
+        activations = model.layers * inputs + rows * per_row + fixed + 3 * inputs
 
     positions = rows * latents
-    head = head_memory("cpu" if device == "cpu" else "cuda", positions, model.width, model.vocab_size)
+    head = head_memory("cpu" if request.device == "cpu" else "cuda", positions, model.width, model.vocab_size)
     # Logits, their copy in float32 if they were not, log-probabilities kept, and their gradient.
     head_whole = positions * model.vocab_size * (2 * _FLOAT32 + (2 if half else 0) + width_bytes)
 
-    gradients = _FLOAT32 * model.parameters // sharing.shards
-    kept = weights + state + gathered + (gradients if parts > 1 else 0)
-    # Going backward, gradients take the place of activations; each is largest at one end.
-    late = 0 if parts > 1 else gradients
+    # Going backward, gradients take the place of activations: each is largest at one end. Several parts share them.
+    early, late = (gradients, 0) if request.parts > 1 else (0, gradients)
+    kept = weights + state + gathered + early
     checkpoint = _COPIES * (weights + state)
-    in_use = [kept + max(activations + loss, late) for loss in (head, head_whole)]
-    if device == "cpu":
-        base = peak_memory(torch.device("cpu"))
-        # What checkpointing has freed is room for the file that is written, so that takes no more of its own.
-        holes = kept + all_kept if checkpoint_activations and _wastes_aligned_blocks() else 0
-        peak, peak_whole = (
-            base + max(round(_KEPT_FREE * (used + checkpoint)), holes + loss)
-            for used, loss in zip(in_use, (head, head_whole), strict=True)
-        )
-    else:
-        base = _GPU_BASE
-        peak, peak_whole = (base + used for used in in_use)
+    # What checkpointing has freed is room for the file that is written, so that takes no more of its own.
+    holes = kept + all_kept if request.checkpoint_activations and _wastes_aligned_blocks() else 0
+    base = peak_memory(torch.device("cpu")) if request.device == "cpu" else _GPU_BASE
+
+    def peak(loss: int) -> int:
+        used = kept + max(activations + loss, late)
+        return base + (max(round(_KEPT_FREE * (used + checkpoint)), holes + loss) if request.device == "cpu" else used)
+
     return Memory(
-        weights, gradients, state, gathered, activations, head, head_whole, checkpoint, base, peak, peak_whole
-    )
+        weights, gradients, state, gathered, activations, head, head_whole, checkpoint, base, peak(head),
+        peak(head_whole),
+    )  # fmt: skip
 
 
 def head_memory(device_type: str, positions: int, width: int, vocab_size: int) -> int:
@@ -172,19 +138,16 @@ def block_activations(config: Any, latents: int, precision: Precision) -> tuple[
     """Bytes a block keeps for the backward pass: of each row of `latents`, and whatever the rows."""
     key = config.to_json_string(use_diff=False), latents, precision
     if key not in _COUNTED:
-        _COUNTED[key] = _counted(config, latents, precision)
+        one_row, two_rows = (
+            _kept(config, 2, rows, latents, precision) - _kept(config, 1, rows, latents, precision) for rows in (1, 2)
+        )
+        _COUNTED[key] = two_rows - one_row, max(0, 2 * one_row - two_rows)
     return _COUNTED[key]
-
-
-def _counted(config: Any, latents: int, precision: Precision) -> tuple[int, int]:
-    kept = {(layers, rows): _kept(config, layers, rows, latents, precision) for layers in (1, 2) for rows in (1, 2)}
-    one_row, two_rows = (kept[2, rows] - kept[1, rows] for rows in (1, 2))
-    return two_rows - one_row, max(0, 2 * one_row - two_rows)
 
 
 def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precision) -> int:
     """Bytes that a model of so many layers keeps; nothing is computed."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, masking_utils
 
     config = copy.deepcopy(config)
     config.num_hidden_layers = layers
@@ -204,7 +167,11 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
             sizes[storage._cdata] = tensor, storage.nbytes()
         return tensor
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _without_log(), _rows_of_one_document():
+    # FakeTensorMode logs what it then raises. Transformers cannot look into tensors without memory, and takes their
+    # rows for several documents, with a mask.
+    quiet = _replaced(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
+    one_document = _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    with FakeTensorMode(allow_non_fake_inputs=True), quiet, one_document:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         x = torch.zeros(rows, latents, config.hidden_size, dtype=dtype, requires_grad=True)
@@ -216,27 +183,14 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
 
 
 @contextmanager
-def _rows_of_one_document() -> Iterator[None]:
-    """Transformers cannot look into tensors without memory, and takes them for several documents, with a mask."""
-    from transformers import masking_utils
-
-    before = getattr(masking_utils, "find_packed_sequence_indices", None)
-    if before is None:
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """With another value of an attribute; one that is not there is left so."""
+    if not hasattr(owner, name):
         yield
         return
-    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    before = getattr(owner, name)
+    setattr(owner, name, value)
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = before
-
-
-@contextmanager
-def _without_log() -> Iterator[None]:
-    """FakeTensorMode logs what it then raises."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before
+        setattr(owner, name, before)

@@ -6,7 +6,9 @@ it. Where only a number of parameters is given, a Llama of about that many stand
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import tomllib
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
 from typing import Any
 
 from torch import nn
@@ -70,52 +72,40 @@ def facts(config: Any, latents: int) -> ModelFacts:
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama's sizes; `kv_heads` share keys and values, `tied` is one table for embedding and head."""
+    """A Llama's sizes, by their names in transformers."""
 
-    width: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
     vocab_size: int
-    tied: bool
+    tie_word_embeddings: bool
 
     @property
     def parameters(self) -> int:
-        narrow = self.width * self.kv_heads // self.heads
-        block = 2 * self.width * (self.width + narrow) + 3 * self.width * self.intermediate + 2 * self.width
-        return (1 if self.tied else 2) * self.vocab_size * self.width + self.width + self.layers * block
+        width = self.hidden_size
+        narrow = width * self.num_key_value_heads // self.num_attention_heads
+        block = 2 * width * (width + narrow) + 3 * width * self.intermediate_size + 2 * width
+        return self.tables + width + self.num_hidden_layers * block
+
+    @property
+    def tables(self) -> int:
+        """Parameters of embedding and head."""
+        return (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
 
     def config(self, latents: int) -> Any:
         """The configuration of a Llama of this shape."""
-        settings = {
-            "hidden_size": self.width,
-            "intermediate_size": self.intermediate,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.kv_heads,
-            "tie_word_embeddings": self.tied,
-        }
-        return build_config(ModelArgs(architecture="llama", config=settings), self.vocab_size, latents, 0)
+        settings = asdict(self)
+        vocab_size = settings.pop("vocab_size")
+        return build_config(ModelArgs(architecture="llama", config=settings), vocab_size, latents, 0)
 
 
 KNOWN_SHAPES = {
-    "SmolLM2-135M": (135e6, Shape(576, 1536, 30, 9, 3, 49_152, True)),
-    "SmolLM2-360M": (360e6, Shape(960, 2560, 32, 15, 5, 49_152, True)),
-    "SmolLM2-1.7B": (1.7e9, Shape(2048, 8192, 24, 32, 32, 49_152, True)),
-    "GPT-2 124M, with a gated MLP": (124e6, Shape(768, 2048, 12, 12, 12, 50_257, True)),
-    "GPT-2 355M, with a gated MLP": (350e6, Shape(1024, 2752, 24, 16, 16, 50_257, True)),
-    "GPT-2 774M, with a gated MLP": (774e6, Shape(1280, 3456, 36, 20, 20, 50_257, True)),
-    "GPT-2 1.5B, with a gated MLP": (1.5e9, Shape(1600, 4288, 48, 25, 25, 50_257, True)),
-    "the paper's 270M": (270e6, Shape(576, 1536, 30, 9, 3, LLAMA_3_VOCABULARY, False)),
-    "the paper's 600M": (600e6, Shape(960, 2560, 32, 15, 5, LLAMA_3_VOCABULARY, False)),
-    "the paper's 3B": (3e9, Shape(2048, 11_008, 36, 16, 4, LLAMA_3_VOCABULARY, False)),
-    "Llama 3.2 1B": (1.24e9, Shape(2048, 8192, 16, 32, 8, LLAMA_3_VOCABULARY, True)),
-    "Llama 3 8B": (8e9, Shape(4096, 14_336, 32, 32, 8, LLAMA_3_VOCABULARY, False)),
-    "Llama 3 70B": (70e9, Shape(8192, 28_672, 80, 64, 8, LLAMA_3_VOCABULARY, False)),
+    name: (known.pop("size"), Shape(**known))
+    for name, known in tomllib.loads(files("superpose.plan").joinpath("shapes.toml").read_text("utf-8")).items()
 }
-"""Sizes as they are called, and the shapes of models of that name, from their configurations on Hugging Face and from
-recipes/paper-*.toml. A shape is taken for a size within 2 % of its name's."""
+"""Sizes as they are called, and the shapes of models of that name."""
 _VOCABULARIES = ((LLAMA_3_VOCABULARY, False), (LLAMA_3_VOCABULARY, True), (50_257, True), (32_000, True), (8192, True),
                  (1024, True))  # fmt: skip
 """Tried in this order for other sizes, until tables are no more than a third of the parameters."""
@@ -141,7 +131,7 @@ def shape_for(parameters: float, vocab_size: int | None = None) -> tuple[Shape, 
     for entries, tied in choices:
         grown = _grown(parameters, entries, tied)
         found = grown or found
-        if grown is not None and (1 if tied else 2) * entries * grown.width <= parameters / 3:
+        if grown is not None and grown.tables <= parameters / 3:
             break
     if found is None:
         raise UserError(
@@ -163,8 +153,9 @@ def _grown(parameters: float, vocab_size: int, tied: bool) -> Shape | None:
         chosen = shape
     if chosen is None:
         return None
-    block = replace(chosen, layers=1).parameters - replace(chosen, layers=0).parameters
-    return replace(chosen, layers=max(1, chosen.layers + round((parameters - chosen.parameters) / block)))
+    layers = chosen.num_hidden_layers
+    block = replace(chosen, num_hidden_layers=layers + 1).parameters - chosen.parameters
+    return replace(chosen, num_hidden_layers=max(1, layers + round((parameters - chosen.parameters) / block)))
 
 
 def parameters_of(recipe: Recipe, vocabulary: int) -> int:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,12 +26,16 @@ from scipy.interpolate import LinearNDInterpolator
 
 from superpose.plan.evidence import NORMAL, SMALL_RULE, Point, Setting, measured_points, published_points, short
 
+Cell = tuple[int, float]
+"""Bag size and ratio."""
 LUCK = 0.005
 """Nats by which the paper's single runs differ for no reason: s 7 is 0.003 better than its neighbours, twice."""
 _EDGE = 1.25
 """Factor by which a run may lie outside of the smallest and the largest that were measured."""
 _NEAR = 1.02 * math.sqrt(5)
 """Factor to the nearest measured run: the paper's scales are up to 5 apart, so half of that."""
+_CORE = set(itertools.product(range(4, 9), (0.1, 0.2, 0.3, 0.4)))
+"""Cells that all sweeps have, whose mean is a sweep's height."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +50,13 @@ class Prediction:
         nearest: the nearest evidence.
     """
 
-    gain: float | None
-    low: float | None
-    high: float | None
-    speedup: tuple[float, float, float] | None
-    basis: str
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
+    speedup: tuple[float, float, float] | None = None
+    basis: str = "no evidence here"
     why: tuple[str, ...] = ()
     nearest: Point | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """y = intercept + slope x by least squares, with the 95 % interval of a new point."""
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-
-    def at(self, x: float) -> tuple[float, float]:
-        """The value, and half its interval by Student's t."""
-        xs, ys, count = np.array(self.x), np.array(self.y), len(self.x)
-        slope, intercept = np.polyfit(xs, ys, 1)
-        left = ys - intercept - slope * xs
-        spread = 1 + 1 / count + (x - xs.mean()) ** 2 / ((xs - xs.mean()) ** 2).sum()
-        half = stats.t.ppf(0.975, count - 2) * math.sqrt(float((left**2).sum()) / (count - 2) * spread)
-        return float(intercept + slope * x), float(half)
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ class Law:
 
     intercept: float
     slope: float
-    shape: dict[tuple[int, float], float]
+    shape: dict[Cell, float]
     scales: int
     error: float = 0.0
 
@@ -108,44 +96,33 @@ class Law:
 
 def fit_law(points: Sequence[Point]) -> Law:
     """The law of some of the paper's points, with its error; they need three scales or more."""
-    law = fit(points)
     squares = []
     for scale in dict.fromkeys(point.scale for point in points):
         others = fit([point for point in points if point.scale != scale])
-        height = others.height(*scale)
-        missed = [
-            (found[0] - point.gain) / height
-            for point in points
-            if point.scale == scale and (found := others.at(*scale, point.setting)) is not None
-        ]
-        squares.append(float(np.mean(np.square(missed))))
-    return replace(law, error=math.sqrt(float(np.mean(squares))))
+        pairs = [(others.at(*scale, point.setting), point.gain) for point in points if point.scale == scale]
+        missed = [(found[0] - gain) / others.height(*scale) for found, gain in pairs if found is not None]
+        squares.append(np.mean(np.square(missed)))
+    return replace(fit(points), error=math.sqrt(float(np.mean(squares))))
 
 
 def fit(points: Sequence[Point]) -> Law:
     """The law of some of the paper's points, without its error."""
-    sweeps: dict[str, dict[tuple[int, float], float]] = {}
-    scale_of = {}
+    sweeps: dict[str, dict[Cell, Point]] = {}
     for point in points:
-        sweeps.setdefault(point.source, {})[point.setting.bag_size, point.setting.ratio] = point.gain
-        scale_of[point.source] = point.scale
-    core = set(itertools.product(range(4, 9), (0.1, 0.2, 0.3, 0.4)))
-    heights = {
-        name: float(np.mean([gain for cell, gain in cells.items() if cell in core]))
-        for name, cells in sweeps.items()
-        if len(cells) > 1
-    }
-    shape = {
-        cell: sum(sweeps[name].get(cell, 0.0) for name in heights)
-        / sum(height for name, height in heights.items() if cell in sweeps[name])
-        for cell in dict.fromkeys(cell for name in heights for cell in sweeps[name])
-    }
-    for name in sweeps.keys() - heights.keys():  # single runs
-        ((cell, gain),) = sweeps[name].items()
-        heights[name] = gain / shape[cell]
+        sweeps.setdefault(point.source, {})[point.setting.bag_size, point.setting.ratio] = point
+    heights, gains, units = {}, defaultdict[Cell, float](float), defaultdict[Cell, float](float)
+    for name, cells in sweeps.items():
+        if len(cells) > 1:
+            heights[name] = float(np.mean([point.gain for cell, point in cells.items() if cell in _CORE]))
+            for cell, point in cells.items():
+                gains[cell] += point.gain
+                units[cell] += heights[name]
+    shape = {cell: gains[cell] / units[cell] for cell in gains}
     scales: dict[tuple[float, float], list[float]] = {}
-    for name, height in sorted(heights.items()):
-        scales.setdefault(scale_of[name], []).append(height)
+    for name, cells in sweeps.items():
+        cell, point = next(iter(cells.items()))
+        height = heights[name] if name in heights else point.gain / shape[cell]  # of a single run
+        scales.setdefault(point.scale, []).append(height)
     tau = [latents / params for params, latents in scales]
     slope, intercept = np.polyfit(np.log(tau), np.log([np.mean(found) for found in scales.values()]), 1)
     return Law(float(intercept), float(slope), shape, len(scales))
@@ -174,19 +151,19 @@ def predict(params: float, latents: float, steps: int, setting: Setting, own: Se
         (*own, *published_points(), *measured_points()),
         key=lambda p: (round(_distance(p, params, latents), 6), _apart(p.setting, setting)),
     )
-    missing = missing_evidence(published_points(), params, latents, steps, setting)
+    missing = missing_evidence(params, latents, steps, setting)
     if not missing:
-        return _of_paper(params, latents, setting, nearest)
-    if abs(math.log(params / measured_points()[0].params)) <= math.log(1.5):
-        return of_small(measured_points(), steps, setting, nearest)
-    return Prediction(None, None, None, None, "no evidence here", missing, nearest)
+        found = _of_paper(params, latents, setting)
+    elif abs(math.log(params / measured_points()[0].params)) <= math.log(1.5):
+        found = of_small(measured_points(), steps, setting)
+    else:
+        found = Prediction(why=missing)
+    return replace(found, nearest=nearest)
 
 
-def missing_evidence(
-    points: Sequence[Point], params: float, latents: float, steps: int, setting: Setting
-) -> tuple[str, ...]:
+def missing_evidence(params: float, latents: float, steps: int, setting: Setting) -> tuple[str, ...]:
     """One sentence for each way in which a run is outside of the paper's points; none if it is among them."""
-    found = []
+    points, found = published_points(), []
     for what, value, known in (
         ("parameters", params, [point.params for point in points]),
         ("latents", latents, [point.latents for point in points]),
@@ -212,42 +189,35 @@ def level_settings(
     params: float, latents: float, bag_sizes: Sequence[int], ratios: Sequence[float]
 ) -> tuple[Setting, ...]:
     """Of these bag sizes and ratios those that the paper's law puts less than `LUCK` below the best, best first."""
-    found = []
-    for bag_size, ratio in itertools.product(bag_sizes, ratios):
-        gain = published_law().at(params, latents, Setting(bag_size, ratio))
-        if gain is not None:
-            found.append((gain[0], Setting(bag_size, ratio)))
-    best = max(gain for gain, _ in found)
-    return tuple(setting for gain, setting in sorted(found, key=lambda pair: -pair[0]) if best - gain < LUCK)
+    settings = itertools.starmap(Setting, itertools.product(bag_sizes, ratios))
+    gains = {s: found[0] for s in settings if (found := published_law().at(params, latents, s)) is not None}
+    level = [setting for setting, gain in gains.items() if max(gains.values()) - gain < LUCK]
+    return tuple(sorted(level, key=lambda setting: -gains[setting]))
 
 
-def _of_paper(params: float, latents: float, setting: Setting, nearest: Point) -> Prediction:
+def _of_paper(params: float, latents: float, setting: Setting) -> Prediction:
     found = published_law().at(params, latents, setting)
     assert found is not None  # see missing_evidence
-    gain, half = found
     pairs = sorted((math.log(p.latents / p.params), p.speedup) for p in published_points() if p.speedup is not None)
-    times = [time for _, time in pairs]
-    expected = float(np.interp(math.log(latents / params), [tau for tau, _ in pairs], times))
+    taus, times = zip(*pairs, strict=True)
+    expected = float(np.interp(math.log(latents / params), taus, times))
     basis = f"a power law through the paper's {published_law().scales} scales, for its text and recipe"
-    return Prediction(gain, gain - half, gain + half, (min(times), expected, max(times)), basis, nearest=nearest)
+    return _within(*found, (min(times), expected, max(times)), basis)
 
 
-def of_small(points: Sequence[Point], steps: int, setting: Setting, nearest: Point | None = None) -> Prediction:
+def of_small(points: Sequence[Point], steps: int, setting: Setting) -> Prediction:
     """By comparisons of one small model: a line in ln(steps) at their usual setting; at the steps of a sweep over other
     settings, what lies between its cells."""
-    usual = [point for point in points if point.setting == SMALL_RULE]
-    line = Line(tuple(math.log(p.steps) for p in usual), tuple(p.gain for p in usual))
-    value, half = line.at(math.log(steps))
+    usual, at = _usual(points), math.log(steps)
+    value, half = line_at([math.log(p.steps) for p in usual], [p.gain for p in usual], at)
     size = f"our models of {short(points[0].params)} parameters"
-    fewest, most = (pick(point.steps for point in usual) for pick in (min, max))
+    fewest, most = min(point.steps for point in usual), max(point.steps for point in usual)
     within = fewest / _EDGE <= steps <= most * _EDGE
     if within and 3 <= setting.bag_size <= 5 and abs(setting.ratio - SMALL_RULE.ratio) <= 0.05 + 1e-9:
-        saved = [point for point in usual if point.speedup is not None]
-        times = Line(tuple(math.log(p.steps) for p in saved), tuple(math.log(p.speedup or 1) for p in saved))
-        log, wide = times.at(math.log(steps))
+        times = [(math.log(p.steps), math.log(p.speedup)) for p in usual if p.speedup is not None]
+        log, wide = line_at([log for log, _ in times], [log for _, log in times], at)
         speedups = (math.exp(log - wide), math.exp(log), math.exp(log + wide))
-        basis = f"{size}, {len(usual)} comparisons at {fewest:,} to {most:,} steps"
-        return Prediction(value, value - half, value + half, speedups, basis, nearest=nearest)
+        return _within(value, half, speedups, f"{size}, {len(usual)} comparisons at {fewest:,} to {most:,} steps")
     level = [point for point in points if 1 / _EDGE <= point.steps / steps <= _EDGE]
     if len({point.setting.bag_size for point in level}) > 2:
         cells: dict[tuple[float, float], list[float]] = {}
@@ -256,10 +226,20 @@ def of_small(points: Sequence[Point], steps: int, setting: Setting, nearest: Poi
         between = LinearNDInterpolator(list(cells), [float(np.mean(gains)) for gains in cells.values()])
         gain = float(between(math.log(setting.bag_size), setting.ratio))
         if math.isfinite(gain):
-            basis = f"{size}, a sweep of s and r at {level[0].steps:,} steps"
-            return Prediction(gain, gain - half, gain + half, None, basis, nearest=nearest)
+            return _within(gain, half, None, f"{size}, a sweep of s and r at {level[0].steps:,} steps")
     missing = f"{size} were trained with {SMALL_RULE} for {fewest:,} to {most:,} steps, and with others for 2,000"
-    return Prediction(None, None, None, None, "no evidence here", (missing,), nearest)
+    return Prediction(why=(missing,))
+
+
+def line_at(xs: Sequence[float], ys: Sequence[float], x: float) -> tuple[float, float]:
+    """The value at x of a line through points by least squares, and half the 95 % interval of a new point by Student's
+    t."""
+    count, away = len(xs), np.array(xs) - np.mean(xs)
+    slope, intercept = np.polyfit(xs, ys, 1)
+    left = np.array(ys) - intercept - slope * np.array(xs)
+    spread = 1 + 1 / count + (x - np.mean(xs)) ** 2 / (away**2).sum()
+    half = stats.t.ppf(0.975, count - 2) * math.sqrt(float((left**2).sum()) / (count - 2) * spread)
+    return float(intercept + slope * x), float(half)
 
 
 def _of_own(near: Sequence[Point]) -> Prediction:
@@ -272,19 +252,22 @@ def _of_own(near: Sequence[Point]) -> Prediction:
     times = [point.speedup for point in near if point.speedup is not None]
     saved = (min(times), float(np.mean(times)), max(times)) if times else None
     basis = f"your own comparisons ({', '.join(dict.fromkeys(point.source for point in near))})"
-    return Prediction(gain, gain - half, gain + half, saved, basis, nearest=near[0])
+    return replace(_within(gain, half, saved, basis), nearest=near[0])
+
+
+def _within(gain: float, half: float, times: tuple[float, float, float] | None, basis: str) -> Prediction:
+    return Prediction(gain, gain - half, gain + half, times, basis)
 
 
 def few_steps(steps: int, setting: Setting) -> tuple[str, ...]:
     """What our smallest models say against a run of so few steps, in sentences; nothing if they say nothing."""
-    sentences = []
-    usual = [point for point in measured_points() if point.setting == SMALL_RULE]
-    if steps < enough_steps():
+    sentences, usual, (_, enough) = [], _usual(measured_points()), step_limits()
+    if steps < enough:
         at = min((point.steps for point in usual), key=lambda known: abs(math.log(known / steps)))
         gains = " and ".join(f"{point.gain:+.3f}" for point in usual if point.steps == at)
         sentences.append(
             f"{steps:,} steps are few: models of {short(usual[0].params)} parameters gained {gains} nats at {at:,} "
-            f"steps ({SMALL_RULE}), and on every text beyond doubt from {enough_steps():,} steps on"
+            f"steps ({SMALL_RULE}), and on every text beyond doubt from {enough:,} steps on"
         )
     worse = [
         point
@@ -303,17 +286,18 @@ def few_steps(steps: int, setting: Setting) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def enough_steps() -> int:
-    """The fewest steps from which on each of our comparisons gained beyond its 95 % interval."""
-    unsure = [p.steps for p in measured_points() if p.setting == SMALL_RULE and p.gain <= NORMAL * p.error]
-    return min(p.steps for p in measured_points() if p.setting == SMALL_RULE and p.steps > max(unsure))
+def step_limits() -> tuple[int, int]:
+    """The most steps at which none of our comparisons gained beyond its 95 % interval, and the fewest from which on
+    each did."""
+    sure: dict[int, list[bool]] = {}
+    for point in _usual(measured_points()):
+        sure.setdefault(point.steps, []).append(point.gain > NORMAL * point.error)
+    unsure = max(steps for steps, found in sure.items() if not all(found))
+    return max(steps for steps, found in sure.items() if not any(found)), min(n for n in sure if n > unsure)
 
 
-def too_few_steps() -> int:
-    """The most steps at which none of our comparisons gained beyond its 95 % interval."""
-    usual = [point for point in measured_points() if point.setting == SMALL_RULE]
-    gained = {point.steps for point in usual if point.gain > NORMAL * point.error}
-    return max(point.steps for point in usual if point.steps not in gained)
+def _usual(points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if point.setting == SMALL_RULE]
 
 
 def _distance(point: Point, params: float, latents: float) -> float:

@@ -1,11 +1,54 @@
-"""A plan for people: tables."""
+"""A plan as it is shown and written: tables for people, and plan.json, which `superpose report` reads."""
 
 from __future__ import annotations
 
-from superpose.plan.advisor import Plan
-from superpose.plan.cost import PUBLIC_RUNS, Range
+import json
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
+
+from superpose import __version__
+from superpose.plan.advisor import Plan, summary
 from superpose.plan.evidence import short
+from superpose.plan.hardware import Range, runs_on
 from superpose.results.tables import Row, Table
+
+
+class PlanTable(BaseModel):
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+class PlanRecord(BaseModel):
+    """What a reader of plan.json may count on; all fields of `superpose.plan.Plan` are there beside it.
+
+    Format 2 has hours, price and energy as [lowest, highest]; nothing that is declared here differs from format 1.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    format: Literal["superpose plan 1", "superpose plan 2"]
+    summary: str
+    tables: list[PlanTable]
+    request: dict[str, Any]
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """All of a plan, as JSON has it; numbers that are infinite are null."""
+    whole = asdict(plan)
+    whole["request"]["config"] = plan.request.config.to_diff_dict()
+    found = PlanRecord(
+        format="superpose plan 2",
+        summary=summary(plan),
+        tables=[PlanTable(title=title, header=header, rows=rows) for title, header, rows in tables(plan)],
+        **dict[str, Any](version=__version__),
+        **json.loads(to_json(whole, inf_nan_mode="null")),
+    )
+    written: dict[str, Any] = found.model_dump(mode="json")
+    return written
 
 
 def tables(plan: Plan) -> list[Table]:
@@ -17,7 +60,7 @@ def tables(plan: Plan) -> list[Table]:
     found: list[Table] = [
         ("Why", ("", "reason"), reasons),
         _reading(plan),
-        _cost(plan),
+        ("What it takes", ("", "amount", "how"), _cost(plan)),
         _memory(plan),
     ]
     if plan.alternatives:
@@ -39,7 +82,7 @@ def _reading(plan: Plan) -> Table:
     return "What is read", ("phase", "bag size", "steps", "raw tokens"), rows
 
 
-def _cost(plan: Plan) -> Table:
+def _cost(plan: Plan) -> list[Row]:
     model, cost, request = plan.model, plan.cost, plan.request
     table = "one table for embedding and head" if model.tied else "embedding and head apart"
     shape = f"{model.architecture}, {model.layers} blocks, {model.width} wide, vocabulary {model.vocab_size:,}, {table}"
@@ -57,21 +100,18 @@ def _cost(plan: Plan) -> Table:
             ("days", _range((cost.hours[0] / 24, cost.hours[1] / 24)), ""),
             ("device hours", _range(cost.device_hours), ""),
         ]
-        if cost.price:
-            currency = request.price_per_hour.currency if request.price_per_hour else ""
-            price = f"{_range(cost.price, '{:,.0f}')} {currency}".strip()
-            rows.append(("price", price, f"at {request.price_per_hour} a device and hour"))
+        if cost.price and (price := request.price_per_hour):
+            amount = f"{_range(cost.price, '{:,.0f}')} {price.currency}".strip()
+            rows.append(("price", amount, f"at {price} a device and hour"))
         if cost.kwh and cost.kg_co2:
             watts = f"{request.hardware.device.watts:g} W rated, x 1.25 for the rest"
-            rows += [
-                ("energy, kWh", _range(cost.kwh), watts),
-                ("CO2, kg", _range(cost.kg_co2), f"at {request.co2_grams:g} g a kWh"),
-            ]
+            rows.append(("energy, kWh", _range(cost.kwh), watts))
+            rows.append(("CO2, kg", _range(cost.kg_co2), f"at {request.co2_grams:g} g a kWh"))
     if plan.prediction.speedup is not None:
         low, expected, high = plan.prediction.speedup
         saved = f"{expected:.2f} ({low:.2f} to {high:.2f})"
         rows.append(("ordinary steps for the same loss", saved, "times this run's, as measured in the evidence"))
-    return "What it takes", ("", "amount", "how"), rows
+    return rows
 
 
 def _reached(plan: Plan) -> str:
@@ -83,8 +123,7 @@ def _reached(plan: Plan) -> str:
         return f"{of}, by measured steps"
     if plan.request.utilisation is not None:
         return f"{of}, as given"
-    known = [run for run in PUBLIC_RUNS if run.device == hardware.device.name]
-    names = ", ".join(f"{run.name} {run.utilisation:.0%}" for run in (known if len(known) > 1 else PUBLIC_RUNS))
+    names = ", ".join(f"{run.name} {run.utilisation:.0%}" for run in runs_on(hardware.device.name))
     return f"{of}; public runs: {names}, and a quarter beyond; --mfu or --calibrate says better"
 
 
@@ -97,18 +136,18 @@ def _memory(plan: Plan) -> Table:
     memory, request = plan.memory, plan.request
     shards = request.sharing.shards
     spread = f"over {shards} shards" if shards > 1 else "whole"
-    rows: list[Row] = [
-        ("weights", _gib(memory.weights), f"float32, {spread}"),
-        ("gradients", _gib(memory.gradients), f"float32, {spread}"),
-        ("optimizer", _gib(memory.optimizer), f"{request.optimizer}, {spread}"),
-        ("gathered", _gib(memory.gathered), "two blocks, embedding and head, and a block's gradients"),
-        ("activations", _gib(memory.activations), "checkpointed" if request.checkpoint_activations else "kept"),
-        ("head, chunked", _gib(memory.head), f"with whole logits {_gib(memory.head_whole)}"),
-        ("process", _gib(memory.base), "libraries or the driver"),
-        ("checkpoint", _gib(memory.checkpoint), "of the host, while one is written"),
-        ("at most", _gib(memory.peak), f"with whole logits {_gib(memory.peak_whole)}"),
-    ]
-    return "Memory of a device, GiB", ("", "GiB", "what"), rows
+    parts = (
+        ("weights", memory.weights, f"float32, {spread}"),
+        ("gradients", memory.gradients, f"float32, {spread}"),
+        ("optimizer", memory.optimizer, f"{request.optimizer}, {spread}"),
+        ("gathered", memory.gathered, "two blocks, embedding and head, and a block's gradients"),
+        ("activations", memory.activations, "checkpointed" if request.checkpoint_activations else "kept"),
+        ("head, chunked", memory.head, f"with whole logits {_gib(memory.head_whole)}"),
+        ("process", memory.base, "libraries or the driver"),
+        ("checkpoint", memory.checkpoint, "of the host, while one is written"),
+        ("at most", memory.peak, f"with whole logits {_gib(memory.peak_whole)}"),
+    )
+    return "Memory of a device, GiB", ("", "GiB", "what"), [(name, _gib(size), what) for name, size, what in parts]
 
 
 def _settings(plan: Plan) -> Table:
@@ -117,8 +156,7 @@ def _settings(plan: Plan) -> Table:
     for setting in plan.alternatives:
         by_size.setdefault(setting.bag_size, []).append(setting.ratio)
     rows: list[Row] = [
-        (str(size), f"{min(ratios):g} to {max(ratios):g}" if len(ratios) > 1 else f"{ratios[0]:g}")
-        for size, ratios in sorted(by_size.items())
+        (str(size), _range((min(ratios), max(ratios)), "{:g}")) for size, ratios in sorted(by_size.items())
     ]
     return "Settings that the paper's sweeps cannot tell from the best", ("bag size", "ratio"), rows
 

@@ -1,4 +1,5 @@
-"""A report as one HTML file that needs no network: styles, scripts and data are in it.
+"""A report as one HTML file that needs no network, with styles, scripts and data in it; and the same as Markdown with
+pictures.
 
 Everything that comes from outside is text: escaped in the page, in the data its script reads, and in the labels that
 plotly would read as HTML. The page's policy lets it load nothing.
@@ -10,16 +11,55 @@ import html
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
+from pathlib import Path
+from string import Template
 from typing import Any
 
-from superpose.report.sections import Section
-from superpose.results.charts import Chart, color_of
-from superpose.results.tables import Table, of_words
+from superpose import __version__
+from superpose.files import write_text
+from superpose.report.sections import Section, read_sections
+from superpose.results.charts import Chart, color_of, draw
+from superpose.results.tables import Table, markdown, of_words, plain
 
 _DARK = {"#6b7280": "#a1a9b8", "#2563eb": "#7aa2ff", "#4b5563": "#cbd5e1", "#7c3aed": "#a78bfa", "#be185d": "#f472b6"}
 """Colours that are too dark on a dark page, and what stands for them there."""
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+def write_report(places: Sequence[Path], out: Path) -> list[Path]:
+    """Reports on comparisons, reproductions and runs; returns what was written, the page first.
+
+    Args:
+        places: their directories.
+        out: the page, NAME.html; NAME.md and NAME-1.png and so on are written beside it.
+
+    Raises:
+        UserError: a directory holds nothing to report.
+    """
+    sections = read_sections(places)
+    about = f"superpose {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    write_text(out, page(sections, about))
+    pictures: list[Path] = []
+    text = out.with_suffix(".md")
+    parts = [_markdown(section, out, pictures) for section in sections]
+    write_text(text, "\n".join([f"# superpose report\n\n{about}\n", *parts]))
+    return [out, text, *pictures]
+
+
+def _markdown(section: Section, out: Path, pictures: list[Path]) -> str:
+    parts = [f"## {plain(section.title)}\n"]
+    for chart in section.charts:
+        picture = out.with_name(f"{out.stem}-{len(pictures) + 1}.png")
+        # Equal FLOPs beside equal data, where a chart has both.
+        draw(chart, [axis for axis in ("flops", "raw_tokens") if axis in chart.axes] or [*chart.axes][:1], picture)
+        pictures.append(picture)
+        parts.append(f"![{plain(chart.title)}]({picture.name})\n\n{plain(chart.caption)}\n")
+    tables = [
+        (plain(title), tuple(map(plain, header)), [tuple(map(plain, row)) for row in rows])
+        for title, header, rows in section.tables
+    ]
+    return "\n".join([*parts, markdown(tables, plain(section.verdict))])
 
 
 def page(sections: Sequence[Section], about: str) -> str:
@@ -31,31 +71,16 @@ def page(sections: Sequence[Section], about: str) -> str:
     """
     from plotly.offline import get_plotlyjs
 
-    charts = [chart for section in sections for chart in section.charts]
     numbers = itertools.count()
-    body = "".join(_section(section, numbers) for section in sections)
-    title = sections[0].title if len(sections) == 1 else f"{sections[0].title} and {len(sections) - 1} more"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{_text(title)}</title>
-<link rel="icon" href="data:,">
-<style>{_asset("page.css")}</style>
-</head>
-<body>
-<header><h1>superpose report</h1><p>{_text(about)}</p></header>
-<main>
-{body}
-</main>
-<script type="application/json" id="charts">{_data([_chart(chart) for chart in charts])}</script>
-<script>{get_plotlyjs()}</script>
-<script>{_asset("page.js")}</script>
-</body>
-</html>
-"""
+    return Template(_asset("page.html")).substitute(
+        title=_text(sections[0].title if len(sections) == 1 else f"{sections[0].title} and {len(sections) - 1} more"),
+        about=_text(about),
+        body="".join(_section(section, numbers) for section in sections),
+        charts=_data([_chart(chart) for section in sections for chart in section.charts]),
+        style=_asset("page.css"),
+        script=_asset("page.js"),
+        plotly=get_plotlyjs(),
+    )
 
 
 def _section(section: Section, numbers: Iterator[int]) -> str:

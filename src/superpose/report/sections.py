@@ -18,7 +18,7 @@ from superpose.compare.comparison import Comparison
 from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.paper.published import published_gain
-from superpose.plan.record import PlanRecord
+from superpose.plan.tables import PlanRecord
 from superpose.reproduce.experiments import SWEEP, SWEEP_RATIOS, SWEEP_SIZES, cell
 from superpose.reproduce.reproduction import Reproduction
 from superpose.results.charts import AXES, Chart, Series, read_series
@@ -38,9 +38,9 @@ class Section:
 
     title: str
     verdict: str
-    charts: tuple[Chart, ...]
-    tables: tuple[Table, ...]
-    settings: tuple[tuple[str, str], ...]
+    charts: list[Chart]
+    tables: list[Table]
+    settings: list[tuple[str, str]]
 
 
 def read_sections(places: Sequence[Path]) -> list[Section]:
@@ -73,18 +73,13 @@ def _of_comparison(place: Path) -> Section:
     comparison = Comparison.load(place)
     if not comparison.seeds:
         raise UserError(f"{place / 'comparison.json'} holds no seed at which both arms finished")
-    versions = comparison.runs[0].result.get("versions", {})
-    return Section(
-        f"{place.name}: ordinary training and {comparison.tst_label}",
-        comparison.verdict(),
-        tuple(all_charts(comparison)),
-        tuple(comparison.tables()),
-        (
-            ("versions", _text(versions)),
-            ("recipe", _text(comparison.recipe.model_dump(mode="json"))),
-            ("text", _text(comparison.store)),
-        ),
-    )
+    settings = {
+        "versions": comparison.runs[0].result.get("versions", {}),
+        "recipe": comparison.recipe.model_dump(mode="json"),
+        "text": comparison.store,
+    }
+    title = f"{place.name}: ordinary training and {comparison.tst_label}"
+    return Section(title, comparison.verdict(), all_charts(comparison), comparison.tables(), _texts(settings))
 
 
 def _of_plan(path: Path) -> Section:
@@ -92,9 +87,9 @@ def _of_plan(path: Path) -> Section:
         plan = PlanRecord.model_validate(read_json(path))
     except ValidationError:
         raise UserError(f"{path} was altered, or written by another version; make the plan again") from None
-    tables = tuple((table.title, table.header, table.rows) for table in plan.tables)
+    tables = [(table.title, table.header, table.rows) for table in plan.tables]
     verdict = f"{plan.summary[:1].upper()}{plan.summary[1:]}."
-    return Section(f"{path.parent.name}: plan", verdict, (), tables, (("request", _text(plan.request)),))
+    return Section(f"{path.parent.name}: plan", verdict, [], tables, _texts({"request": plan.request}))
 
 
 def _of_reproduction(entry: Reproduction) -> Section:
@@ -103,45 +98,27 @@ def _of_reproduction(entry: Reproduction) -> Section:
         charts.append(_sweep(entry))
     if entry.law is not None:
         charts.append(_information(entry))
-    return Section(
-        entry.title,
-        f"{entry.verdict()}.",
-        tuple(charts),
-        tuple(entry.tables()),
-        (("recipe", _text(entry.recipe.model_dump(mode="json"))), ("text", _text(entry.store))),
-    )
+    settings = _texts({"recipe": entry.recipe.model_dump(mode="json"), "text": entry.store})
+    return Section(entry.title, f"{entry.verdict()}.", charts, entry.tables(), settings)
 
 
 def _of_runs(places: Sequence[Path]) -> Section:
     results = {place: read_result(place / "result.json") for place in places}
     names = {place: place.resolve().name if place.name in ("", ".", "..") else place.name for place in places}
     series = tuple(read_series(place, names[place]) for place in places)
-    rows: list[Row] = [
-        (
-            names[place],
-            f"{result.val_loss:.4f}",
-            f"{result.val_bits_per_byte:.4f}",
-            f"{result.raw_tokens:,}",
-            f"{result.flops:.2e}",
-            f"{result.seconds:.0f}",
-        )
-        for place, result in results.items()
-    ]
+    chart = Chart("Validation loss", "next-token validation loss, nats per token", dict(AXES), series)
+    rows: list[Row] = []
+    for place, result in results.items():
+        losses = f"{result.val_loss:.4f}", f"{result.val_bits_per_byte:.4f}"
+        rows.append((names[place], *losses, f"{result.raw_tokens:,}", f"{result.flops:.2e}", f"{result.seconds:.0f}"))
+    header = ("run", "validation loss, nats", "bits per byte", "raw tokens", "training FLOPs", "seconds")
     best = min(results, key=lambda place: results[place].val_loss)
     amount = f"{results[best].val_loss:.4f} nats per token"
-    verdict = (
-        f"{names[best]} ended at a validation loss of {amount}."
-        if len(places) == 1
-        else f"{names[best]} ended lowest, at {amount}; single runs are no comparison, see superpose compare."
-    )
-    header = ("run", "validation loss, nats", "bits per byte", "raw tokens", "training FLOPs", "seconds")
-    return Section(
-        "Runs",
-        verdict,
-        (Chart("Validation loss", "next-token validation loss, nats per token", dict(AXES), series),),
-        (("Results", header, rows),),
-        tuple((names[place], _text(load_recipe(place / "config.json").model_dump(mode="json"))) for place in places),
-    )
+    verdict = f"{names[best]} ended lowest, at {amount}; single runs are no comparison, see superpose compare."
+    if len(places) == 1:
+        verdict = f"{names[best]} ended at a validation loss of {amount}."
+    recipes = [(names[place], _text(load_recipe(place / "config.json").model_dump(mode="json"))) for place in places]
+    return Section("Runs", verdict, [chart], [("Results", header, rows)], recipes)
 
 
 def _findings(entry: Reproduction) -> Chart:
@@ -152,14 +129,9 @@ def _findings(entry: Reproduction) -> Chart:
     series = [Series("ours and its 95 % interval", {"claim": rows}, values, "tst", low, high, points=True)]
     if paper := {row: finding.published for row, finding in ours if finding.published is not None}:
         series.append(Series("the paper, at its scale", {"claim": [*paper]}, [*paper.values()], points=True))
-    return Chart(
-        "Differences of final loss",
-        "nats per token",
-        {"claim": "row of the table below"},
-        tuple(series),
-        level=0.0,
-        caption="Row by row; an interval that crosses the line decides nothing.",
-    )
+    axes = {"claim": "row of the table below"}
+    caption = "Row by row; an interval that crosses the line decides nothing."
+    return Chart("Differences of final loss", "nats per token", axes, tuple(series), level=0.0, caption=caption)
 
 
 def _sweep(entry: Reproduction) -> Chart:
@@ -168,18 +140,13 @@ def _sweep(entry: Reproduction) -> Chart:
     series = []
     for size in SWEEP_SIZES:
         known = [ratio for ratio in SWEEP_RATIOS if cell(size, ratio) in ours]
-        series.append(Series(f"s {size}, ours", {"ratio": list(known)}, [ours[cell(size, ratio)] for ratio in known]))
+        series.append(Series(f"s {size}, ours", {"ratio": known}, [ours[cell(size, ratio)] for ratio in known]))
         published = [gain for ratio in known if (gain := published_gain(SWEEP, size, ratio)) is not None]
         if len(published) == len(known):
-            series.append(Series(f"s {size}, the paper", {"ratio": list(known)}, published, "ordinary", thin=True))
-    return Chart(
-        "Gain against ratio",
-        "TST minus ordinary, nats per token",
-        {"ratio": "ratio r"},
-        tuple(series),
-        level=0.0,
-        caption="Thin grey lines are the paper's, of 270M parameters and 20,000 steps.",
-    )
+            series.append(Series(f"s {size}, the paper", {"ratio": known}, published, "ordinary", thin=True))
+    title, caption = "Gain against ratio", "Thin grey lines are the paper's, of 270M parameters and 20,000 steps."
+    y_title, axes = "TST minus ordinary, nats per token", {"ratio": "ratio r"}
+    return Chart(title, y_title, axes, tuple(series), level=0.0, caption=caption)
 
 
 def _information(entry: Reproduction) -> Chart:
@@ -188,16 +155,16 @@ def _information(entry: Reproduction) -> Chart:
     assert law is not None
     distances = [float(distance) for distance in law.information]
     fitted = [law.constant + law.factor * distance**law.exponent for distance in distances]
-    return Chart(
-        "Mutual information of tokens at a distance",
-        "nats",
-        {"distance": "tokens apart"},
-        (
-            Series("measured", {"distance": distances}, list(law.information.values()), "tst", points=True),
-            Series("fitted power law", {"distance": distances}, fitted, "ordinary"),
-        ),
-        log_x=True,
+    series = (
+        Series("measured", {"distance": distances}, list(law.information.values()), "tst", points=True),
+        Series("fitted power law", {"distance": distances}, fitted, "ordinary"),
     )
+    title, axes = "Mutual information of tokens at a distance", {"distance": "tokens apart"}
+    return Chart(title, "nats", axes, series, log_x=True)
+
+
+def _texts(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _text(value)) for name, value in settings.items()]
 
 
 def _text(value: Any) -> str:

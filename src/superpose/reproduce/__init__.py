@@ -12,10 +12,9 @@ from superpose import lazy
 
 if TYPE_CHECKING:
     from superpose.reproduce.experiments import EXPERIMENTS
-    from superpose.reproduce.reproduction import Reproduction
-    from superpose.reproduce.workflow import reproduce
+    from superpose.reproduce.reproduction import Reproduction, reproduce
 
 __all__ = ["EXPERIMENTS", "Reproduction", "reproduce"]
 
-_PLACES = {"EXPERIMENTS": "experiments", "Reproduction": "reproduction", "reproduce": "workflow"}
+_PLACES = {"EXPERIMENTS": "experiments", "Reproduction": "reproduction", "reproduce": "reproduction"}
 __getattr__ = lazy.names(__name__, _PLACES)

@@ -19,7 +19,6 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from scipy.stats import spearmanr
 
@@ -30,7 +29,7 @@ from superpose.results.intervals import ends
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, SuperpositionArgs, write_recipe
+from superpose.train.config import Recipe, write_recipe
 from superpose.tune.search import Rung, Search, Trial
 
 Execute = Callable[[Sequence[Run]], Sequence[Outcome]]
@@ -78,11 +77,9 @@ class Ranking:
 
     def spoken(self) -> str:
         """The rung in a sentence."""
-        best, ordinary = self.tst[0], _cell(self.ordinary[0])
-        return (
-            f"{self.rung.steps:,} steps: {self.kept} of {len(self.tst)} trials kept; best {best.trial}, "
-            f"validation loss {_cell(best)}; ordinary training {ordinary}"
-        )
+        best, kept = self.tst[0], f"{self.rung.steps:,} steps: {self.kept} of {len(self.tst)} trials kept"
+        losses = f"validation loss {_cell(best)}; ordinary training {_cell(self.ordinary[0])}"
+        return f"{kept}; best {best.trial}, {losses}"
 
 
 def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
@@ -98,45 +95,40 @@ def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] 
     Raises:
         UserError: all learning rates of ordinary training failed, or all trials of a rung.
     """
-    losses = _losses(execute(search.ordinary_runs))
     rungs, last = search.rungs, search.rungs[-1]
-    ordinary = [_ranked(search, search.ordinary, rung, losses, 1 if rung is last else None) for rung in rungs]
-    _expect_one(ordinary[-1], "ordinary training", last)
+    outcomes = execute(search.ordinary_runs)
+    ordinary = [_ranked(search, search.ordinary, rung, outcomes, 1 if rung is last else None) for rung in rungs]
     alive, rankings = search.trials, []
     for rung, after, beside in itertools.zip_longest(rungs, rungs[1:], ordinary):
-        tst = _ranked(search, alive, rung, _losses(execute(search.runs(alive, rung))), after.trials if after else 1)
-        _expect_one(tst, "TST", rung)
+        tst = _ranked(search, alive, rung, execute(search.runs(alive, rung)), after.trials if after else 1)
         rankings.append(Ranking(rung, tst, beside))
         listener(rankings[-1])
         alive = tuple(standing.trial for standing in tst if standing.kept)
     return Tuned(search, tuple(rankings))
 
 
-def _expect_one(standings: Sequence[Standing], kind: str, rung: Rung) -> None:
-    if not any(standing.kept for standing in standings):
-        raise UserError(f"all runs of {kind} failed at {rung.steps:,} steps; give lower learning rates, --lrs")
-
-
-def _losses(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    """By name of the run."""
-    return {outcome.run.name: outcome.result["val_loss"] if outcome.result else None for outcome in outcomes}
-
-
 def _ranked(
-    search: Search, trials: Sequence[Trial], rung: Rung, losses: dict[str, float | None], keep: int | None
+    search: Search, trials: Sequence[Trial], rung: Rung, outcomes: Sequence[Outcome], keep: int | None
 ) -> tuple[Standing, ...]:
-    """Standings on a rung, best first; of those without a failed run the first `keep` are kept, or all."""
+    """Standings on a rung, best first; of those without a failed run the first `keep` are kept, or all.
+
+    Raises:
+        UserError: `keep` is a number, and nothing is left to keep.
+    """
+    losses = {outcome.run.name: outcome.result["val_loss"] if outcome.result else None for outcome in outcomes}
 
     def order(standing: Standing) -> tuple[bool, float, float, Trial]:
         trial, loss = standing.trial, standing.loss
         return loss is None, loss or 0.0, trial.ratio * (trial.bag_size - 1), trial
 
-    standings = [
-        Standing(trial, tuple(losses[run.name] for run in search.runs([trial], rung)), False) for trial in trials
-    ]
+    of_trial = {trial: tuple(losses[run.name] for run in search.runs([trial], rung)) for trial in trials}
+    standings = sorted((Standing(trial, values, False) for trial, values in of_trial.items()), key=order)
+    if keep is not None and standings[0].loss is None:
+        kind = "ordinary training" if standings[0].trial.ordinary else "TST"
+        raise UserError(f"all runs of {kind} failed at {rung.steps:,} steps; give lower learning rates, --lrs")
     return tuple(
         replace(standing, kept=standing.loss is not None and (keep is None or place < keep))
-        for place, standing in enumerate(sorted(standings, key=order))
+        for place, standing in enumerate(standings)
     )
 
 
@@ -202,11 +194,11 @@ class Tuned:
 
     def verdict(self) -> str:
         """Whether TST won, and with what, in words."""
-        tst, ordinary, difference = self.best_tst.trial, self.best_ordinary.trial, self.difference
+        difference = self.difference
         side, word = ("lower", "TST won") if difference.value < 0 else ("higher", "TST lost")
         amount = (
-            f"the best of TST ({tst}) ended {abs(difference.value):.4f} nats per token {side} than the best of "
-            f"ordinary training ({ordinary}), at {self.search.steps:,} steps each"
+            f"the best of TST ({self.best_tst.trial}) ended {abs(difference.value):.4f} nats per token {side} than the "
+            f"best of ordinary training ({self.best_ordinary.trial}), at {self.search.steps:,} steps each"
         )
         if difference.low is None:
             seed = self.search.rungs[-1].seeds[0]
@@ -225,12 +217,9 @@ class Tuned:
         """What keeps the result from meaning more."""
         last, notes = self.rankings[-1], []
         if self.near:
-            how = (
-                f"less than {ONE_SEED:g} nats behind, which seeds differ by"
-                if len(last.rung.seeds) == 1
-                else "the 95 % interval of the difference includes 0"
-            )
-            others = "; ".join(map(str, self.near))
+            how, others = "the 95 % interval of the difference includes 0", "; ".join(map(str, self.near))
+            if len(last.rung.seeds) == 1:
+                how = f"less than {ONE_SEED:g} nats behind, which seeds differ by"
             notes.append(f"Other trials of TST that cannot be told from the best: {others} ({how}).")
         for (short, long), agreement in zip(itertools.pairwise(self.rankings), self.correlations, strict=True):
             if agreement is not None and agreement < _AGREE:
@@ -240,9 +229,9 @@ class Tuned:
                     f"lower --eta."
                 )
         notes += self._edges()
-        failed = [s.trial for ranking in self.rankings for s in (*ranking.tst, *ranking.ordinary) if s.loss is None]
+        failed = {s.trial for ranking in self.rankings for s in (*ranking.tst, *ranking.ordinary) if s.loss is None}
         if failed:
-            notes.append(f"Runs failed of {len(set(failed))} trials: {'; '.join(map(str, sorted(set(failed))))}.")
+            notes.append(f"Runs failed of {len(failed)} trials: {'; '.join(map(str, sorted(failed)))}.")
         return notes
 
     def _edges(self) -> list[str]:
@@ -274,21 +263,15 @@ class Tuned:
             rungs.append((*counts, _cell(tst), _cell(ordinary), difference, order))
         header = ("steps", "TST trials", "kept", "seeds", "TST", "ordinary", "difference", "agreement")
         best = "Rungs: the best of each kind; agreement is the rank correlation with the next"
-        trials = [*self._trial_rows("tst"), *self._trial_rows("ordinary")]
+        trials: list[Row] = []
+        for kind in ([ranking.tst for ranking in self.rankings], [ranking.ordinary for ranking in self.rankings]):
+            columns = [{standing.trial: standing for standing in standings} for standings in kind]
+            # Those that came furthest first.
+            for trial in dict.fromkeys(trial for column in reversed(columns) for trial in column):
+                best_of_all = " (best)" if trial == kind[-1][0].trial else ""
+                *short, full = (_cell(column.get(trial)) for column in columns)
+                trials.append((str(trial), *short, full + best_of_all))
         return [(title, ("trial", *steps), trials), (best, header, rungs)]
-
-    def _trial_rows(self, kind: Literal["tst", "ordinary"]) -> list[Row]:
-        """Those that came furthest first."""
-        columns: list[dict[Trial, Standing]] = [
-            {standing.trial: standing for standing in getattr(ranking, kind)} for ranking in self.rankings
-        ]
-        trials = dict.fromkeys(trial for column in reversed(columns) for trial in column)
-        best = getattr(self.rankings[-1], kind)[0].trial
-        rows = []
-        for trial in trials:
-            cells = [_cell(column.get(trial)) for column in columns]
-            rows.append((str(trial), *cells[:-1], cells[-1] + (" (best)" if trial == best else "")))
-        return rows
 
     def next_command(self, recipe: Path, runs: Path) -> str:
         """The comparison that tells what the winner is worth: seeds that took no part, each arm at its best rates."""
@@ -298,13 +281,12 @@ class Tuned:
         words = ["superpose", "compare", str(recipe)]
         if self.winner is self.best_ordinary:
             # The recipe knows nothing of bags, so the command tells what was tried.
-            kind, default = (
-                args.model_dump(mode="json") for args in (self.search.recipe.superposition, SuperpositionArgs())
-            )
             tst = self.best_tst.trial
             words += ["--bag-size", str(tst.bag_size), "--ratio", f"{tst.ratio!r}"]
-            for name in kind.keys() - {"bag_size", "ratio", "documents"}:
-                words += [f"--set=superposition.{name}={json.dumps(kind[name])}"] if kind[name] != default[name] else []
+            kind = self.search.recipe.superposition.model_dump(
+                mode="json", exclude_defaults=True, exclude={"bag_size", "ratio", "documents"}
+            )
+            words += [f"--set=superposition.{name}={json.dumps(value)}" for name, value in kind.items()]
         words += ["--lrs", ",".join(f"{rate!r}" for rate in rates)] if len(rates) > 1 else []
         words += ["--seeds", ",".join(map(str, seeds)), "--name", f"{recipe.parent.name}-compared"]
         words += ["--runs", str(runs)] if runs != Path("runs") else []
@@ -312,16 +294,12 @@ class Tuned:
 
     def comments(self, command: str) -> list[str]:
         """What heads the recipe's file: where its values come from."""
-        search = self.search
-        seeds = ", ".join(map(str, search.rungs[-1].seeds))
+        search, seeds = self.search, ", ".join(map(str, self.search.rungs[-1].seeds))
         return [
             f"Found by: {command}",
             f"Best of {len(search.trials)} settings of TST and {len(search.rates)} learning rates of ordinary "
             f"training, {search.steps:,} steps, seed {seeds}.",
-            *(
-                f"{standing.trial}: validation loss {standing.loss:.4f} nats per token"
-                for standing in (self.best_tst, self.best_ordinary)
-            ),
+            *(f"{s.trial}: validation loss {s.loss:.4f} nats per token" for s in (self.best_tst, self.best_ordinary)),
             *self.verdict().replace(". ", ".\n").splitlines(),
         ]
 
@@ -334,24 +312,22 @@ class Tuned:
         """
         search = self.search
         write_recipe(self.recipe, directory / RECIPE, self.comments(command), SEARCHED)
-        write_json(
-            directory / "tuning.json",
-            {
-                "format": _FORMAT,
-                "command": command,
-                "verdict": self.verdict(),
-                "next": self.next_command(directory / RECIPE, runs),
-                "winner": asdict(self.winner),
-                "best_tst": asdict(self.best_tst),
-                "best_ordinary": asdict(self.best_ordinary),
-                "difference": self.difference.record(),
-                "near": [asdict(trial) for trial in self.near],
-                "correlations": self.correlations,
-                "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
-                "rungs": [asdict(ranking) for ranking in self.rankings],
-                "recipe": self.recipe.model_dump(mode="json"),
-            },
-        )
+        written = {
+            "format": _FORMAT,
+            "command": command,
+            "verdict": self.verdict(),
+            "next": self.next_command(directory / RECIPE, runs),
+            "winner": asdict(self.winner),
+            "best_tst": asdict(self.best_tst),
+            "best_ordinary": asdict(self.best_ordinary),
+            "difference": self.difference.record(),
+            "near": [asdict(trial) for trial in self.near],
+            "correlations": self.correlations,
+            "cost": {"runs": search.count, "steps": search.computed_steps, "full_runs": search.cost},
+            "rungs": [asdict(ranking) for ranking in self.rankings],
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+        write_json(directory / "tuning.json", written)
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
 
 

@@ -24,7 +24,7 @@ from functools import cached_property
 from superpose.compare.experiment import ORDINARY
 from superpose.data.config import vocabulary_size
 from superpose.errors import UserError
-from superpose.plan.evidence import RULE, Setting, published_points
+from superpose.plan.evidence import RULE, Setting
 from superpose.plan.model import parameters_of
 from superpose.plan.prediction import few_steps, level_settings, missing_evidence
 from superpose.runs.pool import Run
@@ -46,11 +46,6 @@ class Trial:
     def ordinary(self) -> bool:
         return self.bag_size == 1
 
-    @property
-    def name(self) -> str:
-        """Of its runs."""
-        return f"{ORDINARY if self.ordinary else f's{self.bag_size}-r{self.ratio!r}'}-lr{self.lr!r}"
-
     def __str__(self) -> str:
         return f"{ORDINARY if self.ordinary else f's {self.bag_size}, r {self.ratio:g}'}, learning rate {self.lr:g}"
 
@@ -64,14 +59,6 @@ class Trial:
         if self.ordinary:
             return recipe.ordinary()
         return with_settings(recipe, "superposition", bag_size=self.bag_size, ratio=self.ratio)
-
-    def run(self, recipe: Recipe, steps: int, seed: int) -> Run:
-        """A complete run of it.
-
-        Raises:
-            UserError: its phases, warmup and decay do not fit into so few steps.
-        """
-        return Run(self.name, with_settings(self.applied(recipe), "train", steps=steps, seed=seed))
 
 
 @dataclass(frozen=True)
@@ -121,8 +108,12 @@ class Search:
         return tuple(Trial(1, 0.0, rate) for rate in self.rates)
 
     def runs(self, trials: Sequence[Trial], rung: Rung) -> list[Run]:
-        """Of some trials on a rung, seed by seed of each."""
-        return [trial.run(self.recipe, rung.steps, seed) for trial in trials for seed in rung.seeds]
+        """Complete runs of some trials on a rung, seed by seed of each."""
+        runs = []
+        for trial, seed in itertools.product(trials, rung.seeds):
+            name = f"{ORDINARY if trial.ordinary else f's{trial.bag_size}-r{trial.ratio!r}'}-lr{trial.lr!r}"
+            runs.append(Run(name, with_settings(trial.applied(self.recipe), "train", steps=rung.steps, seed=seed)))
+        return runs
 
     @property
     def ordinary_runs(self) -> list[Run]:
@@ -139,8 +130,8 @@ class Search:
         """Training steps of the whole search; ordinary runs are counted without the steps they share."""
         # A longer run of a seed begins where the learning rate of the next shorter one begins to fall.
         trunks = [with_settings(self.recipe.ordinary(), "train", steps=rung.steps) for rung in self.rungs[:-1]]
-        shared = len(self.rates) * sum(trunk.stable_steps for trunk in trunks)
-        return _tst_steps(self.rungs) + sum(run.steps for run in self.ordinary_runs) - shared
+        ordinary = sum(rung.steps * len(rung.seeds) for rung in self.rungs) - sum(run.stable_steps for run in trunks)
+        return _tst_steps(self.rungs) + len(self.rates) * ordinary
 
     @property
     def cost(self) -> float:
@@ -153,10 +144,8 @@ class Search:
         for rung in self.rungs:
             seeds = f", each with {len(rung.seeds)} seeds" if len(rung.seeds) > 1 else ""
             lines.append(f"{rung.steps:,} steps: {rung.trials} of TST, {len(self.rates)} of ordinary training{seeds}")
-        lines.append(
-            f"together {self.count} runs of {self.computed_steps:,} steps, which is {self.cost:.2f} times one full run"
-        )
-        return lines
+        total = f"together {self.count} runs of {self.computed_steps:,} steps"
+        return [*lines, f"{total}, which is {self.cost:.2f} times one full run"]
 
 
 def rung_steps(steps: int, min_steps: int, eta: int) -> tuple[int, ...]:
@@ -189,11 +178,11 @@ def candidates(
     Raises:
         UserError: a number is out of range.
     """
+    pairs = tuple(
+        itertools.product(BAG_SIZES if bag_sizes is None else bag_sizes, RATIOS if ratios is None else ratios)
+    )
     if bag_sizes is None and ratios is None:
         pairs = likely_settings(recipe, vocabulary_size(recipe.data))
-    else:
-        sizes, shares = BAG_SIZES if bag_sizes is None else bag_sizes, RATIOS if ratios is None else ratios
-        pairs = tuple(itertools.product(sizes, shares))
     rates = [recipe.train.lr * times for times in (0.5, 1, 2)] if rates is None else rates
     for bag_size, ratio in pairs:
         if bag_size < 2:
@@ -217,11 +206,8 @@ def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float],
     kind, steps = recipe.superposition, recipe.train.steps
     params, latents = float(parameters_of(recipe, vocabulary)), float(steps * recipe.latents_per_step)
     known = kind.mode == "full" and kind.variant == "mce" and kind.weighting in ("uniform", "power")
-    if (
-        not known
-        or few_steps(steps, Setting(BAG_SIZES[0], RATIOS[0]))
-        or missing_evidence(published_points(), params, latents, steps, RULE)
-    ):
+    few = few_steps(steps, Setting(BAG_SIZES[0], RATIOS[0]))
+    if not known or few or missing_evidence(params, latents, steps, RULE):
         return tuple(itertools.product(BAG_SIZES, RATIOS))
     return tuple(sorted((s.bag_size, s.ratio) for s in level_settings(params, latents, BAG_SIZES, RATIOS)))
 
@@ -231,25 +217,19 @@ def draw(trials: Sequence[Trial], count: int, seed: int) -> tuple[Trial, ...]:
 
     A longer draw begins with the shorter ones, so that a search with more trials finds the runs of one with fewer.
     """
-    left, used = sorted(trials), Counter[tuple[str, float, float]]()
+    left, used = sorted(trials), Counter[tuple[str, object]]()
     drawn: list[Trial] = []
     random.Random(seed).shuffle(left)
+
+    def parts(trial: Trial) -> list[tuple[str, object]]:
+        pair = trial.bag_size, trial.ratio
+        return [("s", trial.bag_size), ("r", trial.ratio), ("lr", trial.lr), ("s, r", pair)]
+
     while left and len(drawn) < count:
-        trial = min(left, key=lambda trial: sum(used[part] for part in _parts(trial)))
-        left.remove(trial)
-        used.update(_parts(trial))
-        drawn.append(trial)
+        drawn.append(min(left, key=lambda trial: sum(used[part] for part in parts(trial))))
+        left.remove(drawn[-1])
+        used.update(parts(drawn[-1]))
     return tuple(drawn)
-
-
-def _parts(trial: Trial) -> tuple[tuple[str, float, float], ...]:
-    """What a draw spreads over: each of the three, and bag size and ratio together."""
-    return (
-        ("s", trial.bag_size, 0),
-        ("r", trial.ratio, 0),
-        ("lr", trial.lr, 0),
-        ("s, r", trial.bag_size, trial.ratio),
-    )
 
 
 def plan_search(
