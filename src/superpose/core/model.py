@@ -49,7 +49,8 @@ class SuperposedLM(nn.Module):
             lm.balance()
 
     Raises:
-        ValueError: the model has no head or no decoder of its own, or a setting is unknown or would be ignored.
+        ValueError: the model has no head or no decoder of its own, or reads more than text; or a setting is unknown or
+            would be ignored.
     """
 
     def __init__(
@@ -68,6 +69,11 @@ class SuperposedLM(nn.Module):
         self.end_of_text = end_of_text
         self.group = group
         self.z_loss = z_loss
+        text: Any = getattr(model.config, "get_text_config", lambda **_: model.config)(decoder=True)
+        if getattr(text, "model_type", None) != getattr(model.config, "model_type", None):
+            raise ValueError(
+                f"{type(model).__name__} reads more than text; train its text model alone, of type {text.model_type!r}"
+            )
         self.router_coef = router_coefficient(model)
         self.biases = BiasBalance(model, group)
         self.parts()  # says at once what does not fit

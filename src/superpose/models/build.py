@@ -92,18 +92,22 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
     layers = getattr(config, "num_hidden_layers", 0)
     if isinstance(layers, int) and layers > _MOST_LAYERS:
         raise UserError(f"{place}num_hidden_layers is {layers}; give at most {_MOST_LAYERS}")
-    for name in _LENGTHS:
-        longest = getattr(config, name, None)
-        if isinstance(longest, int) and 0 < longest < latents:
-            raise UserError(
-                f"{place}{name} is {longest} but train.latents is {latents}; raise the one or lower the other"
-            )
+    longest = longest_row(config)
+    if longest is not None and longest < latents:
+        name = next(name for name in _LENGTHS if getattr(config, name, None) == longest)
+        raise UserError(f"{place}{name} is {longest} but train.latents is {latents}; raise the one or lower the other")
     if config.pad_token_id is None and config.model_type in _POSITIONS_FROM_PADDING:
         raise UserError(
             f"model.architecture: {config.model_type} counts positions from its padding token, which text has not; "
             f"take a family that was made to be causal"
         )
     return config
+
+
+def longest_row(config: Any) -> int | None:
+    """Positions that a model of this configuration has at most; None where there is no such number."""
+    known = (getattr(config, name, None) for name in _LENGTHS)
+    return min((number for number in known if isinstance(number, int) and number > 0), default=None)
 
 
 def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
@@ -156,8 +160,8 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
         raise UserError(f"{path}: {last_line(error)}") from None
     if args.init_from and config.vocab_size < vocab_size:
         raise UserError(
-            f"{path}: the model's vocabulary has {config.vocab_size} entries but the tokenizer {vocab_size}; "
-            f"set data.tokenizer to the model's own, {args.init_from}"
+            f"{path}: the model's vocabulary has {config.vocab_size} entries but the tokenizer {vocab_size}; take the "
+            f"tokenizer it was trained with, or enlarge the model by resize_token_embeddings and save it anew"
         )
     return config
 

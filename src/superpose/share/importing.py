@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 
+from superpose.core.model import SuperposedLM
 from superpose.data.config import DataArgs
 from superpose.data.tokenizer import load_tokenizer
 from superpose.errors import UserError
 from superpose.files import file_sha256
-from superpose.models.build import ModelArgs, build_config
+from superpose.models.build import ModelArgs, build_config, longest_row
 from superpose.models.load import load_weights, predicts_bags
 from superpose.train.config import Recipe, load_recipe, with_settings, write_recipe
 
@@ -45,10 +46,15 @@ def import_model(directory: str | Path, out: str | Path, base: str | Path | None
     end_of_text = recipe.data.end_of_text if own else ""
     tokenizer = load_tokenizer(place, end_of_text)
     config = build_config(ModelArgs(init_from=place), tokenizer.vocab_size, 1, tokenizer.end_of_text)
-    if any(not torch.isfinite(parameter).all() for parameter in load_weights(place, config).parameters()):
+    model = load_weights(place, config)
+    if any(not torch.isfinite(parameter).all() for parameter in model.parameters()):
         raise UserError(f"{place} holds weights that are not finite numbers; take them from where they came")
+    try:
+        SuperposedLM(model).check()
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
     changed = {"model": ModelArgs(init_from=place), "data": _data(recipe.data, directory, end_of_text)}
-    longest = getattr(config, "max_position_embeddings", None) or recipe.train.latents
+    longest = longest_row(config) or recipe.train.latents
     # The settings are checked together.
     taken = with_settings(recipe.model_copy(update=changed), "train", latents=min(recipe.train.latents, longest))
     comments = [f"Trains the model of {place} on."]
