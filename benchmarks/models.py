@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -115,10 +116,12 @@ def right(name: str, store: TokenStore, place: Path) -> dict[str, Any]:
         ValueError: it is refused.
         AssertionError: it passed the check and is not right.
     """
+    if (wrapper := more_than_text(name)) is not None:
+        raise ValueError(wrapper)
     config = tiny_config(name)
-    named = wrapped(name)
-    if named is not None:
-        raise ValueError(named)
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    assert size < 10_000_000, f"tiny_models.py does not make it tiny: {size} parameters"
     folder = place / name
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config.to_dict(), default=str), encoding="utf-8")
@@ -154,7 +157,7 @@ def right(name: str, store: TokenStore, place: Path) -> dict[str, Any]:
     }
 
 
-def wrapped(name: str) -> str | None:
+def more_than_text(name: str) -> str | None:
     """What the recipe of a family that reads more than text is told."""
     try:
         build_config(ModelArgs(architecture=name, config={}), VOCAB_SIZE, LATENTS, 1)
@@ -207,34 +210,16 @@ def kept_apart(model: Any, end_of_text: int) -> bool:
 
 
 def page(found: list[dict[str, Any]]) -> str:
-    """docs/models.md."""
+    """docs/models.md with its table anew, which stands between two comments."""
     counts = Counter(family["verdict"] for family in found)
-    rows = "\n".join(row(family) for family in found)
-    return f"""# Models
-
-Any causal language model of [transformers](https://huggingface.co/docs/transformers) can be trained, as long as its logits come from its
-hidden states and it never looks ahead. This page is a survey of all {len(found)} architectures that transformers
-{transformers.__version__} has for causal language modelling, each in small on a CPU: **{counts["right"]} are right,
-{counts["refused"]} are refused in a sentence{f", {counts['fault']} fail" if counts["fault"] else ""}.**
-`python benchmarks/models.py` reproduces it.
-
-*Right* means: the loss of bags and of single tokens is the model's own, compared element by element on weights of trained size; a run
-through both phases, interrupted and resumed, ends with the same bits; and the exported model's own held-out loss is the run's. The
-check runs at the start of every run, so a model that is not on this page, or that you changed, is looked at all the same
-([how it is checked](integrations.md)).
-
-- **documents**: `train.attention = "document"` keeps latents inside their document. Families that carry a state along the row, or
-  compute positions of their own, cannot, and the setting is refused for them.
-- **experts**: what keeps their load even. *loss*: the family's own load-balancing loss, at its `router_aux_loss_coef` (0 turns it off).
-  *bias*: the router's bias moves by 0.001 a step, as DeepSeek-V3's does. *nothing*: the family has neither, and a run says so.
-- **layers**: the kinds of layers of a hybrid, all of which the survey's model has.
-
-| family | | documents | experts | layers, or why not |
-| --- | --- | --- | --- | --- |
-{rows}
-
-Bold families are those that are pre-trained most.
-"""
+    said = [
+        f"Of all {len(found)} architectures that transformers {transformers.__version__} lists for causal language",
+        f"modelling, **{counts['right']} are right and {counts['refused']} are refused in a sentence**"
+        + (f"; {counts['fault']} fail." if counts["fault"] else ", none fails."),
+    ]
+    head = ["| family | | documents | experts | layers, or why not |", "| --- | --- | --- | --- | --- |"]
+    filled = "\n".join(["<!-- models -->", *said, "", *head, *map(row, found), "<!-- end -->"])
+    return re.sub("<!-- models -->.*<!-- end -->", lambda _: filled, PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def row(family: dict[str, Any]) -> str:

@@ -104,6 +104,17 @@ _OWN: dict[str, dict[str, Any]] = {
             *("rembert", "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl"),
         )
     },
+    "blt": {
+        "encoder_hash_byte_group_vocab": 50,
+        **{
+            f"{part}_config": {
+                **{"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": HEADS},
+                **{"num_key_value_heads": HEADS, "vocab_size": VOCAB_SIZE, "head_dim": HEAD_WIDTH},
+                **({} if part in ("patcher", "global") else {"hidden_size_global": WIDTH}),
+            }
+            for part in ("patcher", "encoder", "decoder", "global")
+        },
+    },
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
         "layer_types": ["full_attention", "full_attention"],

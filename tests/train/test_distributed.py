@@ -23,12 +23,19 @@ from tests.train.test_loop import ALONE, changed, weights
 
 GPT2 = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 MOE = {"hidden_size": 16, "num_hidden_layers": 2, "tie_word_embeddings": False, **MODELS["qwen3_moe"]}
+BIASED = {
+    **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    **{"num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4},
+    **{"v_head_dim": 8, "moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1},
+    **{"topk_group": 1, "first_k_dense_replace": 1},
+}
 VARIANTS = {
     "fsdp": {"train": {"grad_clip": 0.05}},
     "ddp": {"train": {"accumulate": 2}, "parallel": {"strategy": "ddp"}},
     "hybrid": {"train": {"accumulate": 2, "checkpoint_activations": True}, "parallel": {"replicas": 2}},
     "experts": {"model": {"architecture": "qwen3_moe", "config": MOE}},
     "experts-ddp": {"model": {"architecture": "qwen3_moe", "config": MOE}, "parallel": {"strategy": "ddp"}},
+    "biased": {"model": {"architecture": "deepseek_v3", "config": BIASED}},
     "tied": {
         "model": {"architecture": "gpt2", "config": {**GPT2, **MODELS["gpt2"]}},
         "superposition": {"expand": "batch", "documents": "aligned"},
@@ -36,7 +43,7 @@ VARIANTS = {
     },
     "muon": {"train": {"optimizer": "muon", "average": 0.5}},
 }
-RESUMED = ("ddp", "experts", "muon")
+RESUMED = ("ddp", "experts", "biased", "muon")
 
 
 def varied(recipe, name):

@@ -175,14 +175,21 @@ def _known_architecture(name: str, place: str) -> None:
         raise UserError(
             f"{place} is {name!r}, which is no causal language model of transformers{did_you_mean(name, known_models)}"
         )
-    text = getattr(CONFIG_MAPPING[name], "sub_configs", {}).get("text_config")
-    text_type = getattr(text, "model_type", name)
+    text_type = _text_type(CONFIG_MAPPING[name])
     if text_type not in ("", name):
         known = text_type in known_models
         raise UserError(
             f"{place} is {name!r}, which reads more than text; "
             + (f"its text model is {text_type!r}" if known else "its text model is no causal model of its own")
         )
+
+
+def _text_type(kind: Any) -> str:
+    """The `model_type` of the part of a configuration that reads text, or its own."""
+    try:
+        return str(kind().get_text_config(decoder=True).model_type)
+    except Exception:  # the defaults of some do not fit together
+        return str(getattr(kind.sub_configs.get("text_config"), "model_type", kind.model_type))
 
 
 def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:
