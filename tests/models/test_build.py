@@ -2,9 +2,17 @@ import pytest
 from pydantic import ValidationError
 
 from superpose.errors import UserError
-from superpose.models.build import ModelArgs, build_config, build_model, matmul_parameters
+from superpose.models.build import (
+    ModelArgs,
+    _counted_flops,
+    build_config,
+    build_model,
+    matmul_parameters,
+    model_flops_per_latent,
+)
 from superpose.train.config import load_recipe
 from tests.conftest import make_model
+from tiny_models import tiny_config
 
 
 def test_the_config_is_the_runs_in_every_family():
@@ -29,6 +37,17 @@ def test_the_default_is_an_untied_llama():
         ({"config": {"hidden_size": 63, "num_attention_heads": 4}}, "multiple"),
         ({"config": {"vocab_size": 8}}, "tokenizer"),
         ({"config": {"max_position_embeddings": 8}}, "latents"),
+        ({"architecture": "gpt2", "config": {"n_positions": 8}}, "n_positions is 8 but train.latents is 64"),
+        ({"architecture": "mpt", "config": {"max_seq_len": 8}}, "max_seq_len is 8 but train.latents is 64"),
+        ({"architecture": "gemma3"}, "reads more than text; its text model is 'gemma3_text'"),
+        ({"architecture": "llama4"}, "its text model is 'llama4_text'"),
+        ({"architecture": "got_ocr2"}, "its text model is 'qwen2'"),
+        ({"architecture": "emu3"}, "its text model is no causal model of its own"),
+        ({"architecture": "roberta"}, "counts positions from its padding token"),
+        (
+            {"config": {"num_attention_heads": 4, "num_key_value_heads": 3}},
+            "num_key_value_heads is 3, which does not divide num_attention_heads, 4",
+        ),
     ],
 )
 def test_wrong_models_are_one_clear_sentence(args, message):
@@ -101,3 +120,25 @@ def test_a_stored_configuration_runs_no_code_of_others(tmp_path):
     file.write_text('{"model_type": "llama", "_attn_implementation": "someone/kernel"}')
     with pytest.raises(UserError, match=r"config\.json: _attn_implementation is 'someone/kernel'"):
         build_config(ModelArgs(config_file=str(file)), 300, 16, 0)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mixtral", "mistral", "qwen2", "phimoe"])
+def test_the_shipped_recipe_takes_another_family(family):
+    """Whose default of key-value heads is that of a large model."""
+    args = load_recipe("cpu-tiny").model.model_copy(update={"architecture": family})
+    config = build_config(args, 300, 16, 0)
+    assert config.num_attention_heads % config.num_key_value_heads == 0
+    build_model(config, "meta")
+
+
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "rwkv", "xlstm", "aria_text", "dbrx", "gemma4_text"])
+def test_figures_are_counted_where_a_configuration_does_not_say_them(family):
+    model = build_model(tiny_config(family))
+    flops = model_flops_per_latent(model, 16)
+    assert 2 * sum(parameter.numel() for parameter in model.parameters()) / 10 < flops
+
+
+def test_counted_flops_are_those_of_the_formula():
+    model = build_model(tiny_config("llama"))
+    formula = model_flops_per_latent(model, 64)
+    assert _counted_flops(model, 64) == pytest.approx(formula, rel=0.02)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from superpose.core.accounting import flops_per_latent
@@ -113,12 +114,16 @@ def longest_row(config: Any) -> int | None:
 def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
     """A configuration of the architecture with the recipe's settings over the given ones."""
     from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     _known_architecture(args.architecture, "model.architecture")
     for taken in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id"):
         if taken in args.config:
             raise UserError(f"model.config.{taken} is set by the run's tokenizer; leave it out of the recipe")
     refuse_code_of_others(args.config, "model.config.")
+    # A family's own name for one of them, where the recipe has it, comes first.
+    aliases = CONFIG_MAPPING[args.architecture].attribute_map
+    settings = {name: value for name, value in settings.items() if aliases.get(name) not in args.config}
     try:
         config: Any = AutoConfig.for_model(args.architecture, **{**settings, **args.config})
         heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
@@ -226,7 +231,8 @@ def model_flops_per_latent(model: nn.Module, latents: int) -> int:
 
 def _counted_flops(model: Any, latents: int) -> int:
     table = model.get_input_embeddings().weight
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    # Of the kernels of attention, this one is counted on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         model(input_ids=torch.zeros(1, latents, dtype=torch.int64, device=table.device), use_cache=False)
     return int(3 * counter.get_total_flops() // latents)
 
