@@ -95,7 +95,8 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
         raise UserError(f"{place}num_hidden_layers is {layers}; give at most {_MOST_LAYERS}")
     longest = longest_row(config)
     if longest is not None and longest < latents:
-        name = next(name for name in _LENGTHS if getattr(config, name, None) == longest)
+        names = (*filter(_LENGTHS.__contains__, args.config), *_LENGTHS)
+        name = next(name for name in names if getattr(config, name, None) == longest)
         raise UserError(f"{place}{name} is {longest} but train.latents is {latents}; raise the one or lower the other")
     if config.pad_token_id is None and config.model_type in _POSITIONS_FROM_PADDING:
         raise UserError(
