@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
@@ -13,10 +13,8 @@ from superpose.data.workers import Progress
 from superpose.errors import UserError
 
 
-class SourceArgs(BaseModel):
+class SourceArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """One of several sources that are mixed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: Annotated[str, Field(min_length=1)]
     """See `DataArgs.corpus`; not a prepared store."""
@@ -34,10 +32,8 @@ class SourceArgs(BaseModel):
         return Source(self.path, self.field, self.encoding, self.dtype)
 
 
-class DataArgs(BaseModel):
+class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """What text to train on, and how it is tokenized."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     corpus: Annotated[str, Field(min_length=1)] | Annotated[tuple[SourceArgs, ...], Field(min_length=1)] = (
         PYTHON_SOURCES

@@ -3,8 +3,6 @@
 Our own tasks can be written as such a folder, YAML and JSON lines, which lm-eval reads without a network.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence

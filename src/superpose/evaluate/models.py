@@ -1,7 +1,5 @@
 """What is evaluated: the model of a finished run, or of a Hugging Face directory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

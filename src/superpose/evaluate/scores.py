@@ -8,8 +8,6 @@ first predicted once, with as much context as its row has. It is always the next
 Shapes: N tokens, L latents, D documents, P buckets of positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise

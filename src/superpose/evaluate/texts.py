@@ -1,7 +1,5 @@
 """Held-out text by name: what the user gives, or what a run held out of its own training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +10,7 @@ from tokenizers import Tokenizer
 
 from superpose.data.readers import Source, find_parts, read_part
 from superpose.data.store import TokenStore
-from superpose.errors import UserError
+from superpose.errors import UserError, printable
 from superpose.evaluate.intervals import Floats
 from superpose.evaluate.models import EvaluatedModel
 from superpose.files import read_json
@@ -110,6 +108,6 @@ def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:
 
 
 def opening(document: str) -> str:
-    """A document's first words, to know it by; what a terminal would obey is left out."""
-    words = " ".join("".join(character if character.isprintable() else " " for character in document[:200]).split())
+    """A document's first words, to know it by."""
+    words = " ".join(printable(document[:200]).split())
     return words if len(words) <= 40 else words[:39] + "…"

@@ -3,8 +3,6 @@
 places -> models; texts, tasks -> scores of each model -> figures, intervals and differences -> Evaluation
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version

@@ -6,8 +6,6 @@ run -> RUN/model/, or a checkpoint's weights -> DIR/: config.json, model*.safete
 Weights are neither converted nor renamed, so what comes out is the run's model to the bit.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

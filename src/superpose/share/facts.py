@@ -5,8 +5,6 @@ config.json, result.json, metrics.jsonl, the store's manifest -> Facts -> superp
 A fact that the run does not tell is None, and is left out of both.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

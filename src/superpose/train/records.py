@@ -168,11 +168,7 @@ def as_json(value: Any) -> dict[str, Any]:
 
 
 def checked(kind: type[_Kind], value: Any, path: Path) -> _Kind:
-    """The dataclass of what was read from `path`.
-
-    Raises:
-        UserError: a field is missing or of another type.
-    """
+    """The dataclass of what was read from `path`; a UserError if a field is missing or of another type."""
     try:
         read: _Kind = _adapter(kind).validate_python(value)  # type: ignore[arg-type]  # a class has a hash
     except ValidationError as error:

@@ -246,9 +246,9 @@ def stop_requests() -> Iterator[StopRequest]:
         request.number = request.number or number
         signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT))
     # What started this process may have it ignore one, as a shell does with SIGINT in the background.
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    before = {number: handler for number, handler in handlers if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)
     try:

@@ -5,8 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -25,9 +24,6 @@ from superpose.train.step import StepResult
 _WATTS_PER_CORE = 8.0
 # Of a stage's steps: after so many, so many are traced.
 _SKIPPED, _TRACED = 2, 3
-
-_Log = Callable[[dict[str, float], int], None]
-"""Told of the numbers of a record and its step."""
 
 
 class LossWatch(Watcher):
@@ -55,16 +51,12 @@ class LossWatch(Watcher):
             return
         loss, expected = float(self.run.ranks.mean(result.loss)), math.log(self.run.store.vocab_size)
         if abs(loss - expected) > 0.2 * expected:
-            self.run.warn(
-                1,
-                f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}; "
-                f"check the model's initialisation before trusting this run",
-            )
+            found = f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}"
+            self.run.warn(1, f"{found}; check the model's initialisation before trusting this run")
 
     def before_record(self, record: Record) -> Record:
         if not all(math.isfinite(value) for value in astuple(record) if isinstance(value, float)):
-            problem = f"the loss or its gradient is no longer finite at step {record.step}"
-            raise self._stopped(problem, record.step)
+            raise self._stopped(f"the loss or its gradient is no longer finite at step {record.step}", record.step)
         return record
 
     def after_record(self, record: Record) -> None:
@@ -251,46 +243,40 @@ class Trackers(Watcher):
 
     def __init__(self, wanted: Sequence[str]) -> None:
         self._wanted = wanted
-        self._closing = ExitStack()
-        self._logs: list[_Log] = []
+        self._board: Any = None
+        self._services: list[Any] = []
 
     def started(self) -> None:
-        wanted = self._wanted
+        path, wanted = self.run.path, self._wanted
         if wanted == "auto":
             wanted = ["tensorboard"] if find_spec("tensorboard") else []
         for name in wanted:
             if find_spec(name) is None:
                 raise UserError(f"train.track: {name} is not installed; pip install {name}")
-        self._logs = [self._tensorboard() if name == "tensorboard" else self._service(name) for name in wanted]
+        for name in wanted:
+            if name == "tensorboard":
+                self._board = import_module("torch.utils.tensorboard").SummaryWriter(str(path / "tensorboard"))
+                continue
+            service = import_module(name)
+            # The same id again goes on with the same curves when a run is resumed; trackio does so by the name.
+            own = {"id": path.name, "dir": str(path)} if name == "wandb" else {}
+            config = self.run.recipe.model_dump(mode="json")
+            service.init(project="superpose", name=path.name, resume="allow", config=config, **own)
+            self._services.append(service)
 
     def after_record(self, record: Record) -> None:
-        for log in self._logs:
-            log(curves(record), record.step)
+        numbers = curves(record)
+        for service in self._services:
+            service.log(numbers, step=record.step)
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, record.step)
 
     def closed(self) -> None:
-        self._closing.close()
-
-    def _tensorboard(self) -> _Log:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(self.run.path / "tensorboard"))
-        self._closing.callback(writer.close)
-
-        def log(numbers: dict[str, float], step: int) -> None:
-            for name, value in numbers.items():
-                writer.add_scalar(name, value, step)
-
-        return log
-
-    def _service(self, name: str) -> _Log:
-        service: Any = import_module(name)
-        path = self.run.path
-        # The same id again goes on with the same curves when a run is resumed; trackio does so by the name.
-        own = {"id": path.name, "dir": str(path)} if name == "wandb" else {}
-        config = self.run.recipe.model_dump(mode="json")
-        service.init(project="superpose", name=path.name, resume="allow", config=config, **own)
-        self._closing.callback(service.finish)
-        return lambda numbers, step: service.log(numbers, step=step)
+        for service in self._services:
+            service.finish()
+        if self._board is not None:
+            self._board.close()
 
 
 def curves(record: Record) -> dict[str, float]:
