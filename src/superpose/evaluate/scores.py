@@ -34,39 +34,12 @@ _LOGITS = 2**24
 _CHOICES = 64
 
 
-@dataclass(frozen=True)
-class TextScore:
-    """How well a model predicts a held-out set.
+def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> tuple[Floats, Floats]:
+    """Predicts a held-out set with a model, in rows of `latents`; a UserError if its predictions are not finite.
 
-    Attributes:
-        position_nats, position_tokens: the loss of each document's tokens, its end of text included, and how many were
-            predicted, by `buckets` of position: float64 [D, P].
-    """
-
-    position_nats: Floats
-    position_tokens: Floats
-
-    @property
-    def nats(self) -> Floats:
-        """Of each document [D]."""
-        nats: Floats = self.position_nats.sum(axis=1)
-        return nats
-
-    @property
-    def tokens(self) -> Floats:
-        """Of each document [D]."""
-        tokens: Floats = self.position_tokens.sum(axis=1)
-        return tokens
-
-
-def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> TextScore:
-    """Predicts a held-out set with a model.
-
-    Args:
-        latents: length of a row; at most what the model was made for.
-
-    Raises:
-        UserError: the text is a single token, or the model's predictions are not finite.
+    Returns:
+        The loss of each document's tokens in nats, its end of text included, and how many tokens were predicted, both
+        by `buckets` of position: float64 [D, P].
     """
     ids, offsets = tokenize(evaluated, text)
     if len(ids) < 2:
@@ -120,13 +93,13 @@ def buckets(latents: int) -> list[tuple[int, int]]:
     return [(first, after - 1) for first, after in pairwise([*starts, latents + 1])]
 
 
-def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> TextScore:
+def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> tuple[Floats, Floats]:
     """Sums and counts of losses by document and bucket of position [D, P]."""
     # Loss n is of token n + 1, which its row predicts from n % latents + 1 tokens.
     token = np.arange(1, len(losses) + 1)
     bins = offsets, [first for first, _ in buckets(latents)] + [latents + 1]
     places = token, (token - 1) % latents + 1
-    return TextScore(np.histogram2d(*places, bins, weights=losses)[0], np.histogram2d(*places, bins)[0])
+    return np.histogram2d(*places, bins, weights=losses)[0], np.histogram2d(*places, bins)[0]
 
 
 @dataclass(frozen=True)
@@ -147,11 +120,7 @@ class TaskScore:
 
 
 def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskScore:
-    """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same.
-
-    Raises:
-        UserError: the model's predictions are not finite.
-    """
+    """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same."""
     pairs = [(item.context, choice) for item in items for choice in item.choices]
     nats = iter(_finite(continuation_nats(evaluated, pairs), evaluated, task))
     right, right_by_byte = [], []
