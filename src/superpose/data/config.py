@@ -27,10 +27,6 @@ class SourceArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Of .bin files without a header; auto takes them for uint16."""
 
-    @property
-    def source(self) -> Source:
-        return Source(self.path, self.field, self.encoding, self.dtype)
-
 
 class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """What text to train on, and how it is tokenized."""
@@ -75,7 +71,7 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         sources = [SourceArgs(path=self.corpus)] if isinstance(self.corpus, str) else self.corpus
         weights = [source.weight for source in sources if source.weight is not None]
         return Preparation(
-            sources=tuple(source.source for source in sources),
+            sources=tuple(Source(one.path, one.field, one.encoding, one.dtype) for one in sources),
             weights=tuple(weights) or None,
             tokenizer=self.tokenizer,
             vocab_size=0 if self.tokenizer else self.vocab_size,

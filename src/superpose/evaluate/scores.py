@@ -57,11 +57,7 @@ def tokenize(evaluated: EvaluatedModel, text: HeldOut) -> tuple[Tensor, npt.NDAr
 
 
 def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:
-    """Nats of every token but the first, float64 [N - 1], by a model of transformers, in rows of `latents`.
-
-    Args:
-        tokens: int64 [N].
-    """
+    """Nats of every token [N] but the first, float64 [N - 1], by a model of transformers, in rows of `latents`."""
     at_a_time = max(1, _LOGITS // (latents * model.config.vocab_size))
     batches = torch.split(next_token_rows(tokens, latents), at_a_time)
     losses = torch.cat([row_losses(model, rows).flatten() for rows in batches])
@@ -70,11 +66,7 @@ def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:
 
 @torch.no_grad()
 def row_losses(model: Any, rows: Tensor) -> Tensor:
-    """Nats of every token of each row but the first, float64 [B, L] on the CPU.
-
-    Args:
-        rows: int64 [B, L + 1]; at their ends filled with `IGNORE_INDEX`, whose loss is 0.
-    """
+    """Nats of every token of each row but the first, float64 [B, L] on the CPU; those of `IGNORE_INDEX` are 0."""
     rows = rows.to(model.device)
     # Filling comes after all text of its row, so a causal model's predictions of text never see it.
     logits = model(input_ids=rows[:, :-1].clamp(min=0), use_cache=False).logits.float()

@@ -33,11 +33,7 @@ class HeldOut:
 
 
 def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut:
-    """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store.
-
-    Raises:
-        UserError: it cannot be read, or holds no text.
-    """
+    """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store."""
     if (Path(location) / "manifest.json").is_file():
         return _held_out_of(TokenStore.open(Path(location)), name, max_bytes)
     documents = _first(_documents(name, location, field), max_bytes)
@@ -65,11 +61,7 @@ def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:
 
 
 def own_texts(models: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOut]:
-    """What the runs among some models held out of training; runs on the same text share one set.
-
-    Raises:
-        UserError: a run's tokens are no longer there, or none of the models is of a run.
-    """
+    """What the runs among some models held out of training; runs on the same text share one set."""
     stores: dict[str, tuple[str, TokenStore]] = {}
     for model in models:
         if model.run is not None:

@@ -23,13 +23,7 @@ _FIRST = {
 
 
 def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequence[str] = ()) -> str:
-    """The text of README.md.
-
-    Args:
-        name: of the model.
-        license_id: as hubs name licenses, such as apache-2.0; unknown if not given.
-        languages: codes of those in the text, such as en.
-    """
+    """The text of README.md, see `superpose.share.exporting.export`."""
     parts = defaultdict(str, name=plain(name), place=repr(printable(name)), version=facts.exported_with)
     parts["front_matter"] = _front_matter(facts, license_id, languages)
     parts["summary"], parts["training"] = _summary(facts), _training(facts)

@@ -103,17 +103,13 @@ def _model(run: RunOnDisk, checkpoint: int | None, average: bool) -> Any:
         if average and not directory.is_dir():
             raise UserError(f"{run.path} has no average; it was trained without train.average")
         return load_model(directory)
-    checkpoints = Checkpoints(run.path, ALONE)
-    if checkpoint not in checkpoints.steps:
-        known = ", ".join(map(str, checkpoints.steps)) or "none"
-        raise UserError(f"{run.path} has no checkpoint of step {checkpoint}; those it has: {known}")
     if (run.path / "model" / "config.json").is_file():
         config = load_config(run.path / "model")
     else:
         store = _store(run)
         config = build_config(run.recipe.model, store.vocab_size, run.recipe.train.latents, store.end_of_text)
     model = build_model(config)
-    checkpoints.weights(model, checkpoint, average)
+    Checkpoints(run.path, ALONE).weights(model, checkpoint, average)
     return model
 
 

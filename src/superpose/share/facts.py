@@ -105,11 +105,7 @@ class Facts:
 
 
 def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
-    """The facts of a model that a run had at a step.
-
-    Raises:
-        UserError: a file of the run was altered.
-    """
+    """The facts of a model that a run had at a step."""
     recipe = run.recipe
     schedule, train = recipe.schedule, recipe.train
     stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)

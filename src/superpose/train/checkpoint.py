@@ -177,14 +177,11 @@ class Checkpoints:
     def restore(
         self, parts: Parts, tell: Callable[[str], None] = lambda message: None, step: int | None = None
     ) -> Progress:
-        """Loads the newest good checkpoint; a run without one starts at step 0.
+        """Loads the newest good checkpoint; a run without one starts at step 0, one without a good one is a UserError.
 
         Args:
             tell: told which checkpoints were passed over, and why.
             step: load the checkpoint of this step or none, and touch nothing: the run is another's.
-
-        Raises:
-            UserError: there are checkpoints but none is good, or the good one is of another model.
         """
         candidates = self._ranks.on_main(lambda: self.steps)
         if step is not None:

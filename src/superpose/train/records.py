@@ -21,6 +21,7 @@ _Kind = TypeVar("_Kind")
 _Record = TypeVar("_Record", bound="Record")
 
 _Count = Annotated[int, Field(ge=0, lt=2**100)]
+_adapter = cache(TypeAdapter)  # to build one takes longer than to check hundreds of records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,11 +177,6 @@ def checked(kind: type[_Kind], value: Any, path: Path) -> _Kind:
         place = ".".join(map(str, problem["loc"]))
         raise UserError(f"{path} was altered: {place}: {problem['msg']}; train the run again") from None
     return read
-
-
-@cache  # to build one takes longer than to check hundreds of records
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def read_result(path: Path) -> Result:

@@ -62,11 +62,7 @@ class Watcher:
 
 
 class Clock:
-    """Seconds spent training, without start-up, validation and checkpoints.
-
-    Args:
-        seconds: spent before this start of the run.
-    """
+    """Seconds spent training, without start-up, validation and checkpoints; `seconds` before this start of the run."""
 
     def __init__(self, seconds: float) -> None:
         self._spent = seconds

@@ -242,14 +242,10 @@ def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ran
 
 
 def next_token_rows(tokens: Tensor, latents: int) -> Tensor:
-    """Rows that predict every token but the first once, each with as much context as its row has.
+    """Rows that predict every token of a text but the first once, each with as much context as its row has.
 
-    Args:
-        tokens: a whole text, int64 [N], two tokens or more.
-
-    Returns:
-        Rows of latents + 1 tokens that overlap by one, int64 [rows, latents + 1]; the last is filled with
-        `IGNORE_INDEX`.
+    From int64 [N], two tokens or more, to rows that overlap by one, int64 [rows, latents + 1]; the last is filled with
+    `IGNORE_INDEX`.
     """
     count = -(-(len(tokens) - 1) // latents)
     padded = torch.full((count * latents + 1,), IGNORE_INDEX)

@@ -30,10 +30,7 @@ class LossWatch(Watcher):
     """Warns of a fresh model that does not guess; stops a run whose loss is no number or has run away.
 
     A fresh model's loss is log V in both phases. Anything else means that the parts are wired wrongly. A loss has run
-    away if it is far above its lowest in this phase, three records in a row.
-
-    Args:
-        allowed: nats it may stand above its lowest; 0 for any.
+    away if it is more than `allowed` nats (0 for any) above its lowest in this phase, three records in a row.
     """
 
     PATIENCE = 3
@@ -90,11 +87,7 @@ class LossWatch(Watcher):
 
 
 class Baseline(Watcher):
-    """Says in each validation where the run passes a baseline, or may.
-
-    Args:
-        reference: the baseline's validations; empty for none.
-    """
+    """Says in each validation where the run passes a baseline, or may; `reference` is empty for none."""
 
     def __init__(self, reference: Sequence[Validation]) -> None:
         self._reference = reference
@@ -233,12 +226,9 @@ class Profile(Watcher):
 
 
 class Trackers(Watcher):
-    """Tells TensorBoard, Weights & Biases or trackio of every record.
+    """Tells TensorBoard, Weights & Biases or trackio of every record; "auto" for TensorBoard if it is installed.
 
     TensorBoard writes to the run's `tensorboard/`, the others take the name of its directory.
-
-    Args:
-        wanted: their names; "auto" for TensorBoard if it is installed.
     """
 
     def __init__(self, wanted: Sequence[str]) -> None:
