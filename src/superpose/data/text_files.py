@@ -64,10 +64,8 @@ def _encoding(start: bytes, encoding: str) -> str:
 def read_text(file: Path, encoding: str, in_pieces: bool, start: int, stop: int, most: int) -> Iterator[str | None]:
     """The documents of a text, or of a range of its bytes: all of it or, if `in_pieces`, pieces; None if it is no text.
 
-    Args:
-        start: of the range, moved to the next paragraph.
-        stop: of the range, moved likewise; 0 for all of the file.
-        most: bytes to read at a time, where pieces are asked for.
+    `start` and `stop` (0 for all of the file) are moved to the next paragraph; pieces are cut from `most` bytes at a
+    time.
     """
     encoding = codecs.lookup(encoding).name
     for number, block in enumerate(_blocks(file, encoding, in_pieces, start, stop, most)):

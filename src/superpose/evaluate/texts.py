@@ -13,7 +13,7 @@ from superpose.data.store import TokenStore
 from superpose.errors import UserError, printable
 from superpose.evaluate.intervals import Floats
 from superpose.evaluate.models import EvaluatedModel
-from superpose.files import read_json
+from superpose.runs.disk import open_run
 
 OWN = "held-out"
 """Names the documents that a run held out."""
@@ -65,7 +65,7 @@ def own_texts(models: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOu
     stores: dict[str, tuple[str, TokenStore]] = {}
     for model in models:
         if model.run is not None:
-            store = _store_of(model.run)
+            store = open_run(model.run).whole_store("it cannot be predicted; name held-out text with --text")
             stores.setdefault(store.fingerprint, (model.name, store))
     if not stores:
         raise UserError(
@@ -74,17 +74,6 @@ def own_texts(models: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOu
         )
     alone = len(stores) == 1
     return [_held_out_of(store, OWN if alone else f"{OWN} of {name}", max_bytes) for name, store in stores.values()]
-
-
-def _store_of(run: Path) -> TokenStore:
-    kept = read_json(run / "store.json")
-    path = Path(str(kept.get("path")))
-    if not (path / "manifest.json").is_file():
-        raise UserError(f"{run} was trained on the store {path}, which is gone; name held-out text with --text")
-    store = TokenStore.open(path)
-    if store.fingerprint != kept.get("fingerprint"):
-        raise UserError(f"{path} holds other text than {run} was trained on; name held-out text with --text")
-    return store
 
 
 def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:

@@ -83,6 +83,13 @@ class RunOnDisk:
             return None
         return store if store.fingerprint == about.get("fingerprint") else None
 
+    def whole_store(self, otherwise: str) -> TokenStore:
+        """The text it read; a UserError that ends with `otherwise` if it is gone, or another."""
+        if (store := self.store) is None:
+            where = self.path / "store.json"
+            raise UserError(f"the text that {self.path} reads is no longer whole where {where} says, so {otherwise}")
+        return store
+
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run's: it holds a recipe and the name of a store."""

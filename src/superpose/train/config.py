@@ -289,7 +289,6 @@ def _sentence(problem: Any) -> str:
 
 
 def _names() -> list[str]:
-    """All names a recipe can set."""
     return [f"{section}.{name}" for section, values in Recipe() for name in type(values).model_fields]
 
 

@@ -104,17 +104,12 @@ class Baseline(Watcher):
 
 
 def crossing(ours: Sequence[Validation], baseline: Sequence[Validation], switched: int) -> dict[str, int]:
-    """Compares the validations of a run since its switch with a baseline's at equal FLOPs.
+    """Compares the validations of a run since step `switched`, the first of recovery, with a baseline's at equal FLOPs.
 
-    Args:
-        baseline: of an ordinary run; between its validations its loss is taken as linear.
-        switched: first step of recovery.
-
-    Returns:
-        The step at which the run's loss came to lie under the baseline's, as `crossed`; else the step at which it may,
-        as `crossing_forecast`; nothing where the gap does not close, or there are fewer than two validations since
-        the switch. A forecast is what a straight line through the gaps over the logarithm of the steps since the switch
-        says of a curve; believe it for a little way ahead.
+    Between its validations the baseline's loss is taken as linear. Returns the step at which the run's came to lie
+    under it, as `crossed`; else that at which it may, as `crossing_forecast`; nothing where the gap does not close, or
+    there are fewer than two validations since the switch. A forecast is what a straight line through the gaps over the
+    logarithm of the steps since the switch says of a curve; believe it for a little way ahead.
     """
     if not baseline:
         return {}
