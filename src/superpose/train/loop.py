@@ -183,7 +183,6 @@ def _steps(run: Running) -> HeldOutLoss:
 
 
 def _validate(run: Running, done: int) -> HeldOutLoss:
-    """Next-token loss on the held-out side, in whatever phase."""
     with run.clock.paused():
         measured = _held_out(run)
         run.tell(run.validation(done, measured))

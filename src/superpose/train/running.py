@@ -172,7 +172,6 @@ class Running:
         )
 
     def validation(self, done: int, held_out: HeldOutLoss) -> Validation:
-        """The record of a validation."""
         return Validation(step=done, **self._measured(done, held_out))
 
     def result(self, held_out: HeldOutLoss, compile_seconds: float) -> Result:

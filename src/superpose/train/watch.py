@@ -258,10 +258,10 @@ class Trackers(Watcher):
                 self._board.add_scalar(name, value, record.step)
 
     def closed(self) -> None:
-        for service in self._services:
-            service.finish()
         if self._board is not None:
             self._board.close()
+        for service in self._services:
+            service.finish()
 
 
 def curves(record: Record) -> dict[str, float]:
