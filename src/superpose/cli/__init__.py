@@ -1,7 +1,5 @@
 """The command line: a thin shell over the package, loading each part when a command needs it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`superpose conform`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,7 +1,5 @@
 """`superpose prepare`, `superpose tokenizer ...` and `superpose data ...`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -137,7 +135,7 @@ def verify(store: Store) -> None:
     typer.echo(f"{opened.describe()}\nall files are as they were written")
 
 
-def _sources(locations: list[str], field: str, encoding: str, dtype: Dtype = "auto") -> tuple[Source, ...]:
+def _sources(locations: list[str], field: str, encoding: str, dtype: Dtype = "auto") -> "tuple[Source, ...]":
     from superpose.data.readers import Source
 
     return tuple(Source(location, field, encoding, dtype) for location in locations)

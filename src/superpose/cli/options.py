@@ -1,7 +1,5 @@
 """What several commands share: options, and what is made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -33,7 +31,7 @@ Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
 
-def console(**settings: Any) -> Console:
+def console(**settings: Any) -> "Console":
     """Prints names and paths from outside, which are text and not markup."""
     from rich.console import Console
 
@@ -63,7 +61,7 @@ def load_settings(
     shortcuts: dict[str, Any],
     stages: str | None = None,
     overrides: list[str] | None = None,
-) -> Recipe:
+) -> "Recipe":
     """The recipe with the options' values and then the `--set` ones, checked as far as it can be before any work."""
     import json
 
@@ -86,7 +84,7 @@ def load_settings(
     return settings
 
 
-def prepared_store(settings: Recipe, display: Display) -> TokenStore:
+def prepared_store(settings: "Recipe", display: "Display") -> "TokenStore":
     """The recipe's text, prepared."""
     from superpose.data.config import prepare
 

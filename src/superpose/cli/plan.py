@@ -1,7 +1,5 @@
 """`superpose plan`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -130,7 +128,7 @@ def plan(
         console.print()
 
 
-def _setting(request: Request, bag_size: int | None, ratio: float | None, recommend: bool) -> Setting | None:
+def _setting(request: "Request", bag_size: int | None, ratio: float | None, recommend: bool) -> "Setting | None":
     from superpose.plan import Setting
 
     if (bag_size is None) != (ratio is None):
@@ -162,7 +160,7 @@ def _gib(text: str) -> float:
     return float(number) * 2**30
 
 
-def _price(text: str, with_hardware: bool) -> Price:
+def _price(text: str, with_hardware: bool) -> "Price":
     """Of one device an hour: 2.5/h, $2.5/h, 2 EUR/h."""
     import re
 

@@ -1,7 +1,5 @@
 """The charts of a comparison: curves, seeds, budgets, gains."""
 
-from __future__ import annotations
-
 import statistics
 
 from superpose.compare.comparison import Comparison, Trained

@@ -4,15 +4,13 @@ RUNS/NAME/comparison.json  all results    RUNS/NAME/summary.md  tables and verdi
 RUNS/NAME/tst-3000-seed1/  and so on      the runs, see `superpose.train.run_directory`
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
@@ -65,7 +63,7 @@ class Comparison:
     @classmethod
     def of(
         cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore
-    ) -> Comparison:
+    ) -> Self:
         runs = [
             Trained(o.run.arm, o.run.seed, o.run.steps, o.run.recipe.train.lr, o.directory, o.result)
             for o in outcomes
@@ -75,7 +73,7 @@ class Comparison:
         return cls(recipe, tuple(runs), tunings, store.facts, failures)
 
     @classmethod
-    def load(cls, directory: Path) -> Comparison:
+    def load(cls, directory: Path) -> Self:
         """Reads comparison.json back.
 
         Raises:

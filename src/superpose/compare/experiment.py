@@ -10,8 +10,6 @@ An ordinary run is the beginning of every longer one until its learning rate fal
 the longest of them (see `superpose.runs.pool`).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

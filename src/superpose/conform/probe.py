@@ -11,8 +11,6 @@ with y[j] each token's share of what the position was asked for, and c[j] how mu
 Shapes: B rows, L latents, S bag, V vocabulary, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace

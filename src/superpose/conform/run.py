@@ -1,7 +1,5 @@
 """Checks of a whole run: who decides the phase, what is read when, and what is counted. Errors 8, 9, 10 and 12."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

@@ -5,8 +5,6 @@ Each check raises `WrongError` with its evidence, or returns a sentence on what 
 Shapes: B rows, L latents, S bag, N = B x L positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """All twelve checks in turn, and what came of each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

@@ -3,8 +3,6 @@
 Request -> accounting (model, memory, cost) + evidence (prediction) -> verdict with reasons -> Plan
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

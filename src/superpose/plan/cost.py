@@ -8,8 +8,6 @@ steps are measured on the user's own machine. Then the run's own parts are timed
 store's windows. Ordinary training and TST of equal steps take the same, but for the text they read.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ A gain is the ordinary run's final loss minus the TST run's, after equal numbers
 per token. It is positive where TST ends lower. What it says of other runs: `superpose.plan.prediction`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass, replace

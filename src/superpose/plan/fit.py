@@ -1,7 +1,5 @@
 """Requests out of recipes and out of a few numbers; whether a step fits the devices, and what would make it fit."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

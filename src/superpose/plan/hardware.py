@@ -1,7 +1,5 @@
 """What accelerators do at most, what they take, and what public runs reached, out of devices.toml."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from dataclasses import dataclass

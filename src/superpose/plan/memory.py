@@ -20,8 +20,6 @@ benchmarks/plan.py holds the estimate against processes. On a GPU the figure is 
 reserves is a little more.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import platform

@@ -4,8 +4,6 @@ Counted on the meta device, from transformers' own code, so that attention, head
 it. Where only a number of parameters is given, a Llama of about that many stands in.
 """
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files

@@ -11,8 +11,6 @@ Outside of both, and away from comparisons of the user's own, there is no number
 intervals are 95 % ones; benchmarks/evidence.py holds them against points that were left out (docs/planning.md).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict

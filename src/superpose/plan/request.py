@@ -1,7 +1,5 @@
 """What is to be planned: a model, its steps and batch, and the devices it is for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A plan as it is shown and written: tables for people, and plan.json, which `superpose report` reads."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Any, Literal

@@ -5,8 +5,6 @@ Everything that comes from outside is text: escaped in the page, in the data its
 plotly would read as HTML. The page's policy lets it load nothing.
 """
 
-from __future__ import annotations
-
 import html
 import itertools
 import json

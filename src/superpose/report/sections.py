@@ -3,8 +3,6 @@
 directory -> Section: verdict, charts, tables, settings -> one page (`superpose.report.page`), Markdown and pictures
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

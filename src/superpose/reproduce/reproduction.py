@@ -3,15 +3,13 @@
 experiment -> arms x seeds -> runs in RUNS/pool -> findings: ours, the paper's, and whether they agree -> RUNS/NAME
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
@@ -95,7 +93,7 @@ class Reproduction:
     rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: Path) -> list[Reproduction]:
+    def load(cls, path: Path) -> list[Self]:
         """All experiments of a reproduction.json.
 
         Raises:
@@ -105,7 +103,7 @@ class Reproduction:
         if saved.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version of superpose; reproduce again to write it anew")
         try:
-            return TypeAdapter(list[Reproduction]).validate_python(saved.get("experiments"))
+            return TypeAdapter(list[cls]).validate_python(saved.get("experiments"))
         except ValidationError:
             raise UserError(f"{path} was altered; reproduce again to write it anew") from None
 

@@ -10,8 +10,6 @@ only a comparison with other seeds tells what TST brings. `Tuned.next_command` i
 RUNS/NAME/recipe.toml  for `superpose train`    RUNS/NAME/tuning.json  all results    RUNS/NAME/summary.md  tables
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shlex
@@ -82,7 +80,7 @@ class Ranking:
         return f"{kept}; best {best.trial}, {losses}"
 
 
-def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
+def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> "Tuned":
     """Trains rung by rung and keeps the best.
 
     Nothing of it depends on the order of trials or outcomes. Of equal losses, the one that reads less data is better.

@@ -12,8 +12,6 @@ would be a second memory beside the pool of runs, which already goes on with tho
 is left to do is to sort, and to keep the first few.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections import Counter

@@ -3,8 +3,6 @@
 Search -> runs in RUNS/pool, rung by rung -> Tuned -> files in RUNS/NAME
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

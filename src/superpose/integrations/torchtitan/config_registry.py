@@ -6,8 +6,6 @@ own builders with TorchTitan's initialisation. Every setting may be given anothe
     --config superpose_270m --dataloader.dataset_path stores/dclm --superposition.bag_size 8 --training.steps 10000
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any

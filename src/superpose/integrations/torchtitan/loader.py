@@ -4,8 +4,6 @@ What a step reads is a function of the step (`superpose.data.windows.WindowPlan`
 and a run may go on with other numbers of ranks or parts of a step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

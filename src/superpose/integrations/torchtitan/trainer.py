@@ -1,7 +1,5 @@
 """TorchTitan's trainer with a schedule of bag sizes, and any of its configs made into one of ours."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
