@@ -62,9 +62,8 @@ def prepare(
     shares = None if weights is None else numbers("--weights", weights, float)
     if shares is not None and (len(shares) != len(sources) or min(shares) <= 0):
         raise UserError(f"--weights {weights}: expected {len(sources)} numbers above 0, one for each source")
-    text = _sources(sources, field, encoding, dtype)
+    text, held_out = _sources(sources, field, encoding, dtype), val_megabytes * 1e6
     limit = float("inf") if max_megabytes is None else max_megabytes * 1e6
-    held_out = val_megabytes * 1e6
     preparation = Preparation(
         text, shares, tokenizer, vocab_size or 0, end_of_text, limit, val_fraction, held_out, seed
     )
@@ -75,8 +74,7 @@ def prepare(
         except KeyboardInterrupt:
             display.say("stopped; the same command goes on where it was")
             raise
-    seconds = time.monotonic() - started
-    typer.echo(f"{store.describe()}\n{out}, in {seconds:.0f} s")
+    typer.echo(f"{store.describe()}\n{out}, in {time.monotonic() - started:.0f} s")
 
 
 tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
@@ -111,7 +109,6 @@ def train_a_tokenizer(
 
 
 data_app = typer.Typer(help="Look at token stores.", no_args_is_help=True)
-
 Store = Annotated[Path, Argument(help="Directory of a store.")]
 
 
@@ -129,8 +126,7 @@ def verify(store: Store) -> None:
     from superpose.data.store import TokenStore
 
     opened = TokenStore.open(store)
-    problems = opened.verify()
-    if problems:
+    if problems := opened.verify():
         raise UserError("; ".join(problems) + f"; remove {store} and prepare it again")
     typer.echo(f"{opened.describe()}\nall files are as they were written")
 

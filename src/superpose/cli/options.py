@@ -27,7 +27,6 @@ Overrides = Annotated[
 Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
 Runs = Annotated[Path, Option(help="Directory for results and runs.")]
 Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")]
-
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
 
@@ -45,11 +44,7 @@ def print_json(value: Any) -> None:
 
 
 def named(option: str, text: str, expected: str) -> tuple[str, str]:
-    """The two sides of NAME=VALUE.
-
-    Raises:
-        UserError: one is missing; the message says what was expected.
-    """
+    """The two sides of NAME=VALUE, both of which have to be there; `expected` says so in the error."""
     name, _, value = text.partition("=")
     if not (name and value):
         raise UserError(f"{option} {text}: expected {expected}")
@@ -57,10 +52,7 @@ def named(option: str, text: str, expected: str) -> tuple[str, str]:
 
 
 def load_settings(
-    recipe: Path | None,
-    shortcuts: dict[str, Any],
-    stages: str | None = None,
-    overrides: list[str] | None = None,
+    recipe: Path | None, shortcuts: dict[str, Any], stages: str | None = None, overrides: list[str] | None = None
 ) -> "Recipe":
     """The recipe with the options' values and then the `--set` ones, checked as far as it can be before any work."""
     import json
@@ -91,12 +83,15 @@ def prepared_store(settings: "Recipe", display: "Display") -> "TokenStore":
     return prepare(settings.data, display.prepare)
 
 
-def numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
-    """Numbers with commas between; of no text none.
+def expect_all(display: "Display") -> None:
+    """Raises a UserError if runs failed, which names them."""
+    if display.failed:
+        failed = ", ".join(display.failed)
+        raise UserError(f"{failed} failed, see above; what finished is kept, and the same command tries the rest again")
 
-    Raises:
-        UserError: one of them is none.
-    """
+
+def numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
+    """Numbers with commas between; of no text none."""
     try:
         return tuple(kind(part) for part in text.split(",") if text)
     except ValueError:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Overrides, load_settings, prepared_store
+from superpose.cli.options import A_RECIPE, AsJson, Overrides, console, load_settings, prepared_store, print_json
 from superpose.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,58 +16,52 @@ _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 def plan(
-    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; or give --params and --tokens.")] = None,
-    params: Annotated[str | None, typer.Option(help="Parameters, such as 3B: a Llama of about that size.")] = None,
+    recipe: Annotated[Path | None, Argument(help=f"{A_RECIPE}; or give --params and --tokens.")] = None,
+    params: Annotated[str | None, Option(help="Parameters, such as 3B: a Llama of about that size.")] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Budget, such as 60B: what an ordinary run would read, and so latents.")
+        str | None, Option(help="Budget, such as 60B: what an ordinary run would read, and so latents.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Tokens of unique text there are, such as 100B.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Such as 8xH100, or cpu.")] = None,
-    flops: Annotated[str | None, typer.Option(help="FLOP/s of one device at most, such as 400T.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of one device in GiB, such as 48G.")] = None,
-    price: Annotated[str | None, typer.Option(help="Of one device an hour, such as 2.5/h or '2 EUR/h'.")] = None,
+    data: Annotated[str | None, Option(help="Tokens of unique text there are, such as 100B.")] = None,
+    hardware: Annotated[str | None, Option(help="Such as 8xH100, or cpu.")] = None,
+    flops: Annotated[str | None, Option(help="FLOP/s of one device at most, such as 400T.")] = None,
+    memory: Annotated[str | None, Option(help="Memory of one device in GiB, such as 48G.")] = None,
+    price: Annotated[str | None, Option(help="Of one device an hour, such as 2.5/h or '2 EUR/h'.")] = None,
     mfu: Annotated[
         float | None,
-        typer.Option(min=0.001, max=1, help="Utilisation of the devices; a range, from public runs, if not given."),
+        Option(min=0.001, max=1, help="Utilisation of the devices; a range, from public runs, if not given."),
     ] = None,
-    co2: Annotated[float | None, typer.Option(min=0, help="Grams a kWh; 445, the world's mean, if not given.")] = None,
-    bag_size: Annotated[int | None, typer.Option(min=1, help="Tokens in a bag (s), with --ratio.")] = None,
-    ratio: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the steps in superposition (r).")] = None,
+    co2: Annotated[float | None, Option(min=0, help="Grams a kWh; 445, the world's mean, if not given.")] = None,
+    bag_size: Annotated[int | None, Option(min=1, help="Tokens in a bag (s), with --ratio.")] = None,
+    ratio: Annotated[float | None, Option(min=0, max=1, help="Share of the steps in superposition (r).")] = None,
     recommend: Annotated[
-        bool, typer.Option("--recommend", help="Recommend bag size and ratio in place of the recipe's own.")
+        bool, Option("--recommend", help="Recommend bag size and ratio in place of the recipe's own.")
     ] = False,
     vocab_size: Annotated[
-        int | None, typer.Option(min=2, help="With --params; one that suits the size if not given.")
+        int | None, Option(min=2, help="With --params; one that suits the size if not given.")
     ] = None,
-    latents: Annotated[int | None, typer.Option(min=1, help="Positions of a sequence, with --params; 2048.")] = None,
+    latents: Annotated[int | None, Option(min=1, help="Positions of a sequence, with --params; 2048.")] = None,
     compared: Annotated[
         list[Path] | None,
-        typer.Option(help="Directory of a comparison of yours, which counts where it is near; repeatable."),
+        Option(help="Directory of a comparison of yours, which counts where it is near; repeatable."),
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Run a few steps of both phases here, and plan with what they took.")
+        bool, Option("--calibrate", help="Run a few steps of both phases here, and plan with what they took.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Directory for plan.json, which 'superpose report' reads.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    out: Annotated[Path | None, Option(help="Directory for plan.json, which 'superpose report' reads.")] = None,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Say what TST would bring, what it would cost, and whether to do it: go, small gain, compare first, or do not."""
     # What is mistyped is said before anything heavy is loaded.
-    unique, budget, size = (
-        None if text is None else _amount(option, text)
-        for option, text in (("--data", data), ("--tokens", tokens), ("--params", params))
-    )
-    hourly = None if price is None else _price(price, hardware is not None)
-    speed = None if flops is None else _amount("--flops", flops)
+    amounts = {"--data": data, "--tokens": tokens, "--params": params, "--flops": flops}
+    unique, budget, size, speed = (None if text is None else _amount(option, text) for option, text in amounts.items())
+    hourly = None if price is None else _price(price)
     room = None if memory is None else _gib(memory)
-    for option, given in (("--flops", flops), ("--memory", memory)):
+    for option, given in (("--flops", flops), ("--memory", memory), ("--price", price)):
         if given is not None and hardware is None:
-            raise UserError(f"{option} would be ignored; name the devices it is of with --hardware, such as 8xmy-card")
+            raise UserError(f"{option} would be ignored; name the devices it is of with --hardware, such as 8xH100")
 
-    import json
     from dataclasses import replace
-
-    from rich.console import Console
 
     from superpose.compare.comparison import Comparison
     from superpose.files import write_json
@@ -78,8 +72,7 @@ def plan(
     from superpose.results.progress import Display, print_table
     from superpose.train.config import load_recipe, with_settings
 
-    machine = parse_hardware(hardware, speed, room) if hardware else None
-    settings = None
+    machine, settings = parse_hardware(hardware, speed, room) if hardware else None, None
     if recipe is not None:
         said = {"--params": params, "--tokens": tokens, "--vocab-size": vocab_size, "--latents": latents}
         for option, value in said.items():
@@ -90,9 +83,9 @@ def plan(
         request = request_of(settings, machine, unique)
     elif size is None or budget is None:
         raise UserError("give a recipe, or --params and --tokens, such as --params 3B --tokens 60B")
+    elif overrides:
+        raise UserError("--set changes a recipe's settings; without a recipe it would be ignored")
     else:
-        if overrides:
-            raise UserError("--set changes a recipe's settings; without a recipe it would be ignored")
         request = request_for(size, budget, vocab_size, 2048 if latents is None else latents, machine, unique)
     request = replace(
         request,
@@ -102,12 +95,11 @@ def plan(
         co2_grams=request.co2_grams if co2 is None else co2,
     )
     own = [point for place in compared or [] for point in points_of(Comparison.load(place), str(place))]
-    console = Console(markup=False, highlight=False, stderr=as_json)
-    measured = None
+    terminal, measured = console(stderr=as_json), None
     if calibrate:
         if settings is None:
             raise UserError("--calibrate runs steps of a recipe's model on its text; give a recipe that can run here")
-        with Display(console) as display:
+        with Display(terminal) as display:
             store = prepared_store(settings, display)
         if (setting := request.setting) is not None and setting.bag_size > 1:
             settings = with_settings(settings, "superposition", bag_size=setting.bag_size, ratio=setting.ratio)
@@ -119,13 +111,13 @@ def plan(
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "plan.json", written)
     if as_json:
-        typer.echo(json.dumps(written, indent=2))
+        print_json(written)
         return
-    console.print(f"{summary(planned)}\n", style="bold")
+    terminal.print(f"{summary(planned)}\n", style="bold")
     for title, header, rows in tables(planned):
-        console.print(title, style="bold")
-        print_table(console, header, rows)
-        console.print()
+        terminal.print(title, style="bold")
+        print_table(terminal, header, rows)
+        terminal.print()
 
 
 def _setting(request: "Request", bag_size: int | None, ratio: float | None, recommend: bool) -> "Setting | None":
@@ -160,7 +152,7 @@ def _gib(text: str) -> float:
     return float(number) * 2**30
 
 
-def _price(text: str, with_hardware: bool) -> "Price":
+def _price(text: str) -> "Price":
     """Of one device an hour: 2.5/h, $2.5/h, 2 EUR/h."""
     import re
 
@@ -170,6 +162,4 @@ def _price(text: str, with_hardware: bool) -> "Price":
     found = re.fullmatch(rf"\s*({sign})?\s*(\d+(?:\.\d+)?)\s*({sign})?\s*(?:/\s*h)?\s*", text)
     if found is None or (found[1] and found[3]) or not float(found[2]) < 1e9:
         raise UserError(f"--price {text}: expected a price of one device an hour, such as 2.5/h or '2 EUR/h'")
-    if not with_hardware:
-        raise UserError("--price would be ignored; say on what with --hardware, such as 8xH100")
     return Price(float(found[2]), (found[1] or found[3] or "").upper())

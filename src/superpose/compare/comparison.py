@@ -61,9 +61,7 @@ class Comparison:
     failures: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore
-    ) -> Self:
+    def of(cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore) -> Self:
         runs = [
             Trained(o.run.arm, o.run.seed, o.run.steps, o.run.recipe.train.lr, o.directory, o.result)
             for o in outcomes
