@@ -74,20 +74,18 @@ class Memory:
 
 def memory(request: Request, model: ModelFacts) -> Memory:
     """Memory of one device in a step of what is requested; `model` is its model, counted."""
-    latents, shards = request.latents, request.sharing.shards
+    latents, shards, half = request.latents, request.sharing.shards, request.precision == "bfloat16"
     rows = max(1, request.rows // request.sharing.devices // request.parts)
-    half = request.precision == "bfloat16"
     width_bytes = 2 if half else _FLOAT32
     weights = gradients = _FLOAT32 * model.parameters // shards
     # Muon has one moment for the matrices of the blocks, AdamW two for everything.
     in_blocks = model.layers * model.block_parameters
     moments = 2 * model.parameters - (in_blocks if request.optimizer == "muon" else 0)
     state = _FLOAT32 * moments // shards
+    # A block's gradients are whole until they are summed and scattered.
     outer = model.parameters - in_blocks
-    gathered = 0
-    if shards > 1:
-        # A block's gradients are whole until they are summed and scattered.
-        gathered = width_bytes * (2 * model.block_parameters + outer) + _FLOAT32 * (model.block_parameters + outer)
+    whole = width_bytes * (2 * model.block_parameters + outer) + _FLOAT32 * (model.block_parameters + outer)
+    gathered = whole if shards > 1 else 0
 
     per_row, fixed = block_activations(request.config, latents, request.precision)
     inputs = rows * latents * model.width * _FLOAT32
