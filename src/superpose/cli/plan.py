@@ -1,16 +1,13 @@
 """`superpose plan`."""
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
 from superpose.cli.options import A_RECIPE, AsJson, Overrides, console, load_settings, prepared_store, print_json
 from superpose.errors import UserError
-
-if TYPE_CHECKING:
-    from superpose.plan import Request, Setting
-    from superpose.plan.request import Price
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
@@ -57,26 +54,32 @@ def plan(
     unique, budget, size, speed = (None if text is None else _amount(option, text) for option, text in amounts.items())
     hourly = None if price is None else _price(price)
     room = None if memory is None else _gib(memory)
-    for option, given in (("--flops", flops), ("--memory", memory), ("--price", price)):
-        if given is not None and hardware is None:
+    for option, value in {"--flops": flops, "--memory": memory, "--price": price}.items():
+        if value is not None and hardware is None:
             raise UserError(f"{option} would be ignored; name the devices it is of with --hardware, such as 8xH100")
+
+    if (bag_size is None) != (ratio is None):
+        raise UserError("--bag-size and --ratio belong together; give both, or neither")
+    if recommend and bag_size is not None:
+        raise UserError("--recommend chooses bag size and ratio; leave out --bag-size and --ratio")
 
     from dataclasses import replace
 
     from superpose.compare.comparison import Comparison
     from superpose.files import write_json
-    from superpose.plan import parse_hardware, points_of, request_for, request_of, summary
+    from superpose.plan import Setting, parse_hardware, points_of, request_for, request_of, summary
     from superpose.plan.advisor import make_plan
     from superpose.plan.cost import calibrate as run_steps
+    from superpose.plan.request import Price
     from superpose.plan.tables import record, tables
     from superpose.results.progress import Display, print_table
     from superpose.train.config import load_recipe, with_settings
 
     machine, settings = parse_hardware(hardware, speed, room) if hardware else None, None
     if recipe is not None:
-        said = {"--params": params, "--tokens": tokens, "--vocab-size": vocab_size, "--latents": latents}
-        for option, value in said.items():
-            if value is not None:
+        own = {"--params": params, "--tokens": tokens, "--vocab-size": vocab_size, "--latents": latents}
+        for option, said in own.items():
+            if said is not None:
                 raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
         # A plan is made before tokenizer and devices have to be here; steps are run with them.
         settings = load_settings(recipe, {}, None, overrides) if calibrate else load_recipe(recipe, overrides)
@@ -87,14 +90,15 @@ def plan(
         raise UserError("--set changes a recipe's settings; without a recipe it would be ignored")
     else:
         request = request_for(size, budget, vocab_size, 2048 if latents is None else latents, machine, unique)
+    given = request.setting if bag_size is None or ratio is None else Setting(bag_size, ratio)
     request = replace(
         request,
-        setting=_setting(request, bag_size, ratio, recommend),
+        setting=None if recommend else given,
         utilisation=mfu,
-        price_per_hour=hourly,
+        price_per_hour=None if hourly is None else Price(*hourly),
         co2_grams=request.co2_grams if co2 is None else co2,
     )
-    own = [point for place in compared or [] for point in points_of(Comparison.load(place), str(place))]
+    points = [point for place in compared or [] for point in points_of(Comparison.load(place), str(place))]
     terminal, measured = console(stderr=as_json), None
     if calibrate:
         if settings is None:
@@ -105,7 +109,7 @@ def plan(
             settings = with_settings(settings, "superposition", bag_size=setting.bag_size, ratio=setting.ratio)
         measured = run_steps(settings, store)
         request = replace(request, unique_tokens=request.unique_tokens or len(store.train.tokens))
-    planned = make_plan(request, own, measured)
+    planned = make_plan(request, points, measured)
     written = record(planned)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -118,18 +122,6 @@ def plan(
         terminal.print(title, style="bold")
         print_table(terminal, header, rows)
         terminal.print()
-
-
-def _setting(request: "Request", bag_size: int | None, ratio: float | None, recommend: bool) -> "Setting | None":
-    from superpose.plan import Setting
-
-    if (bag_size is None) != (ratio is None):
-        raise UserError("--bag-size and --ratio belong together; give both, or neither")
-    if bag_size is not None and ratio is not None:
-        if recommend:
-            raise UserError("--recommend chooses bag size and ratio; leave out --bag-size and --ratio")
-        return Setting(bag_size, ratio)
-    return None if recommend else request.setting
 
 
 def _amount(option: str, text: str) -> float:
@@ -152,14 +144,10 @@ def _gib(text: str) -> float:
     return float(number) * 2**30
 
 
-def _price(text: str) -> "Price":
-    """Of one device an hour: 2.5/h, $2.5/h, 2 EUR/h."""
-    import re
-
-    from superpose.plan.request import Price
-
+def _price(text: str) -> tuple[float, str]:
+    """Of one device an hour, and its currency: 2.5/h, $2.5/h, 2 EUR/h."""
     sign = r"[$€£¥]|[A-Za-z]{3}"
     found = re.fullmatch(rf"\s*({sign})?\s*(\d+(?:\.\d+)?)\s*({sign})?\s*(?:/\s*h)?\s*", text)
     if found is None or (found[1] and found[3]) or not float(found[2]) < 1e9:
         raise UserError(f"--price {text}: expected a price of one device an hour, such as 2.5/h or '2 EUR/h'")
-    return Price(float(found[2]), (found[1] or found[3] or "").upper())
+    return float(found[2]), (found[1] or found[3] or "").upper()

@@ -23,10 +23,9 @@ reserves is a little more.
 import copy
 import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -165,8 +164,8 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
 
     # FakeTensorMode logs what it then raises. Transformers cannot look into tensors without memory, and takes their
     # rows for several documents, with a mask.
-    quiet = _replaced(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
-    one_document = _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    quiet = patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
+    one_document = patch.object(masking_utils, "find_packed_sequence_indices", create=True, return_value=None)
     with FakeTensorMode(allow_non_fake_inputs=True), quiet, one_document:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -176,17 +175,3 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
             model.base_model(inputs_embeds=x, use_cache=False)
     total = sum(size for _, size in sizes.values())
     return total * 2 if experts and precision == "float32" else total
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """With another value of an attribute; one that is not there is left so."""
-    if not hasattr(owner, name):
-        yield
-        return
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

@@ -168,10 +168,8 @@ def reproduce(
         recipe: in place of the scale's own; "paper" has none.
         seeds: each arm is trained once with each.
         rates: learning rates to try first, ordinarily and with the TST recipe; arms take the best.
-        runs: directory for results, and for the pool of all runs.
         name: of the results; by default reproduce-SCALE.
-        jobs: runs at a time; 0 for one on each core, and one after the other on a GPU.
-        display: shows the work; by default on standard output.
+        runs, jobs, display: as of `superpose.compare.compare`.
         command: what reproduction.json says it was made with.
         listener: called with each experiment when it is done.
 

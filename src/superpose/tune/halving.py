@@ -348,10 +348,8 @@ def tune(
 
     Args:
         search: what is tried and for how long; `superpose.tune.plan_search` makes it.
-        runs: directory for results, and for the pool of all runs.
         name: of the search.
-        jobs: runs at a time; 0 for one on each core, and one after the other on a GPU.
-        display: shows the work; by default on standard output.
+        runs, jobs, display: as of `superpose.compare.compare`.
         command: what the files say they were made with.
 
     Raises:
