@@ -84,7 +84,7 @@ class Comparison:
             comparison = TypeAdapter(cls).validate_python({part.name: saved[part.name] for part in fields(cls)})
             for run in comparison.runs:
                 if checked(Result, run.result, run.directory).epochs is None:
-                    raise ValueError("tables show passes over the text")
+                    raise ValueError  # tables show passes over the text
                 if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
                     raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
             if comparison.tunings and set(comparison.tunings) != {ORDINARY, TST}:
