@@ -103,7 +103,8 @@ def judge(name: str, store: TokenStore, place: Path) -> dict[str, Any]:
     try:
         return entry | {"verdict": "right"} | right(name, store, place)
     except ValueError as error:  # a UserError is one
-        return entry | {"verdict": "refused", "why": str(error).removeprefix("model.architecture: ")}
+        why = str(error).removeprefix("model.architecture: ").replace(f"{place / name / 'config.json'}: ", "")
+        return entry | {"verdict": "refused", "why": why}
     except Exception as error:
         traceback.print_exc()
         return entry | {"verdict": "fault", "why": f"{type(error).__name__}: {error}"}
@@ -192,9 +193,10 @@ def own_loss(model: Any, store: TokenStore) -> float:
     tokens = torch.from_numpy(store.val.tokens.read(0, len(store.val.tokens)))
     total = 0.0
     for start in range(0, len(tokens) - 1, LATENTS):
-        row = tokens[start : start + LATENTS + 1].unsqueeze(0)
-        logits = model(input_ids=row[:, :-1], use_cache=False).logits
-        total += float(F.cross_entropy(logits[0].double(), row[0, 1:], reduction="sum"))
+        row = tokens[start : start + LATENTS + 1]
+        whole = F.pad(row, (0, LATENTS + 1 - len(row)))  # what follows changes nothing in a causal model
+        logits = model(input_ids=whole[None, :-1], use_cache=False).logits[0, : len(row) - 1]
+        total += float(F.cross_entropy(logits.double(), row[1:], reduction="sum"))
     return total / (len(tokens) - 1)
 
 

@@ -334,8 +334,8 @@ MUTANTS = [
         4,
         "each rank divides by the whole step",
         "train/step.py",
-        "args.latents_per_step / ranks.world_size",
-        "args.latents_per_step",
+        "args.batch_size * args.latents / ranks.world_size",
+        "args.batch_size * args.latents",
         "tests/train/test_distributed.py",
     ),
     Mutant(

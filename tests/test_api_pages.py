@@ -63,7 +63,7 @@ def test_share(samples, run, capsys):
 def test_compare(samples, recipe, tmp_path, monkeypatch, capsys):
     """All three workflows on a tiny corpus, from its preparation to the files; runs train in this process."""
     write_recipe(recipe, tmp_path / "recipe.toml")
-    for module in ("compare.workflow", "tune.workflow", "reproduce.reproduction"):
+    for module in ("compare.workflow", "tune.halving", "reproduce.reproduction"):
         monkeypatch.setattr(f"superpose.{module}.train_all", lambda *of: trained(*of[:3]))
     names = samples("compare.md")
     printed = capsys.readouterr().out

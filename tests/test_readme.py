@@ -41,7 +41,7 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     for work in (
         # First, as importing them later would keep what stands in for it here.
-        *(f"superpose.{module}.prepare" for module in ("compare.workflow", "tune.workflow", "reproduce.reproduction")),
+        *(f"superpose.{module}.prepare" for module in ("compare.workflow", "tune.halving", "reproduce.reproduction")),
         "superpose.data.config.prepare",
         "superpose.report.page.write_report",
         "superpose.share.sampling.generate",

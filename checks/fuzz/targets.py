@@ -264,7 +264,7 @@ def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
 
 _WORK = (
     # First, as importing them later would keep what stands in for it here.
-    *(f"superpose.{module}.prepare" for module in ("compare.workflow", "tune.workflow", "reproduce.reproduction")),
+    *(f"superpose.{module}.prepare" for module in ("compare.workflow", "tune.halving", "reproduce.reproduction")),
     "superpose.data.config.prepare",
     "superpose.report.page.write_report",
     "superpose.share.sampling.generate",

@@ -17,6 +17,11 @@ def last_line(error: BaseException) -> str:
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
 
 
+def printable(text: str) -> str:
+    """Text from outside with blanks for its control characters, which a terminal would obey."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 class UserError(ValueError):
     """One clear sentence: which file or setting, what was expected, what to do. The command line exits with 2.
 
@@ -41,11 +46,7 @@ class ReportedError(UserError):
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError:
-    """Which extra brings a package that is not there, as superpose's own metadata has it.
-
-    Raises:
-        ModuleNotFoundError: no extra brings it, so what is missing is an error of ours.
-    """
+    """Which extra brings a package that is not there, by its metadata; raises it again if none does."""
     from importlib import metadata  # takes longer to import than all the rest
 
     package = (error.name or "").partition(".")[0]

@@ -40,9 +40,8 @@ def whole_directory(path: Path) -> Iterator[Path]:
     try:
         yield aside
         for folder, _, names in os.walk(aside):
-            for name in names:
+            for name in (*names, ""):
                 sync(Path(folder, name))
-            sync(Path(folder))
         replaced = path.with_name(f".{path.name}.{os.getpid()}.old")
         if path.exists():
             path.rename(replaced)
@@ -59,11 +58,7 @@ class BusyError(UserError):
 
 @contextmanager
 def one_at_a_time(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Lets only one process at a time make what is to be at `path`; the others wait, or are told `busy`.
-
-    Raises:
-        BusyError: another process is at it; the message is `busy`.
-    """
+    """Lets only one process at a time make what is to be at `path`; the others wait, or get a `BusyError` of `busy`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     while True:
@@ -86,15 +81,14 @@ def _locked(file: IO[str], patient: bool) -> bool:
     for _ in range(5):
         try:
             fcntl.flock(file, fcntl.LOCK_EX if patient else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except BlockingIOError:
             time.sleep(0.1)
         except OSError as error:
             # Some file systems of clusters know no locks; that is no reason not to work on them.
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise
-            return True
-        else:
-            return True
+            if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+                return True
+            raise
     return False
 
 
@@ -108,11 +102,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
-
-    Raises:
-        UserError: the file is missing, or not a JSON object.
-    """
+    """The JSON object in a file; a UserError if it is missing or holds none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -9,10 +9,7 @@ from typing import Any
 def names(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
     """The `__getattr__` of a package whose public names are defined in its modules.
 
-    Args:
-        package: its `__name__`.
-        homes: the module of each name, seen from the package, such as {"evaluate": "workflow"}; ".data.config" stands
-            beside it.
+    `homes` is the module of each, seen from the package, such as {"evaluate": "workflow"}; ".data.config" is beside it.
     """
 
     def get(name: str) -> Any:

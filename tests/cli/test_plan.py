@@ -82,7 +82,7 @@ def test_reasons_are_read_from_the_left_and_not_cut():
         ((), "give a recipe, or --params and --tokens"),
         (("--params", "3B"), "give a recipe, or --params and --tokens"),
         (("--params", "three", "--tokens", "1B"), "--params three: expected an amount"),
-        ((*NUMBERS, "--price", "2.5/h"), "say on what with --hardware"),
+        ((*NUMBERS, "--price", "2.5/h"), "--price would be ignored"),
         ((*NUMBERS, "--hardware", "8xTPU"), "--hardware 8xTPU"),
         ((*NUMBERS, "--price", "much", "--hardware", "A100"), "--price much"),
         ((*NUMBERS, "--bag-size", "4"), "belong together"),

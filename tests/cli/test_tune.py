@@ -49,7 +49,7 @@ def invoke(monkeypatch, recipe, tmp_path):
     write_recipe(with_settings(recipe, "train", batch_size=16, latents=64), tmp_path / "small.toml")
 
     def call(trainer, *arguments, runs="runs"):
-        monkeypatch.setattr("superpose.tune.workflow.train_all", trainer)
+        monkeypatch.setattr("superpose.tune.halving.train_all", trainer)
         words = [
             "superpose",
             "tune",

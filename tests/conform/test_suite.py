@@ -1,9 +1,8 @@
 import pytest
 import torch
 
-from superpose.conform import Implementation, conform
+from superpose.conform import ERRORS, Implementation, conform
 from superpose.conform.probe import VOCAB_SIZE, Probe, read_step, window_of
-from superpose.conform.suite import ERRORS
 from superpose.errors import UserError
 from tests.conform import implementations as written
 

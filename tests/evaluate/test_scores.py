@@ -46,26 +46,26 @@ def test_losses_are_those_of_one_token_after_the_other(family, count):
 def test_a_run_scores_as_its_validation_did(run):
     (one,) = load_models([run], "cpu")
     (text,) = own_texts([one], math.inf)
-    score = score_text(one, text, 16)
+    nats, tokens = score_text(one, text, 16)
     result = read_json(run / "result.json")
-    assert score.nats.sum() / score.tokens.sum() == pytest.approx(result["val_loss"], rel=1e-5)
-    assert score.nats.sum() / math.log(2) / text.sizes.sum() == pytest.approx(result["val_bits_per_byte"], rel=1e-5)
+    assert nats.sum() / tokens.sum() == pytest.approx(result["val_loss"], rel=1e-5)
+    assert nats.sum() / math.log(2) / text.sizes.sum() == pytest.approx(result["val_bits_per_byte"], rel=1e-5)
 
 
 @settings(max_examples=25)
 @given(st.lists(st.text("ab é\n日", min_size=1, max_size=40), min_size=1, max_size=8), st.integers(2, 40))
 def test_documents_positions_and_the_whole_agree(small, documents, latents):
     text = HeldOut("t", tuple(documents))
-    score = score_text(small, text, latents)
+    nats, tokens = score_text(small, text, latents)
     ids, offsets = tokenize(small, text)
     losses = token_losses(small.model, ids, latents)
     # Byte tokens, one end of text for each document, and the very first is not predicted.
     assert text.sizes.tolist() == [len(document.encode()) for document in documents]
-    assert score.tokens.sum() == len(ids) - 1 == text.sizes.sum() + len(documents) - 1
+    assert tokens.sum() == len(ids) - 1 == text.sizes.sum() + len(documents) - 1
     for number, (start, stop) in enumerate(pairwise(offsets)):
-        assert score.nats[number] == pytest.approx(sum(losses[max(start, 1) - 1 : stop - 1]))
-    assert score.nats.sum() == pytest.approx(losses.sum()) == pytest.approx(score.position_nats.sum())
-    assert score.position_tokens.sum() == len(losses)
+        assert nats[number].sum() == pytest.approx(sum(losses[max(start, 1) - 1 : stop - 1]))
+    assert nats.sum() == pytest.approx(losses.sum())
+    assert tokens.shape == nats.shape == (len(documents), len(buckets(latents)))
 
 
 def test_positions_are_tokens_of_context():
@@ -76,12 +76,12 @@ def test_positions_are_tokens_of_context():
 
     first = int(load_tokenizer("bytes").byte_ids[ord("a")])
     losses = token_losses(HandMade(alphabet), torch.arange(first, first + 17), 8)
-    score = _sums(losses, np.array([0, 4, 17]), 8)
-    loss = score.position_nats.sum(axis=0) / score.position_tokens.sum(axis=0)
+    nats, count = _sums(losses, np.array([0, 4, 17]), 8)
+    loss = nats.sum(axis=0) / count.sum(axis=0)
     assert buckets(8) == [(1, 1), (2, 3), (4, 8)]
     assert loss[:2] == pytest.approx([math.log(257)] * 2)
     assert loss[2] < 0.1
-    assert score.position_tokens.tolist() == [[1, 2, 0], [1, 2, 10]]
+    assert count.tolist() == [[1, 2, 0], [1, 2, 10]]
 
 
 @given(st.integers(1, 5000))

@@ -56,12 +56,12 @@ def test_a_store_that_is_gone_or_is_anothers(run, store, tmp_path):
     (one,) = load_models([run], "cpu")
     place = tmp_path / "run"
     place.mkdir()
-    write_json(place / "store.json", {"fingerprint": store.fingerprint, "path": str(tmp_path / "gone")})
-    with pytest.raises(UserError, match="which is gone; name held-out text with --text"):
-        own_texts([replace(one, run=place)], 1e6)
-    write_json(place / "store.json", {"fingerprint": "another", "path": str(store.path)})
-    with pytest.raises(UserError, match="holds other text"):
-        own_texts([replace(one, run=place)], 1e6)
+    shutil.copy(run / "config.json", place)
+    gone, anothers = (store.fingerprint, tmp_path / "gone"), ("another", store.path)
+    for fingerprint, path in (gone, anothers):
+        write_json(place / "store.json", {"fingerprint": fingerprint, "path": str(path)})
+        with pytest.raises(UserError, match=r"no longer whole where .*, so it cannot .* with --text"):
+            own_texts([replace(one, run=place)], 1e6)
 
 
 def test_runs_on_different_text_are_both_asked(run, store, tmp_path):
@@ -70,6 +70,7 @@ def test_runs_on_different_text_are_both_asked(run, store, tmp_path):
     manifest = json.loads((tmp_path / "store" / "manifest.json").read_text()) | {"fingerprint": "another"}
     write_json(tmp_path / "store" / "manifest.json", manifest)
     (tmp_path / "run").mkdir()
+    shutil.copy(run / "config.json", tmp_path / "run")
     write_json(tmp_path / "run" / "store.json", {"fingerprint": "another", "path": str(tmp_path / "store")})
     both = own_texts([one, replace(one, name="other", run=tmp_path / "run")], 1e6)
     assert [text.name for text in both] == ["held-out of one", "held-out of other"]

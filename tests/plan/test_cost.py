@@ -9,9 +9,8 @@ from superpose.errors import UserError
 from superpose.plan.advisor import make_plan
 from superpose.plan.cost import OVERHEAD, Calibration, calibrate, cost_of
 from superpose.plan.fit import request_for, request_of
-from superpose.plan.hardware import NAMES, PUBLIC_RUNS, parse_hardware, usual_utilisation
 from superpose.plan.model import KNOWN_SHAPES, Shape, facts
-from superpose.plan.request import Price, Request
+from superpose.plan.request import NAMES, PUBLIC_RUNS, Price, Request, parse_hardware, usual_utilisation
 
 
 def costs(schedule, latents_per_step, flops_per_latent, step_seconds=None, **request):

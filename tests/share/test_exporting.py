@@ -165,7 +165,7 @@ def test_an_altered_checkpoint_is_not_exported(run, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"step-00000018 cannot be used: its shard-.* was altered"):
         export(copy, tmp_path / "out", checkpoint=18)
-    with pytest.raises(UserError, match=r"no checkpoint of step 5; those it has: 8, 18, 20"):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5; those it holds: 8, 18, 20"):
         export(copy, tmp_path / "out", checkpoint=5, bags=True)
     with pytest.raises(UserError, match=r"has 20 steps"):
         export(copy, tmp_path / "out", checkpoint=21)

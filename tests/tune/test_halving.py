@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from superpose.compare.experiment import Design, plan_tuning
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome
-from superpose.train.config import Recipe, load_recipe, with_settings, write_recipe
+from superpose.train.config import Recipe, load_recipe, with_settings
 from superpose.tune.halving import halve
 from superpose.tune.search import (
     BAG_SIZES,
@@ -337,7 +337,7 @@ def test_candidates_that_nobody_names():
 
 def test_the_written_recipe_says_where_it_comes_from(tmp_path):
     tuned = TestResult().tuned(bowl(Trial(4, 0.3, 2e-3)))
-    write_recipe(tuned.recipe, tmp_path / "recipe.toml", tuned.comments("superpose tune --eta 2"))
+    tuned.write(tmp_path, "superpose tune --eta 2", Path("runs"))
     text = (tmp_path / "recipe.toml").read_text()
     for words in ("# Found by: superpose tune --eta 2", "# s 4, r 0.3, learning rate 0.002: validation loss 3.1250"):
         assert words in text

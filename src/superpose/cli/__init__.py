@@ -1,7 +1,5 @@
 """The command line: a thin shell over the package, loading each part when a command needs it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -39,12 +37,8 @@ def _options(
     pass
 
 
-app.command()(compare.compare)
-app.command()(tune.tune)
-app.command()(reproduce.reproduce)
-app.command()(evaluate.evaluate)
-app.command()(report.report)
-app.command()(conform.conform)
+for command in (compare.compare, tune.tune, reproduce.reproduce, evaluate.evaluate, report.report, conform.conform):
+    app.command()(command)
 app.command()(plan.plan)
 
 
@@ -98,8 +92,7 @@ def train(
         except StoppedError as stopped:
             terminal.print(f"{stopped}; the same command with --resume goes on")
             raise typer.Exit(stopped.exit_code) from None
-    for line in summarize(result):
-        terminal.print(line)
+    terminal.print("\n".join(summarize(result)))
     bags = "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."
     terminal.print(bags if result["ends_in_superposition"] else f"model: {out / 'model'}")
 

@@ -1,47 +1,42 @@
 """`superpose compare`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, load_settings, numbers
-from superpose.errors import UserError
+from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, expect_all, load_settings, numbers
 
-_Steps = typer.Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
+_Steps = Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
 
 
 def compare(
-    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
+    recipe: Annotated[Path | None, Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
     corpus: Corpus = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of each run: the main budget.")] = None,
-    bag_size: Annotated[int | None, typer.Option(help="Tokens in a bag (s).")] = None,
-    ratio: Annotated[float | None, typer.Option(help="Share of the steps in superposition (r).")] = None,
+    steps: Annotated[int | None, Option(help="Optimizer steps of each run: the main budget.")] = None,
+    bag_size: Annotated[int | None, Option(help="Tokens in a bag (s).")] = None,
+    ratio: Annotated[float | None, Option(help="Share of the steps in superposition (r).")] = None,
     stages: Annotated[
-        str | None,
-        typer.Option(metavar="S:R,S:R,...", help="Several stages of superposition instead, such as 8:0.1,4:0.2."),
+        str | None, Option(metavar="S:R,S:R,...", help="Several stages of superposition instead, such as 8:0.1,4:0.2.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate of both arms.")] = None,
+    lr: Annotated[float | None, Option(help="Peak learning rate of both arms.")] = None,
     lrs: Annotated[
-        str | None,
-        typer.Option(metavar="LR,LR,...", help="Learning rates to try in each arm first; each then takes its best."),
+        str | None, Option(metavar="LR,LR,...", help="Learning rates to try in each arm first; each takes its best.")
     ] = None,
-    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Both arms are trained once with each seed.")] = "1",
+    seeds: Annotated[str, Option(metavar="N,N,...", help="Both arms are trained once with each seed.")] = "1",
     budgets: Annotated[str | None, _Steps] = None,
     ordinary_budgets: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="N,N,...",
             help="Further numbers of steps of the ordinary arm, for the question of equal loss; "
             "'auto' among them stands for those that read as much text as TST.",
         ),
     ] = None,
     context_control: Annotated[
-        bool, typer.Option("--context-control", help="Also train TST with no more context than an ordinary row.")
+        bool, Option("--context-control", help="Also train TST with no more context than an ordinary row.")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="Of the comparison; by default the recipe's, or 'demo'.")] = None,
+    name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, or 'demo'.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
     overrides: Overrides = None,
@@ -71,14 +66,9 @@ def compare(
         numbers("--lrs", lrs or "", float),
         context_control,
     )
-    name = name or (recipe.stem if recipe else "demo")
-    display = Display()
+    name, display = name or (recipe.stem if recipe else "demo"), Display()
     comparison = workflow.compare(design, runs=runs, name=name, jobs=jobs, display=display)
     if comparison.seeds:
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")
-    if display.failed:
-        raise UserError(
-            f"{', '.join(display.failed)} failed, see above; what finished is kept, "
-            f"and the same command tries the rest again"
-        )
+    expect_all(display)

@@ -1,7 +1,5 @@
 """`superpose conform`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -30,8 +28,8 @@ def conform(
     from rich.table import Table
     from rich.text import Text
 
+    from superpose.conform import conform as check
     from superpose.conform.implementation import ROLES, load
-    from superpose.conform.suite import conform as check
 
     expected = f"ROLE=NAME with one of {', '.join(ROLES)}"
     names = dict(named("--role", text, expected) for text in role or [])

@@ -1,18 +1,13 @@
 """`superpose prepare`, `superpose tokenizer ...` and `superpose data ...`."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 from typer import Argument, Option
 
 from superpose.cli.options import numbers
 from superpose.errors import UserError
-
-if TYPE_CHECKING:
-    from superpose.data.readers import Source
 
 Sources = Annotated[
     list[str],
@@ -24,7 +19,6 @@ Sources = Annotated[
 ]
 Field = Annotated[str, Option(help="Of JSON lines, Parquet and datasets: where a record keeps its text.")]
 Encoding = Annotated[str, Option(help="Of text files.")]
-Dtype = Literal["auto", "uint16", "uint32"]
 Processes = Annotated[int, Option(min=0, help="At a time; 0 for one on each core.")]
 
 
@@ -43,7 +37,7 @@ def prepare(
     weights: Annotated[str | None, Option(metavar="W,W,...", help="Share of the text each source is to have.")] = None,
     field: Field = "text",
     encoding: Encoding = "utf-8",
-    dtype: Annotated[Dtype, Option(help="Of .bin files without a header.")] = "auto",
+    dtype: Annotated[Literal["auto", "uint16", "uint32"], Option(help="Of .bin files without a header.")] = "auto",
     max_megabytes: Annotated[float | None, Option(help="Of text to train on; by default all.")] = None,
     val_fraction: Annotated[float, Option(min=0, max=1, help="Share of the documents held out.")] = 0.005,
     val_megabytes: Annotated[float, Option(help="Of held-out text that is kept.")] = 10,
@@ -57,6 +51,7 @@ def prepare(
     import time
 
     from superpose.data.prepare import Preparation, prepare_store
+    from superpose.data.readers import Source
     from superpose.results.progress import Display
 
     if bool(tokenizer) == (vocab_size is not None):
@@ -64,9 +59,8 @@ def prepare(
     shares = None if weights is None else numbers("--weights", weights, float)
     if shares is not None and (len(shares) != len(sources) or min(shares) <= 0):
         raise UserError(f"--weights {weights}: expected {len(sources)} numbers above 0, one for each source")
-    text = _sources(sources, field, encoding, dtype)
+    text, held_out = tuple(Source(place, field, encoding, dtype) for place in sources), val_megabytes * 1e6
     limit = float("inf") if max_megabytes is None else max_megabytes * 1e6
-    held_out = val_megabytes * 1e6
     preparation = Preparation(
         text, shares, tokenizer, vocab_size or 0, end_of_text, limit, val_fraction, held_out, seed
     )
@@ -77,8 +71,7 @@ def prepare(
         except KeyboardInterrupt:
             display.say("stopped; the same command goes on where it was")
             raise
-    seconds = time.monotonic() - started
-    typer.echo(f"{store.describe()}\n{out}, in {seconds:.0f} s")
+    typer.echo(f"{store.describe()}\n{out}, in {time.monotonic() - started:.0f} s")
 
 
 tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
@@ -98,13 +91,14 @@ def train_a_tokenizer(
 ) -> None:
     """Train a byte-level BPE tokenizer on 16 MiB of text, taken from all over the sources."""
     from superpose.data.prepare import train_on_sources
+    from superpose.data.readers import Source
     from superpose.data.tokenizer import END_OF_TEXT, save_tokenizer
     from superpose.files import whole_directory
     from superpose.results.progress import Display
 
     if out.exists():
         raise UserError(f"{out} exists; give a new directory")
-    text, special = _sources(sources, field, encoding), tuple(special_token or ())
+    text, special = tuple(Source(place, field, encoding) for place in sources), tuple(special_token or ())
     with Display() as display:
         trained = train_on_sources(text, vocab_size, special, processes, display.prepare)
     with whole_directory(out) as aside:
@@ -113,7 +107,6 @@ def train_a_tokenizer(
 
 
 data_app = typer.Typer(help="Look at token stores.", no_args_is_help=True)
-
 Store = Annotated[Path, Argument(help="Directory of a store.")]
 
 
@@ -131,13 +124,6 @@ def verify(store: Store) -> None:
     from superpose.data.store import TokenStore
 
     opened = TokenStore.open(store)
-    problems = opened.verify()
-    if problems:
+    if problems := opened.verify():
         raise UserError("; ".join(problems) + f"; remove {store} and prepare it again")
     typer.echo(f"{opened.describe()}\nall files are as they were written")
-
-
-def _sources(locations: list[str], field: str, encoding: str, dtype: Dtype = "auto") -> tuple[Source, ...]:
-    from superpose.data.readers import Source
-
-    return tuple(Source(location, field, encoding, dtype) for location in locations)

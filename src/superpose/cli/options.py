@@ -1,7 +1,5 @@
 """What several commands share: options, and what is made of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -29,11 +27,10 @@ Overrides = Annotated[
 Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
 Runs = Annotated[Path, Option(help="Directory for results and runs.")]
 Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")]
-
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
 
-def console(**settings: Any) -> Console:
+def console(**settings: Any) -> "Console":
     """Prints names and paths from outside, which are text and not markup."""
     from rich.console import Console
 
@@ -47,11 +44,7 @@ def print_json(value: Any) -> None:
 
 
 def named(option: str, text: str, expected: str) -> tuple[str, str]:
-    """The two sides of NAME=VALUE.
-
-    Raises:
-        UserError: one is missing; the message says what was expected.
-    """
+    """The two sides of NAME=VALUE, both of which have to be there; `expected` says so in the error."""
     name, _, value = text.partition("=")
     if not (name and value):
         raise UserError(f"{option} {text}: expected {expected}")
@@ -59,11 +52,8 @@ def named(option: str, text: str, expected: str) -> tuple[str, str]:
 
 
 def load_settings(
-    recipe: Path | None,
-    shortcuts: dict[str, Any],
-    stages: str | None = None,
-    overrides: list[str] | None = None,
-) -> Recipe:
+    recipe: Path | None, shortcuts: dict[str, Any], stages: str | None = None, overrides: list[str] | None = None
+) -> "Recipe":
     """The recipe with the options' values and then the `--set` ones, checked as far as it can be before any work."""
     import json
 
@@ -86,19 +76,22 @@ def load_settings(
     return settings
 
 
-def prepared_store(settings: Recipe, display: Display) -> TokenStore:
+def prepared_store(settings: "Recipe", display: "Display") -> "TokenStore":
     """The recipe's text, prepared."""
     from superpose.data.config import prepare
 
     return prepare(settings.data, display.prepare)
 
 
-def numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
-    """Numbers with commas between; of no text none.
+def expect_all(display: "Display") -> None:
+    """Raises a UserError if runs failed, which names them."""
+    if display.failed:
+        failed = ", ".join(display.failed)
+        raise UserError(f"{failed} failed, see above; what finished is kept, and the same command tries the rest again")
 
-    Raises:
-        UserError: one of them is none.
-    """
+
+def numbers(option: str, text: str, kind: Callable[[str], _Number]) -> tuple[_Number, ...]:
+    """Numbers with commas between; of no text none."""
     try:
         return tuple(kind(part) for part in text.split(",") if text)
     except ValueError:

@@ -1,145 +1,127 @@
 """`superpose plan`."""
 
-from __future__ import annotations
-
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Overrides, load_settings, prepared_store
+from superpose.cli.options import A_RECIPE, AsJson, Overrides, console, load_settings, prepared_store, print_json
 from superpose.errors import UserError
-
-if TYPE_CHECKING:
-    from superpose.plan import Request, Setting
-    from superpose.plan.request import Price
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 def plan(
-    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; or give --params and --tokens.")] = None,
-    params: Annotated[str | None, typer.Option(help="Parameters, such as 3B: a Llama of about that size.")] = None,
+    recipe: Annotated[Path | None, Argument(help=f"{A_RECIPE}; or give --params and --tokens.")] = None,
+    params: Annotated[str | None, Option(help="Parameters, such as 3B: a Llama of about that size.")] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="Budget, such as 60B: what an ordinary run would read, and so latents.")
+        str | None, Option(help="Budget, such as 60B: what an ordinary run would read, and so latents.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="Tokens of unique text there are, such as 100B.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Such as 8xH100, or cpu.")] = None,
-    flops: Annotated[str | None, typer.Option(help="FLOP/s of one device at most, such as 400T.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory of one device in GiB, such as 48G.")] = None,
-    price: Annotated[str | None, typer.Option(help="Of one device an hour, such as 2.5/h or '2 EUR/h'.")] = None,
+    data: Annotated[str | None, Option(help="Tokens of unique text there are, such as 100B.")] = None,
+    hardware: Annotated[str | None, Option(help="Such as 8xH100, or cpu.")] = None,
+    flops: Annotated[str | None, Option(help="FLOP/s of one device at most, such as 400T.")] = None,
+    memory: Annotated[str | None, Option(help="Memory of one device in GiB, such as 48G.")] = None,
+    price: Annotated[str | None, Option(help="Of one device an hour, such as 2.5/h or '2 EUR/h'.")] = None,
     mfu: Annotated[
         float | None,
-        typer.Option(min=0.001, max=1, help="Utilisation of the devices; a range, from public runs, if not given."),
+        Option(min=0.001, max=1, help="Utilisation of the devices; a range, from public runs, if not given."),
     ] = None,
-    co2: Annotated[float | None, typer.Option(min=0, help="Grams a kWh; 445, the world's mean, if not given.")] = None,
-    bag_size: Annotated[int | None, typer.Option(min=1, help="Tokens in a bag (s), with --ratio.")] = None,
-    ratio: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the steps in superposition (r).")] = None,
+    co2: Annotated[float | None, Option(min=0, help="Grams a kWh; 445, the world's mean, if not given.")] = None,
+    bag_size: Annotated[int | None, Option(min=1, help="Tokens in a bag (s), with --ratio.")] = None,
+    ratio: Annotated[float | None, Option(min=0, max=1, help="Share of the steps in superposition (r).")] = None,
     recommend: Annotated[
-        bool, typer.Option("--recommend", help="Recommend bag size and ratio in place of the recipe's own.")
+        bool, Option("--recommend", help="Recommend bag size and ratio in place of the recipe's own.")
     ] = False,
     vocab_size: Annotated[
-        int | None, typer.Option(min=2, help="With --params; one that suits the size if not given.")
+        int | None, Option(min=2, help="With --params; one that suits the size if not given.")
     ] = None,
-    latents: Annotated[int | None, typer.Option(min=1, help="Positions of a sequence, with --params; 2048.")] = None,
+    latents: Annotated[int | None, Option(min=1, help="Positions of a sequence, with --params; 2048.")] = None,
     compared: Annotated[
         list[Path] | None,
-        typer.Option(help="Directory of a comparison of yours, which counts where it is near; repeatable."),
+        Option(help="Directory of a comparison of yours, which counts where it is near; repeatable."),
     ] = None,
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Run a few steps of both phases here, and plan with what they took.")
+        bool, Option("--calibrate", help="Run a few steps of both phases here, and plan with what they took.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Directory for plan.json, which 'superpose report' reads.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+    out: Annotated[Path | None, Option(help="Directory for plan.json, which 'superpose report' reads.")] = None,
+    as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Say what TST would bring, what it would cost, and whether to do it: go, small gain, compare first, or do not."""
     # What is mistyped is said before anything heavy is loaded.
-    unique, budget, size = (
-        None if text is None else _amount(option, text)
-        for option, text in (("--data", data), ("--tokens", tokens), ("--params", params))
-    )
-    hourly = None if price is None else _price(price, hardware is not None)
-    speed = None if flops is None else _amount("--flops", flops)
+    amounts = {"--data": data, "--tokens": tokens, "--params": params, "--flops": flops}
+    unique, budget, size, speed = (None if text is None else _amount(option, text) for option, text in amounts.items())
+    hourly = None if price is None else _price(price)
     room = None if memory is None else _gib(memory)
-    for option, given in (("--flops", flops), ("--memory", memory)):
-        if given is not None and hardware is None:
-            raise UserError(f"{option} would be ignored; name the devices it is of with --hardware, such as 8xmy-card")
+    for option, value in {"--flops": flops, "--memory": memory, "--price": price}.items():
+        if value is not None and hardware is None:
+            raise UserError(f"{option} would be ignored; name the devices it is of with --hardware, such as 8xH100")
 
-    import json
+    if (bag_size is None) != (ratio is None):
+        raise UserError("--bag-size and --ratio belong together; give both, or neither")
+    if recommend and bag_size is not None:
+        raise UserError("--recommend chooses bag size and ratio; leave out --bag-size and --ratio")
+
     from dataclasses import replace
-
-    from rich.console import Console
 
     from superpose.compare.comparison import Comparison
     from superpose.files import write_json
-    from superpose.plan import parse_hardware, points_of, request_for, request_of, summary
+    from superpose.plan import Setting, parse_hardware, points_of, request_for, request_of, summary
     from superpose.plan.advisor import make_plan
     from superpose.plan.cost import calibrate as run_steps
+    from superpose.plan.request import Price
     from superpose.plan.tables import record, tables
     from superpose.results.progress import Display, print_table
     from superpose.train.config import load_recipe, with_settings
 
-    machine = parse_hardware(hardware, speed, room) if hardware else None
-    settings = None
+    machine, settings = parse_hardware(hardware, speed, room) if hardware else None, None
     if recipe is not None:
-        said = {"--params": params, "--tokens": tokens, "--vocab-size": vocab_size, "--latents": latents}
-        for option, value in said.items():
-            if value is not None:
+        own = {"--params": params, "--tokens": tokens, "--vocab-size": vocab_size, "--latents": latents}
+        for option, said in own.items():
+            if said is not None:
                 raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
         # A plan is made before tokenizer and devices have to be here; steps are run with them.
         settings = load_settings(recipe, {}, None, overrides) if calibrate else load_recipe(recipe, overrides)
         request = request_of(settings, machine, unique)
     elif size is None or budget is None:
         raise UserError("give a recipe, or --params and --tokens, such as --params 3B --tokens 60B")
+    elif overrides:
+        raise UserError("--set changes a recipe's settings; without a recipe it would be ignored")
     else:
-        if overrides:
-            raise UserError("--set changes a recipe's settings; without a recipe it would be ignored")
         request = request_for(size, budget, vocab_size, 2048 if latents is None else latents, machine, unique)
+    given = request.setting if bag_size is None or ratio is None else Setting(bag_size, ratio)
     request = replace(
         request,
-        setting=_setting(request, bag_size, ratio, recommend),
+        setting=None if recommend else given,
         utilisation=mfu,
-        price_per_hour=hourly,
+        price_per_hour=None if hourly is None else Price(*hourly),
         co2_grams=request.co2_grams if co2 is None else co2,
     )
-    own = [point for place in compared or [] for point in points_of(Comparison.load(place), str(place))]
-    console = Console(markup=False, highlight=False, stderr=as_json)
-    measured = None
+    points = [point for place in compared or [] for point in points_of(Comparison.load(place), str(place))]
+    terminal, measured = console(stderr=as_json), None
     if calibrate:
         if settings is None:
             raise UserError("--calibrate runs steps of a recipe's model on its text; give a recipe that can run here")
-        with Display(console) as display:
+        with Display(terminal) as display:
             store = prepared_store(settings, display)
         if (setting := request.setting) is not None and setting.bag_size > 1:
             settings = with_settings(settings, "superposition", bag_size=setting.bag_size, ratio=setting.ratio)
         measured = run_steps(settings, store)
         request = replace(request, unique_tokens=request.unique_tokens or len(store.train.tokens))
-    planned = make_plan(request, own, measured)
+    planned = make_plan(request, points, measured)
     written = record(planned)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "plan.json", written)
     if as_json:
-        typer.echo(json.dumps(written, indent=2))
+        print_json(written)
         return
-    console.print(f"{summary(planned)}\n", style="bold")
+    terminal.print(f"{summary(planned)}\n", style="bold")
     for title, header, rows in tables(planned):
-        console.print(title, style="bold")
-        print_table(console, header, rows)
-        console.print()
-
-
-def _setting(request: Request, bag_size: int | None, ratio: float | None, recommend: bool) -> Setting | None:
-    from superpose.plan import Setting
-
-    if (bag_size is None) != (ratio is None):
-        raise UserError("--bag-size and --ratio belong together; give both, or neither")
-    if bag_size is not None and ratio is not None:
-        if recommend:
-            raise UserError("--recommend chooses bag size and ratio; leave out --bag-size and --ratio")
-        return Setting(bag_size, ratio)
-    return None if recommend else request.setting
+        terminal.print(title, style="bold")
+        print_table(terminal, header, rows)
+        terminal.print()
 
 
 def _amount(option: str, text: str) -> float:
@@ -162,16 +144,10 @@ def _gib(text: str) -> float:
     return float(number) * 2**30
 
 
-def _price(text: str, with_hardware: bool) -> Price:
-    """Of one device an hour: 2.5/h, $2.5/h, 2 EUR/h."""
-    import re
-
-    from superpose.plan.request import Price
-
+def _price(text: str) -> tuple[float, str]:
+    """Of one device an hour, and its currency: 2.5/h, $2.5/h, 2 EUR/h."""
     sign = r"[$€£¥]|[A-Za-z]{3}"
     found = re.fullmatch(rf"\s*({sign})?\s*(\d+(?:\.\d+)?)\s*({sign})?\s*(?:/\s*h)?\s*", text)
     if found is None or (found[1] and found[3]) or not float(found[2]) < 1e9:
         raise UserError(f"--price {text}: expected a price of one device an hour, such as 2.5/h or '2 EUR/h'")
-    if not with_hardware:
-        raise UserError("--price would be ignored; say on what with --hardware, such as 8xH100")
-    return Price(float(found[2]), (found[1] or found[3] or "").upper())
+    return float(found[2]), (found[1] or found[3] or "").upper()

@@ -1,20 +1,19 @@
 """`superpose report`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from superpose.errors import UserError
 
 
 def report(
     places: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Directories of comparisons, reproductions and runs.")
+        list[Path], Argument(metavar="RUN...", help="Directories of plans, comparisons, reproductions and runs.")
     ],
-    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in the first.")] = None,
+    out: Annotated[Path | None, Option(help="The page to write; by default report.html in the first.")] = None,
 ) -> None:
     """Write one HTML page, which needs no network, and the same as Markdown with pictures."""
     from superpose.report.page import write_report

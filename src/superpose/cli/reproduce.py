@@ -1,40 +1,37 @@
 """`superpose reproduce`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, numbers
-from superpose.errors import UserError
+from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, expect_all, numbers
 
 
 def reproduce(
     experiments: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[EXPERIMENT]...", help="By default all; --list names them."),
+        list[str] | None, Argument(metavar="[EXPERIMENT]...", help="By default all; --list names them.")
     ] = None,
     scale: Annotated[
         Literal["tiny", "small", "paper"],
-        typer.Option(help="tiny: minutes an experiment on a laptop; small: up to hours; paper: --recipe on GPUs."),
+        Option(help="tiny: minutes an experiment on a laptop; small: up to hours; paper: --recipe on GPUs."),
     ] = "tiny",
-    recipe: Annotated[Path | None, typer.Option(help=f"{A_RECIPE}, in place of the scale's own.")] = None,
-    corpus: Annotated[str | None, typer.Option(help="Text, tokens or a prepared store; by default Python.")] = None,
-    seeds: Annotated[str, typer.Option(metavar="N,N,...", help="Each arm is trained once with each.")] = "1,2,3",
+    recipe: Annotated[Path | None, Option(help=f"{A_RECIPE}, in place of the scale's own.")] = None,
+    corpus: Annotated[str | None, Option(help="Text, tokens or a prepared store; by default Python.")] = None,
+    seeds: Annotated[str, Option(metavar="N,N,...", help="Each arm is trained once with each.")] = "1,2,3",
     lrs: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="LR,LR,...",
             help="Learning rates to try first, ordinarily and with the scale's TST recipe; arms take the best.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the results; by default reproduce-SCALE.")] = None,
+    name: Annotated[str | None, Option(help="Of the results; by default reproduce-SCALE.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
     overrides: Overrides = None,
-    show: Annotated[bool, typer.Option("--list", help="Name the experiments and stop.")] = False,
+    show: Annotated[bool, Option("--list", help="Name the experiments and stop.")] = False,
 ) -> None:
     """Run the paper's experiments again, and say which of its findings hold here.
 
@@ -68,5 +65,4 @@ def reproduce(
         listener=lambda done: print_results(display.console, done.tables(), done.verdict()),
     )
     display.say(f"Results: {runs / name}/reproduction.json and summary.md")
-    if display.failed:
-        raise UserError(f"{', '.join(display.failed)} failed, see above; the same command tries them again")
+    expect_all(display)

@@ -1,7 +1,5 @@
 """`superpose runs ...`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +26,7 @@ app = typer.Typer(cls=_ListByDefault, help="List, show, compare and remove the r
 
 @app.command("list")
 def list_runs(
-    folder: Annotated[Path, Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"),
-    as_json: AsJson = False,
+    folder: Annotated[Path, Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
     """List the runs in a folder and in its own folders, each once, whatever names it has."""
     from superpose.results.progress import print_table

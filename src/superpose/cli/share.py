@@ -1,8 +1,6 @@
 """`superpose export`, `superpose import` and `superpose generate`."""
 
-from __future__ import annotations
-
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -69,9 +67,5 @@ def generate(
     """Continue a text with the model of a finished run or of a Hugging Face directory, streamed as it comes."""
     from superpose.share import sampling
 
-    def stream(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
-    sampling.generate(place, prompt, max_new_tokens, temperature, top_p, seed, stream)
-    stream("\n")
+    sampling.generate(place, prompt, max_new_tokens, temperature, top_p, seed, partial(print, end="", flush=True))
+    print()

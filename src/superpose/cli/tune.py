@@ -1,54 +1,44 @@
 """`superpose tune`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, load_settings, numbers
+from superpose.cli.options import A_RECIPE, AsJson, Corpus, Jobs, Overrides, Runs, console, load_settings, numbers
 
 _TRIALS = 12
 """Drawn where neither --trials nor --budget says how many."""
 
 
 def tune(
-    recipe: Annotated[Path | None, typer.Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
+    recipe: Annotated[Path | None, Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
     corpus: Corpus = None,
-    steps: Annotated[int | None, typer.Option(help="Optimizer steps of a full run.")] = None,
+    steps: Annotated[int | None, Option(help="Optimizer steps of a full run.")] = None,
     bag_sizes: Annotated[
         str | None,
-        typer.Option(
-            metavar="S,S,...", help="Bag sizes to try; by default those as good as the best in the paper's sweeps."
-        ),
+        Option(metavar="S,S,...", help="Bag sizes to try; by default those as good as the best in the paper's sweeps."),
     ] = None,
-    ratios: Annotated[str | None, typer.Option(metavar="R,R,...", help="Ratios to try; likewise.")] = None,
+    ratios: Annotated[str | None, Option(metavar="R,R,...", help="Ratios to try; likewise.")] = None,
     lrs: Annotated[
         str | None,
-        typer.Option(
-            metavar="LR,LR,...", help="Peak learning rates to try, with TST and ordinarily; by default 1/2, 1 and 2 x."
-        ),
+        Option(metavar="LR,LR,...", help="Peak learning rates to try in both arms; by default 1/2, 1 and 2 x."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option(help="Settings of TST to draw from all of these; by default 12.", show_default=False)
+        int | None, Option(help="Settings of TST to draw from all of these; by default 12.", show_default=False)
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(help="What the search may cost, in full runs; it decides the number of trials.")
+        float | None, Option(help="What the search may cost, in full runs; it decides the number of trials.")
     ] = None,
-    eta: Annotated[int, typer.Option(help="1/eta of the trials are kept, and given eta times the steps.")] = 2,
-    min_steps: Annotated[
-        int | None, typer.Option(help="Of the shortest runs; by default a quarter of the steps.")
-    ] = None,
+    eta: Annotated[int, Option(help="1/eta of the trials are kept, and given eta times the steps.")] = 2,
+    min_steps: Annotated[int | None, Option(help="Of the shortest runs; by default a quarter of the steps.")] = None,
     seeds: Annotated[
-        str,
-        typer.Option(metavar="N,N,...", help="Full runs are trained once with each, shorter ones with the first."),
+        str, Option(metavar="N,N,...", help="Full runs are trained once with each, shorter ones with the first.")
     ] = "0",
-    draw_seed: Annotated[int, typer.Option(help="Of the draw of the trials.")] = 0,
-    name: Annotated[str | None, typer.Option(help="Of the results; by default tune- and the recipe's.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the results as JSON, and all else to standard error.")
-    ] = False,
+    draw_seed: Annotated[int, Option(help="Of the draw of the trials.")] = 0,
+    name: Annotated[str | None, Option(help="Of the results; by default tune- and the recipe's.")] = None,
+    as_json: AsJson = False,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
     overrides: Overrides = None,
@@ -60,8 +50,6 @@ def tune(
     """
     import shlex
     import sys
-
-    from rich.console import Console
 
     from superpose import tune as workflow
     from superpose.results.progress import Display, print_results
@@ -84,13 +72,12 @@ def tune(
         budget=budget,
         draw_seed=draw_seed,
     )
-    name = name or f"tune-{recipe.stem if recipe else 'demo'}"
-    display = Display(Console(markup=False, highlight=False, stderr=as_json))
+    name, terminal = name or f"tune-{recipe.stem if recipe else 'demo'}", console(stderr=as_json)
     command = shlex.join(["superpose", *sys.argv[1:]])
-    tuned = workflow.tune(search, runs=runs, name=name, jobs=jobs, display=display, command=command)
-    print_results(display.console, tuned.tables(), tuned.verdict())
+    tuned = workflow.tune(search, runs=runs, name=name, jobs=jobs, display=Display(terminal), command=command)
+    print_results(terminal, tuned.tables(), tuned.verdict())
     written = runs / name / RECIPE
-    display.console.print(f"Compare: {tuned.next_command(written, runs)}", soft_wrap=True)
-    display.console.print(f"Train:   superpose train {shlex.quote(str(written))} --out RUN", soft_wrap=True)
+    terminal.print(f"Compare: {tuned.next_command(written, runs)}", soft_wrap=True)
+    terminal.print(f"Train:   superpose train {shlex.quote(str(written))} --out RUN", soft_wrap=True)
     if as_json:
         typer.echo((runs / name / "tuning.json").read_text(encoding="utf-8"), nl=False)

@@ -1,10 +1,8 @@
 """The charts of a comparison: curves, seeds, budgets, gains."""
 
-from __future__ import annotations
-
 import statistics
 
-from superpose.compare.comparison import Comparison, Trained
+from superpose.compare.comparison import Comparison
 from superpose.compare.experiment import ORDINARY, TST
 from superpose.results.charts import AXES, Chart, Role, Series, mean_series, read_series, read_validations
 
@@ -15,13 +13,23 @@ _STEPS = {"step": "optimizer steps of the whole run"}
 def curves(comparison: Comparison) -> Chart:
     """Validation loss of both arms at the main budget: each seed thinly, and the means."""
     series: list[Series] = []
+    at_main = [run for run in comparison.runs if run.steps == comparison.steps and run.seed in comparison.seeds]
     for arm, label in _arms(comparison):
         of_arm = [
-            read_series(run.directory, f"{label}, seed {run.seed}", arm, thin=True)
-            for run in _main_runs(comparison, arm)
+            read_series(run.directory, f"{label}, seed {run.seed}", arm, thin=True) for run in at_main if run.arm == arm
         ]
         series += [*(of_arm if len(of_arm) > 1 else []), mean_series(of_arm, label)]
-    tst = _main_runs(comparison, TST)[0]
+    # Phases meet at the validation record of each boundary.
+    records = {record.step: record for record in read_validations(next(r for r in at_main if r.arm == TST).directory)}
+    boundaries = comparison.recipe.schedule.boundaries
+    marks = [
+        (
+            {axis: float(getattr(records[boundary], axis)) for axis in AXES},
+            "recovery begins" if boundary == boundaries[-1] else "next stage",
+        )
+        for boundary in boundaries
+        if boundary in records
+    ]
     least, most = min(min(one.y) for one in series), max(max(one.y) for one in series if one.role == "ordinary")
     margin = 0.08 * (most - least)
     return Chart(
@@ -29,7 +37,7 @@ def curves(comparison: Comparison) -> Chart:
         "next-token validation loss, nats per token",
         {name: AXES[name] for name in ("flops", "raw_tokens", "latents", "seconds")},
         tuple(series),
-        _switches(comparison, tst),
+        tuple(marks),
         y_range=(least - margin, most + margin) if margin > 0 else None,
         caption="Thin lines are seeds, thick ones their mean. Validation is next-token in both phases, so TST's curve "
         "is far above the picture until recovery begins.",
@@ -37,27 +45,7 @@ def curves(comparison: Comparison) -> Chart:
 
 
 def _arms(comparison: Comparison) -> tuple[tuple[Role, str], ...]:
-    """The two arms and what they are called."""
     return ("ordinary", "ordinary"), ("tst", comparison.tst_label)
-
-
-def _main_runs(comparison: Comparison, arm: str) -> list[Trained]:
-    wanted = (arm, comparison.steps)
-    return [run for run in comparison.runs if (run.arm, run.steps) == wanted and run.seed in comparison.seeds]
-
-
-def _switches(comparison: Comparison, tst: Trained) -> tuple[tuple[dict[str, float], str], ...]:
-    """Where phases meet on each axis: at the validation record of each boundary."""
-    records = {record.step: record for record in read_validations(tst.directory)}
-    boundaries = comparison.recipe.schedule.boundaries
-    return tuple(
-        (
-            {axis: float(getattr(records[boundary], axis)) for axis in AXES},
-            "recovery begins" if boundary == boundaries[-1] else "next stage",
-        )
-        for boundary in boundaries
-        if boundary in records
-    )
 
 
 def seeds(comparison: Comparison) -> Chart:
@@ -75,10 +63,10 @@ def budgets(comparison: Comparison) -> Chart:
     """Final loss against the budget: what the question of equal loss is read off."""
     series = []
     for arm, label in _arms(comparison):
-        steps = [budget for budget in comparison.budgets(arm) if comparison.seeds_of((arm, budget))]
+        steps = comparison.budgets(arm)
         losses = [comparison.values(arm, "val_loss", budget, comparison.seeds_of((arm, budget))) for budget in steps]
         means = [statistics.fmean(of_budget) for of_budget in losses]
-        low, high = [min(of_budget) for of_budget in losses], [max(of_budget) for of_budget in losses]
+        low, high = [*map(min, losses)], [*map(max, losses)]
         series.append(Series(label, {"step": [*map(float, steps)]}, means, arm, [*low], [*high]))
     return Chart(
         "Final loss at each budget",
@@ -108,11 +96,9 @@ def gains(comparison: Comparison) -> Chart:
 
 def all_charts(comparison: Comparison) -> list[Chart]:
     """Those that have something to show."""
-    charts = [curves(comparison)]
-    if len(comparison.seeds) > 1:
-        charts.append(seeds(comparison))
-    if len(comparison.budgets(ORDINARY)) > 1:
-        charts.append(budgets(comparison))
-    if len(comparison.budgets(TST)) > 1:
-        charts.append(gains(comparison))
-    return charts
+    of_several = {
+        seeds: comparison.seeds,
+        budgets: comparison.budgets(ORDINARY),
+        gains: comparison.budgets(TST),
+    }
+    return [curves(comparison), *(chart(comparison) for chart, what in of_several.items() if len(what) > 1)]

@@ -4,15 +4,14 @@ RUNS/NAME/comparison.json  all results    RUNS/NAME/summary.md  tables and verdi
 RUNS/NAME/tst-3000-seed1/  and so on      the runs, see `superpose.train.run_directory`
 """
 
-from __future__ import annotations
-
+import itertools
 import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
@@ -28,8 +27,6 @@ from superpose.train.config import Recipe, with_settings
 from superpose.train.records import Result, checked
 
 _FORMAT = "superpose comparison 2"
-_PRECISIONS = (0.05, 0.02, 0.01)
-"""Half widths of an interval, in nats, for which the seeds needed are told."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,7 @@ class Comparison:
     failures: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore
-    ) -> Comparison:
+    def of(cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore) -> Self:
         runs = [
             Trained(o.run.arm, o.run.seed, o.run.steps, o.run.recipe.train.lr, o.directory, o.result)
             for o in outcomes
@@ -75,7 +70,7 @@ class Comparison:
         return cls(recipe, tuple(runs), tunings, store.facts, failures)
 
     @classmethod
-    def load(cls, directory: Path) -> Comparison:
+    def load(cls, directory: Path) -> Self:
         """Reads comparison.json back.
 
         Raises:
@@ -87,21 +82,17 @@ class Comparison:
             raise UserError(f"{path} is of another version of superpose; run the comparison again to write it anew")
         try:
             comparison = TypeAdapter(cls).validate_python({part.name: saved[part.name] for part in fields(cls)})
-            comparison._expect_whole()
+            for run in comparison.runs:
+                if checked(Result, run.result, run.directory).epochs is None:
+                    raise ValueError  # tables show passes over the text
+                if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
+                    raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
+            if comparison.tunings and set(comparison.tunings) != {ORDINARY, TST}:
+                raise ValueError("both arms are tuned, or none")
         except (KeyError, ValueError):
             raise UserError(f"{path} was altered; run the comparison again to write it anew") from None
         runs = tuple(replace(run, directory=directory / run.directory) for run in comparison.runs)
         return replace(comparison, runs=runs)
-
-    def _expect_whole(self) -> None:
-        """Raises ValueError where what was read is more or less than a comparison."""
-        for run in self.runs:
-            if checked(Result, run.result, run.directory).epochs is None:
-                raise ValueError  # tables show them
-            if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
-                raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
-        if self.tunings and set(self.tunings) != {ORDINARY, TST}:
-            raise ValueError("both arms are tuned, or none")
 
     @property
     def steps(self) -> int:
@@ -174,36 +165,32 @@ class Comparison:
 
     def rows(self) -> list[Row]:
         """The main table: what, ordinary, TST, difference; means over the seeds."""
-        loss, bits = self.equal_flops(), self.equal_flops(name="val_bits_per_byte")
-        assert loss is not None
-        assert bits is not None
-
         rows: list[Row] = []
-        for what, name, form, difference in (
-            ("validation loss, nats per token", "val_loss", ".4f", f"{loss.value:+.4f}"),
-            ("validation, bits per byte", "val_bits_per_byte", ".4f", f"{bits.value:+.4f}"),
-            ("raw tokens read", "raw_tokens", ",.0f", ""),
-            ("epochs of the corpus", "epochs", ".2f", ""),
-            ("latents computed", "latents", ",.0f", ""),
-            ("training FLOPs", "flops", ".2e", ""),
-            ("training seconds", "seconds", ".0f", ""),
+        for what, name, form in (
+            ("validation loss, nats per token", "val_loss", ".4f"),
+            ("validation, bits per byte", "val_bits_per_byte", ".4f"),
+            ("raw tokens read", "raw_tokens", ",.0f"),
+            ("epochs of the corpus", "epochs", ".2f"),
+            ("latents computed", "latents", ",.0f"),
+            ("training FLOPs", "flops", ".2e"),
+            ("training seconds", "seconds", ".0f"),
         ):
             ordinary, tst = (statistics.fmean(self.values(arm, name)) for arm in (ORDINARY, TST))
             times = "equal" if ordinary == tst else f"{tst / ordinary:.2f} x"
-            rows.append((what, f"{ordinary:{form}}", f"{tst:{form}}", difference or times))
+            difference = f"{tst - ordinary:+.4f}" if name.startswith("val_") else times
+            rows.append((what, f"{ordinary:{form}}", f"{tst:{form}}", difference))
         return rows
 
     def seed_rows(self) -> list[Row]:
         """Validation loss of each seed at the main budget: seed, ordinary, TST, difference; then of all together."""
-        ordinary, tst = self.values(ORDINARY, "val_loss"), self.values(TST, "val_loss")
+        ordinary, tst, loss = self.values(ORDINARY, "val_loss"), self.values(TST, "val_loss"), self.equal_flops()
         pairs = zip(self.seeds, ordinary, tst, strict=True)
         rows: list[Row] = [(str(seed), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}") for seed, a, b in pairs]
-        loss = self.equal_flops()
         if loss is not None and loss.bootstrap is not None and loss.deviation is not None:
             means = (f"{statistics.fmean(losses):.4f}" for losses in (ordinary, tst))
             rows.append(("mean, 95 % interval", *means, spoken(loss)))
             rows.append(("bootstrap interval", "", "", f"{loss.bootstrap[0]:+.4f} to {loss.bootstrap[1]:+.4f}"))
-            for precision in _PRECISIONS:
+            for precision in (0.05, 0.02, 0.01):
                 needed = seeds_needed(loss.deviation, precision)
                 rows.append((f"seeds for +- {precision:g} nats", "", "", f"{needed:,}" if needed else "over 10,000"))
         return rows
@@ -215,9 +202,8 @@ class Comparison:
             flops, loss, data = self.equal_flops(steps), self.equal_loss(steps), self.equal_data(steps)
             arms = (ORDINARY,) if flops is None else (ORDINARY, TST)
             seeds = self.seeds_of(*((arm, steps) for arm in arms))
-            means = ["-", "-"]
-            for place, arm in enumerate(arms if seeds else ()):
-                means[place] = f"{statistics.fmean(self.values(arm, 'val_loss', steps, seeds)):.4f}"
+            losses = [self.values(arm, "val_loss", steps, seeds) for arm in arms if seeds]
+            means = [f"{statistics.fmean(of_arm):.4f}" for of_arm in losses] + ["-"] * (2 - len(losses))
             answers = [spoken(flops) if flops else "-", loss.spoken() if loss else "-", spoken(data) if data else "-"]
             rows.append((f"{steps:,}", str(len(seeds)), *means, *answers))
         return rows
@@ -312,11 +298,9 @@ class Comparison:
     def write(self, directory: Path) -> None:
         """Writes comparison.json and summary.md."""
         answers: dict[str, dict[str, Any]] = {"equal_flops": {}, "equal_loss": {}, "equal_data": {}}
-        for name, found in answers.items():
-            for steps in self.budgets(TST):
-                value = getattr(self, name)(steps)
-                if value is not None:
-                    found[str(steps)] = value.record() if isinstance(value, Difference) else asdict(value)
+        for (name, found), steps in itertools.product(answers.items(), self.budgets(TST)):
+            if (value := getattr(self, name)(steps)) is not None:
+                found[str(steps)] = value.record() if isinstance(value, Difference) else asdict(value)
         written = {
             "format": _FORMAT,
             "verdict": self.verdict(),

@@ -10,8 +10,6 @@ An ordinary run is the beginning of every longer one until its learning rate fal
 the longest of them (see `superpose.runs.pool`).
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,7 +51,7 @@ class Design:
     context_control: bool = False
 
     def __post_init__(self) -> None:
-        for option, numbers in (("--seeds", self.seeds), ("--lrs", self.rates)):
+        for option, numbers in {"--seeds": self.seeds, "--lrs": self.rates}.items():
             if len(set(numbers)) < len(numbers):
                 raise UserError(f"{option} {','.join(map(str, numbers))}: one stands there twice; give different ones")
         for option, budgets in (("--budgets", self.budgets), ("--ordinary-budgets", self.ordinary_budgets)):
@@ -97,8 +95,7 @@ def steps_of_equal_data(recipe: Recipe) -> int:
 
 def with_precision(design: Design) -> Design:
     """The same with the precision chosen, once for all runs: what is compared must not differ in it."""
-    recipe = chosen_precision(design.recipe, torch.device(design.recipe.train.device))
-    return replace(design, recipe=recipe)
+    return replace(design, recipe=chosen_precision(design.recipe, torch.device(design.recipe.train.device)))
 
 
 def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
@@ -112,11 +109,8 @@ def arm_recipe(recipe: Recipe, arm: str) -> Recipe:
 
 def plan_tuning(design: Design) -> list[Run]:
     """Each arm at each learning rate: the same effort for both."""
-    return [
-        Run(arm, arm_recipe(with_settings(design.recipe, "train", lr=rate, seed=design.tuning_seed), arm))
-        for rate in design.rates
-        for arm in (ORDINARY, TST)
-    ]
+    recipes = [with_settings(design.recipe, "train", lr=rate, seed=design.tuning_seed) for rate in design.rates]
+    return [Run(arm, arm_recipe(recipe, arm)) for recipe in recipes for arm in (ORDINARY, TST)]
 
 
 @dataclass(frozen=True)

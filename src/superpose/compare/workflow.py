@@ -3,8 +3,6 @@
 Design -> learning rates, where some are tried -> runs in RUNS/pool -> Comparison -> files in RUNS/NAME
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from superpose.compare.charts import curves

@@ -4,8 +4,6 @@ Two are enough, `fold` and `loss`, or one that does it all, `step`. The others a
 is not checked. A callable that is not of this form takes an adapter of a line or two.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import inspect

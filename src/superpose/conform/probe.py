@@ -11,8 +11,6 @@ with y[j] each token's share of what the position was asked for, and c[j] how mu
 Shapes: B rows, L latents, S bag, V vocabulary, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -176,11 +174,7 @@ class Reading:
 def read_step(
     step: Callable[..., Any], window: Tensor, bag_size: int, model: Probe | None = None, **arguments: Any
 ) -> Reading:
-    """Runs a step on the probe, a plain one if none is given.
-
-    Raises:
-        ValueError: it did not call the model's backbone exactly once, or returned no scalar.
-    """
+    """Runs a step on the probe, a plain one if none is given; it has to call its backbone once and return a scalar."""
     model = model or Probe(VOCAB_SIZE)
     loss = scalar(step(model, window, bag_size, **arguments), "step")
     seen = call_of(model)
@@ -197,23 +191,15 @@ def read_step(
 
 
 def observe(implementation: Implementation, window: Tensor, bag_size: int, **arguments: Any) -> Reading:
-    """What an implementation makes of a window.
-
-    Raises:
-        NotCheckedError: the gradient is not that of a softmax, so it does not tell what was asked for.
-    """
+    """What an implementation makes of a window."""
     reading = read_step(step_of(implementation), window, bag_size, **arguments)
-    if reading.tilt > NOISE:
+    if reading.tilt > NOISE:  # the gradient is not that of a softmax, so it does not tell what was asked for
         raise NotCheckedError("the loss is no cross-entropy, see error 2")
     return reading
 
 
 def observe_padded(implementation: Implementation, window: Tensor, padding: Tensor, bag_size: int) -> Reading:
-    """`observe` with padding where `padding` [as the window] holds, told by a mask if the step takes one.
-
-    Raises:
-        NotCheckedError: as `observe`; or the step knows no padding: it takes no mask, and fails on `IGNORE_INDEX`.
-    """
+    """`observe` with padding where `padding` [as the window] holds, told by a mask if the step takes one."""
     if accepts(implementation.step, "attention_mask"):
         return observe(implementation, window, bag_size, attention_mask=(~padding).long())
     try:
@@ -221,9 +207,8 @@ def observe_padded(implementation: Implementation, window: Tensor, padding: Tens
     except (IndexError, RuntimeError) as error:
         if implementation.step is None:
             raise
-        raise NotCheckedError(
-            f"padding: step takes no attention_mask, and IGNORE_INDEX in its window raises {type(error).__name__}"
-        ) from None
+        said = f"step takes no attention_mask, and IGNORE_INDEX in its window raises {type(error).__name__}"
+        raise NotCheckedError(f"padding: {said}") from None
 
 
 def step_of(implementation: Implementation) -> Callable[..., Any]:
@@ -240,11 +225,7 @@ def step_of(implementation: Implementation) -> Callable[..., Any]:
 
 
 def folded(implementation: Implementation, window: Tensor, bag_size: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets [B, L, S] of the implementation's fold, also at bag size 1.
-
-    Raises:
-        ValueError: they have another shape.
-    """
+    """Inputs and targets [B, L, S] of the implementation's fold, also at bag size 1; of another shape a ValueError."""
     bags = []
     for name, part in zip(("inputs", "targets"), implementation.need("fold")(window, bag_size), strict=True):
         single = bag_size == 1 and isinstance(part, Tensor) and part.dim() == 2

@@ -1,7 +1,5 @@
 """Checks of a whole run: who decides the phase, what is read when, and what is counted. Errors 8, 9, 10 and 12."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time
@@ -64,19 +62,14 @@ def check_reading(implementation: Implementation) -> str:
         gaps = (window[:, 1:] - window[:, :-1]) % _TOKENS
         if (gaps != 1).any():
             row, place = (gaps != 1).nonzero()[0].tolist()
-            raise WrongError(
-                f"step {step}, row {row}: after token {int(window[row, place])} comes {int(window[row, place + 1])}"
-            )
+            token, after = window[row, place : place + 2].tolist()
+            raise WrongError(f"step {step}, row {row}: after token {token} comes {after}")
     for start in (3, _BOUNDARY, _BOUNDARY + 5):
         for step, resumed in enumerate(_windows(implementation, start), start=start):
-            if step >= _STEPS or resumed.shape != windows[step].shape or not torch.equal(resumed, windows[step]):
-                raise WrongError(
-                    f"resumed at step {start}, step {step} reads other tokens than a run that never stopped"
-                )
-    return (
-        f"{len(step_of)} tokens were input once each through the switch; "
-        f"resumed in both phases and at it, it reads the same"
-    )
+            if step >= _STEPS or not torch.equal(resumed, windows[step]):
+                raise WrongError(f"resumed at step {start}, step {step} reads other tokens than a run without a stop")
+    once = f"{len(step_of)} tokens were input once each through the switch"
+    return f"{once}; resumed in both phases and at it, it reads the same"
 
 
 def check_speed(implementation: Implementation) -> str:
@@ -91,10 +84,8 @@ def check_speed(implementation: Implementation) -> str:
         started = time.perf_counter()
         count = sum(1 for _ in itertools.islice(windows, _TIMED_STEPS - 1))
         taken[bag_size] = (time.perf_counter() - started) / max(1, count)
-    evidence = (
-        f"a step's window of {rows} x {latents} latents is read in {taken[8] * 1e3:.2f} ms at s 8 and "
-        f"{taken[1] * 1e3:.2f} ms at s 1"
-    )
+    times = f"{taken[8] * 1e3:.2f} ms at s 8 and {taken[1] * 1e3:.2f} ms at s 1"
+    evidence = f"a step's window of {rows} x {latents} latents is read in {times}"
     if math.isnan(seconds):
         raise NotCheckedError(f"{evidence}; give step_seconds, (rows, latents, seconds), to compare it with your step")
     evidence += f", {taken[8] / seconds:.1%} of a step"
@@ -107,8 +98,7 @@ def check_counts(implementation: Implementation) -> str:
     """Error 12: bags change what is read, not what is computed."""
     counts = implementation.need("counts")
     steps, bag_size, ratio, latents = 1000, 6, 0.3, 512
-    counted = counts(steps, bag_size, ratio, latents)
-    ordinary = counts(steps, 1, 0.0, latents)
+    counted, ordinary = counts(steps, bag_size, ratio, latents), counts(steps, 1, 0.0, latents)
     expected = {
         "raw_tokens": steps * latents * (1 + ratio * (bag_size - 1)),
         "latents": steps * latents,
@@ -132,7 +122,6 @@ def _windows(implementation: Implementation, start: int) -> Iterator[Tensor]:
 
 
 def _bag_size(window: Tensor) -> int:
-    """Of the bags a window is for."""
     sizes = {size * (_LATENTS + 1): size for size in (1, _BAG_SIZE)}
     if window.dim() != 2 or len(window) != _ROWS or window.shape[1] not in sizes:
         raise ValueError(

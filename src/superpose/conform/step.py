@@ -5,8 +5,6 @@ Each check raises `WrongError` with its evidence, or returns a sentence on what 
 Shapes: B rows, L latents, S bag, N = B x L positions, V vocabulary.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import product
 from typing import Any
@@ -90,8 +88,7 @@ def check_first_loss(implementation: Implementation) -> str:
 
 def check_normalisation(implementation: Implementation) -> str:
     """Error 4: what each target counts, where some are ignored and some are equal."""
-    bag_size, latents = 3, 2
-    window = window_of(3, latents, bag_size)
+    bag_size, latents, window = 3, 2, window_of(3, latents=2, bag_size=3)
     whole = observe(implementation, window, bag_size)
     weights = _target_weights(whole, window, latents)
     if not torch.allclose(weights[:, 0].sum(-1), whole.counts[:, 0], atol=NOISE) or not whole.counts[:, 0].all():
@@ -154,10 +151,10 @@ def _normalisation(
         found, ways = found.sum(-1, keepdim=True), {name: way.sum(-1, keepdim=True) for name, way in ways.items()}
     mean_over = next((name for name, way in ways.items() if torch.allclose(found, way, atol=NOISE)), None)
     if mean_over is None:
+        counts, by_rows, by_targets, _ = (_numbers(way[:, 0]) for way in (found, *ways.values()))
         raise WrongError(
-            f"of bags with 3, 1 and no valid targets these count {_numbers(found[:, 0])}; a mean over rows would have "
-            f"{_numbers(ways['rows with a target'][:, 0])}, one over valid targets "
-            f"{_numbers(ways['valid targets'][:, 0])}"
+            f"of bags with 3, 1 and no valid targets these count {counts}; a mean over rows would have {by_rows}, "
+            f"one over valid targets {by_targets}"
         )
     place = torch.arange(window.shape[1]).expand_as(window)
     if (value := observe_padded(implementation, window, place >= bag_size, bag_size).value) != 0:
@@ -169,27 +166,22 @@ def _normalisation(
 
 def check_padding(implementation: Implementation) -> str:
     """Error 5: an ignored token is neither in a mean nor in a target, and masks fold by `any`."""
-    bag_size, latents = 3, 3
-    window = window_of(2, latents, bag_size)
+    bag_size, latents, window = 3, 3, window_of(2, latents=3, bag_size=3)
     saw = observe(implementation, window, bag_size).saw
     last = slice(bag_size * (latents - 1), bag_size * latents)
     if saw.shape[1] < latents or sorted(_places(saw[1, latents - 1], window[1])) != [6, 7, 8]:
         raise NotCheckedError("a bag does not see its own tokens, see error 1")
     shares = saw[1, latents - 1][window[1, last]]
     if not torch.allclose(shares, torch.full_like(shares, 1 / bag_size), atol=NOISE):
-        raise WrongError(
-            f"tokens of a bag of {bag_size} enter with {_numbers(shares)}; expected 1/{bag_size} each, a mean"
-        )
+        raise WrongError(f"tokens of a bag of 3 enter with {_numbers(shares)}; expected 1/3 each, a mean")
     padding = torch.zeros_like(window, dtype=torch.bool)
     padding[1, last.start + 1 :] = True  # of the last input one token is left, of its target none
     reading = observe_padded(implementation, window, padding, bag_size)
     alone, shares = int(window[1, last.start]), reading.saw[1, latents - 1]
     if not torch.allclose(shares, F.one_hot(torch.tensor(alone), VOCAB_SIZE).double(), atol=NOISE):
         kept = {int(token): round(float(shares[token]), 4) for token in shares.abs().gt(NOISE).nonzero()}
-        raise WrongError(
-            f"of a bag with one token and two of padding the position saw shares {kept} by token; "
-            f"expected {{{alone}: 1.0}}"
-        )
+        saw_shares = f"of a bag with one token and two of padding the position saw shares {kept} by token"
+        raise WrongError(f"{saw_shares}; expected {{{alone}: 1.0}}")
     asked = set(_places(reading.asked[1].sum(dim=0), window[1]))
     if wrong := sorted(asked & {-1, *padding[1].nonzero().flatten().tolist()}):
         raise WrongError(f"padding was asked for: {_tokens(wrong)} of a row")
@@ -213,26 +205,22 @@ def check_padding(implementation: Implementation) -> str:
 def check_work(implementation: Implementation) -> str:
     """Error 3: one head product and one softmax serve all targets of a bag."""
     latents, rows, vocab_size, width = 4, 2, 1024, 8
-    size = rows * latents * vocab_size
-    found = {}
+    size, found = rows * latents * vocab_size, {}
     for bag_size in (2, 8):
         window = window_of(rows, latents, bag_size)
-        if implementation.step is None:
+        if implementation.step is None:  # without the work of a model that is not theirs
             _, targets = folded(implementation, window, bag_size)
             logits = torch.zeros(*targets.shape[:2], vocab_size, dtype=torch.float64, requires_grad=True)
         counter = _VocabularyWide(size)
         with counter, torch.autograd.graph.saved_tensors_hooks(counter.keep, lambda tensor: tensor):
-            if implementation.step is not None:
-                loss = scalar(implementation.step(Probe(vocab_size, width), window, bag_size), "step")
-            else:  # without the work of a model that is not theirs
-                loss = scalar(implementation.need("loss")(logits, targets), "loss")
-            loss.backward()
+            if implementation.step is None:
+                scalar(implementation.need("loss")(logits, targets), "loss").backward()
+            else:
+                scalar(implementation.step(Probe(vocab_size, width), window, bag_size), "step").backward()
         found[bag_size] = (counter.numbers / size, sum(counter.kept.values()) / size, counter.products)
     (few, few_kept, few_products), (many, many_kept, many_products) = found[2], found[8]
-    evidence = (
-        f"numbers written, in N x V: {few:.1f} at s 2, {many:.1f} at s 8; kept for the backward pass: "
-        f"{few_kept:.1f} and {many_kept:.1f}"
-    )
+    evidence = f"numbers written, in N x V: {few:.1f} at s 2, {many:.1f} at s 8"
+    evidence += f"; kept for the backward pass: {few_kept:.1f} and {many_kept:.1f}"
     if implementation.step is not None:
         evidence += f"; products as wide as the vocabulary: {few_products} and {many_products}"
     if many > _GROWTH * few or many_kept > _GROWTH * max(1.0, few_kept) or many_products > few_products:
@@ -242,9 +230,7 @@ def check_work(implementation: Implementation) -> str:
 
 def check_sides(implementation: Implementation) -> str:
     """Error 6: what belongs to a token besides its id, and to a logit besides the head's product."""
-    step = implementation.need("step")
-    bag_size = 3
-    window = window_of(2, 3, bag_size)
+    step, bag_size, window = implementation.need("step"), 3, window_of(2, 3, bag_size=3)
     plain = observe(implementation, window, bag_size)
     embeds = read_step(step, window, bag_size, Probe(VOCAB_SIZE, scale=3.0)).saw
     if not torch.allclose(embeds, 3 * plain.saw, atol=NOISE):
@@ -281,15 +267,13 @@ def check_evaluation(implementation: Implementation) -> str:
     logits = Probe(VOCAB_SIZE)(input_ids=window[:, :-1]).logits
     expected = float(F.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten()).detach())
     asked = [("at bag size 1 the loss is", "step", step_of(implementation), 1)]
-    if implementation.evaluate is not None:
-        for bag_size in (1, 3):
-            words = f"while bags of {bag_size} train, evaluation gives"
-            asked.append((words, "evaluate", implementation.evaluate, bag_size))
+    if evaluate := implementation.evaluate:
+        asked += [(f"while bags of {s} train, evaluation gives", "evaluate", evaluate, s) for s in (1, 3)]
     for words, role, function, bag_size in asked:
         value = value_of(function(Probe(VOCAB_SIZE), window, bag_size), role)
         if not math.isclose(value, expected, rel_tol=1e-6):
             raise WrongError(f"{words} {value:.6f}; the next token's cross-entropy is {expected:.6f}")
-    if implementation.evaluate is None:
+    if evaluate is None:
         return "at bag size 1 it is next-token cross-entropy; evaluation was not checked: no evaluate is given"
     return "at bag size 1 and in evaluation it is next-token cross-entropy"
 

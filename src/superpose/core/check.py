@@ -158,8 +158,8 @@ class _Check:
             "its own loss": lambda: F.cross_entropy(
                 self._own(self.tokens).logits.float().flatten(0, 1), self.window[:, 1:].flatten()
             ),
-            "single tokens": lambda: self.lm(self.window).loss,
-            "bags": lambda: self.lm(self.window.repeat_interleave(2, dim=1), 2).loss,
+            "single tokens": lambda: self._loss(self.window, 1),
+            "bags": lambda: self._loss(self.window.repeat_interleave(2, dim=1), 2),
         }
         for how, loss in losses.items():
             _reshard(self.lm)
@@ -167,7 +167,7 @@ class _Check:
                 parameter.grad = None
             torch.manual_seed(0)
             with torch.enable_grad():
-                self._called(lambda: loss().backward(), how)  # noqa: B023
+                self._called(loss().backward, f"the backward pass of {how}")
             _reshard(self.lm)
             reached[how] = {
                 name
@@ -183,6 +183,10 @@ class _Check:
         trained = reached["single tokens"] | reached["bags"]
         trainable = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
         return [name for name in trainable if name not in trained]
+
+    def _loss(self, window: Tensor, bag_size: int) -> Tensor:
+        loss: Tensor = self._called(lambda: self.lm(window, bag_size).loss, f"bags of {bag_size}")
+        return loss
 
     def _own(self, tokens: Tensor) -> Any:
         routed = {} if self.lm.router_coef is None else {"output_router_logits": True}

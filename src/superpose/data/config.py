@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
@@ -13,10 +13,8 @@ from superpose.data.workers import Progress
 from superpose.errors import UserError
 
 
-class SourceArgs(BaseModel):
+class SourceArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """One of several sources that are mixed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     path: Annotated[str, Field(min_length=1)]
     """See `DataArgs.corpus`; not a prepared store."""
@@ -29,15 +27,9 @@ class SourceArgs(BaseModel):
     dtype: Literal["auto", "uint16", "uint32"] = "auto"
     """Of .bin files without a header; auto takes them for uint16."""
 
-    @property
-    def source(self) -> Source:
-        return Source(self.path, self.field, self.encoding, self.dtype)
 
-
-class DataArgs(BaseModel):
+class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """What text to train on, and how it is tokenized."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     corpus: Annotated[str, Field(min_length=1)] | Annotated[tuple[SourceArgs, ...], Field(min_length=1)] = (
         PYTHON_SOURCES
@@ -79,7 +71,7 @@ class DataArgs(BaseModel):
         sources = [SourceArgs(path=self.corpus)] if isinstance(self.corpus, str) else self.corpus
         weights = [source.weight for source in sources if source.weight is not None]
         return Preparation(
-            sources=tuple(source.source for source in sources),
+            sources=tuple(Source(one.path, one.field, one.encoding, one.dtype) for one in sources),
             weights=tuple(weights) or None,
             tokenizer=self.tokenizer,
             vocab_size=0 if self.tokenizer else self.vocab_size,

@@ -50,11 +50,7 @@ class PowerLaw:
 
 
 def mutual_information(tokens: Tokens, distance: int) -> float:
-    """Of tokens `distance` apart, in nats.
-
-    Args:
-        tokens: ids [N] in the order of the text, N > distance.
-    """
+    """Of tokens `distance` apart, in nats, from ids [N] in the order of the text."""
     first, second = tokens[:-distance], tokens[distance:]
     pairs = np.unique(first * (int(tokens.max()) + 1) + second, return_counts=True)[1]
     singles = [np.unique(side, return_counts=True)[1] for side in (first, second)]
@@ -64,11 +60,7 @@ def mutual_information(tokens: Tokens, distance: int) -> float:
 
 
 def fit_power_law(tokens: TokenArray, most_distant: int = 32) -> PowerLaw:
-    """Fits C0 + a d^k to a corpus.
-
-    Args:
-        tokens: of the training side; its first 16 million are looked at.
-        most_distant: distances 1 to this are fitted.
+    """Fits C0 + a d^k to the first 16 million tokens of a corpus, for distances 1 to `most_distant`.
 
     Raises:
         UserError: there is too little text, or its mutual information does not fall with distance.

@@ -76,7 +76,7 @@ def prepare_store(
     Raises:
         UserError: a source or the tokenizer cannot be read, there is too little text, or `path` holds something else.
     """
-    progress("looking at the sources", 0)
+    progress("looking at the sources and the tokenizer" if preparation.tokenizer else "looking at the sources", 0)
     parts = [part for source in preparation.sources for part in find_parts(source)]
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
     if given is None and any(part.is_tokens for part in parts):
@@ -86,7 +86,8 @@ def prepare_store(
     if not path.exists():
         with one_at_a_time(path):
             if not path.exists():  # another process may have made it
-                _prepare(preparation, path, inputs, parts, given, processes, progress)
+                with workers(min(processes or available_cores(), len(parts)), progress) as run:
+                    _prepare(preparation, path, inputs, parts, given, run)
     if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
         raise UserError(
             f"{path} exists and holds something else than what is to be prepared (other sources, settings or "
@@ -96,13 +97,7 @@ def prepare_store(
 
 
 def _prepare(
-    preparation: Preparation,
-    path: Path,
-    inputs: str,
-    parts: list[Part],
-    given: TextTokenizer | None,
-    processes: int,
-    progress: Progress,
+    preparation: Preparation, path: Path, inputs: str, parts: list[Part], given: TextTokenizer | None, run: Run
 ) -> None:
     work = path.with_name(f".{path.name}.partial")
     # What an interrupted preparation of the same inputs left is gone on with.
@@ -112,24 +107,22 @@ def _prepare(
         for folder in ("index", "spill", "shards"):
             (work / folder).mkdir(parents=True)
         write_json(mark, {"inputs": inputs})
-    with workers(min(processes or available_cores(), len(parts)), progress) as run:
-        selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run)
-        if not len(selection.train.documents) or not len(selection.val.documents):
-            where = ", ".join(source.location for source in preparation.sources)
-            unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
-            raise UserError(
-                f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some "
-                f"and hold out others; give more text, or hold out a larger share"
-            )
-        if not (work / "tokenizer").is_dir():
-            progress("training the tokenizer" if given is None else "looking at the tokenizer", 0)
-            keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
-        tokenizer = kept_tokenizer(work)
-        dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
-        run(partial(spill, work, dtype), jobs, "tokenizing")
-        val = plan_shards("val", selection.val.sizes, 0)
-        train = plan_shards("train", selection.train.sizes, len(selection.val.sizes))
-        records = run(partial(gather, work, dtype, tokenizer.end_of_text), val + train, "writing shards")
+    selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run)
+    if not len(selection.train.documents) or not len(selection.val.documents):
+        where = ", ".join(source.location for source in preparation.sources)
+        unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
+        raise UserError(
+            f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some "
+            f"and hold out others; give more text, or hold out a larger share"
+        )
+    if not (work / "tokenizer").is_dir():
+        keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
+    tokenizer = kept_tokenizer(work)
+    dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
+    run(partial(spill, work, dtype), jobs, "tokenizing")
+    val = plan_shards("val", selection.val.sizes, 0)
+    train = plan_shards("train", selection.train.sizes, len(selection.val.sizes))
+    records = run(partial(gather, work, dtype, tokenizer.end_of_text), val + train, "writing shards")
     checksums = {
         f"{shard['name']}.{suffix}": digest for shard in records for suffix, digest in shard.pop("sha256").items()
     }
@@ -173,11 +166,7 @@ def train_on_sources(
     processes: int = 0,
     progress: Progress = lambda what, share: None,
 ) -> TextTokenizer:
-    """A tokenizer trained on 16 MiB of some sources, taken from all over them.
-
-    Raises:
-        UserError: a source cannot be read, or holds no text.
-    """
+    """A tokenizer trained on 16 MiB of some sources, taken from all over them; a UserError if they hold no text."""
     preparation = Preparation(sources, val_fraction=0.0)
     parts = [part for source in sources for part in find_parts(source)]
     if any(part.is_tokens for part in parts):

@@ -77,11 +77,7 @@ class Part:
 
 
 def find_parts(source: Source) -> list[Part]:
-    """The parts of a source, in an order that depends on nothing but its files.
-
-    Raises:
-        UserError: there is nothing, or something that cannot be read.
-    """
+    """The parts of a source, in an order that depends on nothing but its files; a UserError if it cannot be read."""
     try:
         # Looking it up would accept base64 and its like, which decode to no text.
         b" ".decode(source.encoding, "replace")
@@ -118,14 +114,7 @@ def find_parts(source: Source) -> list[Part]:
 
 
 def read_part(part: Part, end_of_text: int | None = None) -> Iterator[Document | None]:
-    """The documents of a part.
-
-    Args:
-        end_of_text: ends documents in a store of tokens; needed for those.
-
-    Raises:
-        UserError: a file cannot be read or is not what it should be.
-    """
+    """The documents of a part; `end_of_text` ends those in a store of tokens. A UserError if a file is damaged."""
     source, start, stop = part.source, part.start, part.stop
     # An index and its tokens are one.
     for file in map(Path, part.files[:1] if part.is_tokens else part.files):
@@ -161,15 +150,14 @@ def _ranges(whole: Part, file: Path) -> list[Part]:
         if whole.kind == "parquet":
             groups = open_parquet(file).metadata
             sizes = [groups.row_group(number).total_byte_size for number in range(groups.num_row_groups)]
-        elif whole.kind == "tokens":
+            return _grouped(whole, sizes, RANGE)
+        if whole.kind == "tokens":
             return _cut(whole, len(open_tokens(file, whole.source.dtype)), RANGE // 2)
-        elif whole.kind == "megatron":
+        if whole.kind == "megatron":
             return _grouped(whole, np.diff(open_megatron(file)[1]), RANGE // 2)
-        elif whole.kind == "arrow" or file.suffix in (".gz", ".zst") or wide_units(file, whole.source.encoding):
+        if whole.kind == "arrow" or file.suffix in (".gz", ".zst") or wide_units(file, whole.source.encoding):
             return [whole]
-        else:
-            return _cut(whole, file.stat().st_size, RANGE)
-        return _grouped(whole, sizes, RANGE)
+        return _cut(whole, file.stat().st_size, RANGE)
 
 
 def _cut(whole: Part, size: int, step: int) -> list[Part]:
@@ -205,11 +193,7 @@ def _explained(name: str) -> Iterator[None]:
 
 
 def files_of(location: str) -> list[Path]:
-    """The files of a source, in an order that depends on nothing but their names.
-
-    Raises:
-        UserError: there are none, or a folder cannot be read.
-    """
+    """The files of a source, in an order that depends on nothing but their names; a UserError if there are none."""
     if location == PYTHON_SOURCES:
         return list(_python_files())
     if not location:

@@ -9,6 +9,7 @@ Both find what an earlier, interrupted preparation finished, and leave it.
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,7 +131,7 @@ def _encoded(tokenizer: Tokenizer, batch: list[tuple[int, str]]) -> Iterator[tup
 
 
 def _write_run(path: Path, documents: list[tuple[int, npt.NDArray[Any], int]], dtype: str) -> None:
-    documents.sort(key=lambda document: document[0])
+    documents.sort(key=itemgetter(0))
     index = np.zeros(len(documents), dtype=_SPILLED)
     index["place"] = [place for place, _, _ in documents]
     index["tokens"] = [len(ids) for _, ids, _ in documents]
@@ -158,8 +159,7 @@ def gather(work: Path, dtype: str, end_of_text: int, shard: Shard) -> dict[str, 
     record = work / "shards" / f"{shard.name}.json"
     if record.exists():
         return read_json(record)
-    count = shard.stop - shard.first
-    documents: list[npt.NDArray[Any] | None] = [None] * count
+    documents: list[tuple[int, npt.NDArray[Any]]] = []
     size = 0
     for path in sorted((work / "spill").glob("*.index")):
         index = np.memmap(path, dtype=_SPILLED, mode="r")
@@ -171,11 +171,10 @@ def gather(work: Path, dtype: str, end_of_text: int, shard: Shard) -> dict[str, 
         length = int(mine["tokens"].sum())
         tokens = np.fromfile(path.with_suffix(".tokens"), dtype, length, offset=start * np.dtype(dtype).itemsize)
         cuts = np.cumsum(mine["tokens"])[:-1].astype(np.int64)
-        for place, ids in zip(mine["place"].tolist(), np.split(tokens, cuts), strict=True):
-            documents[place - shard.first] = ids
+        documents += zip(mine["place"].tolist(), np.split(tokens, cuts), strict=True)
         size += int(mine["bytes"].sum())
-    whole = [ids for ids in documents if ids is not None]
-    if len(whole) != count:
+    whole = [ids for _, ids in sorted(documents, key=itemgetter(0))]
+    if len(whole) != shard.stop - shard.first:
         raise UserError(f"{work} has lost documents of {shard.name}; remove it and prepare again")
     offsets = np.concatenate([[0], np.cumsum([len(ids) + 1 for ids in whole])])
     end = np.array([end_of_text], dtype=dtype)
@@ -185,7 +184,7 @@ def gather(work: Path, dtype: str, end_of_text: int, shard: Shard) -> dict[str, 
             file.write(end.tobytes())
     with whole_file(work / f"{shard.name}.offsets") as aside:
         aside.write_bytes(offsets.astype("<u8").tobytes())
-    line = {"name": shard.name, "tokens": int(offsets[-1]), "documents": count, "bytes": size}
-    checksums = {suffix: file_sha256(work / f"{shard.name}.{suffix}") for suffix in ("tokens", "offsets")}
-    write_json(record, {**line, "sha256": checksums})
+    sha256 = {suffix: file_sha256(work / f"{shard.name}.{suffix}") for suffix in ("tokens", "offsets")}
+    counts = {"tokens": int(offsets[-1]), "documents": len(whole), "bytes": size}
+    write_json(record, {"name": shard.name, **counts, "sha256": sha256})
     return read_json(record)

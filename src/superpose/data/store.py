@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
@@ -54,10 +54,8 @@ class _Shard(BaseModel):
 _Side = Annotated[dict[Literal["shards"], Annotated[list[_Shard], Field(min_length=1)]], Field(min_length=1)]
 
 
-class _Manifest(BaseModel):
+class _Manifest(BaseModel, strict=True):
     """What is relied on; paths stay inside the store."""
-
-    model_config = ConfigDict(strict=True)
 
     fingerprint: str
     inputs: str

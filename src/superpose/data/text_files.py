@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -56,20 +56,16 @@ def wide_units(file: Path, encoding: str) -> bool:
 
 def _encoding(start: bytes, encoding: str) -> str:
     """The encoding of a text that starts so: its mark decides, unless another was asked for."""
-    if codecs.lookup(encoding).name == "utf-8":
-        for mark, marked in _MARKS:
-            if start.startswith(mark):
-                return marked
-    return encoding
+    if codecs.lookup(encoding).name != "utf-8":
+        return encoding
+    return next((marked for mark, marked in _MARKS if start.startswith(mark)), encoding)
 
 
 def read_text(file: Path, encoding: str, in_pieces: bool, start: int, stop: int, most: int) -> Iterator[str | None]:
     """The documents of a text, or of a range of its bytes: all of it or, if `in_pieces`, pieces; None if it is no text.
 
-    Args:
-        start: of the range, moved to the next paragraph.
-        stop: of the range, moved likewise; 0 for all of the file.
-        most: bytes to read at a time, where pieces are asked for.
+    `start` and `stop` (0 for all of the file) are moved to the next paragraph; pieces are cut from `most` bytes at a
+    time.
     """
     encoding = codecs.lookup(encoding).name
     for number, block in enumerate(_blocks(file, encoding, in_pieces, start, stop, most)):
@@ -78,8 +74,7 @@ def read_text(file: Path, encoding: str, in_pieces: bool, start: int, stop: int,
         try:
             text = block.decode(_encoding(block[:4], encoding) if first else encoding.removesuffix("-sig"))
         except UnicodeDecodeError:
-            yield None
-            return
+            text = "\0"
         if "\0" in text:
             yield None
             return
@@ -109,11 +104,13 @@ def _blocks(file: Path, encoding: str, in_pieces: bool, start: int, stop: int, m
 
 def _last_cut(block: bytes) -> int:
     """Where the last paragraph starts; the last line, if there is no blank line; 0 if more is to be read first."""
-    for separator in (b"\n\n", b"\n"):
-        found = block.rfind(separator)
-        if found >= 0:
-            return found + len(separator)
-    return _last_character(block) if len(block) >= _LONGEST_LINE else 0
+    return _after(block.rfind) or (_last_character(block) if len(block) >= _LONGEST_LINE else 0)
+
+
+def _after(find: Callable[[bytes], int]) -> int:
+    """Where a paragraph starts that `find` leads to; a line, if there is no blank line; 0 if there is neither."""
+    found = ((find(separator), separator) for separator in (b"\n\n", b"\n"))
+    return next((place + len(separator) for place, separator in found if place >= 0), 0)
 
 
 def _last_character(block: bytes) -> int:
@@ -128,11 +125,8 @@ def _after_blank_line(stream: IO[bytes], place: int) -> int:
         return 0
     stream.seek(place - 1)
     near = stream.read(_LONGEST_LINE)
-    for separator in (b"\n\n", b"\n"):
-        found = near.find(separator)
-        if found >= 0:
-            return place - 1 + found + len(separator)
-    return place - 1 + (_last_character(near) if len(near) == _LONGEST_LINE else len(near))
+    end = _last_character(near) if len(near) == _LONGEST_LINE else len(near)
+    return place - 1 + (_after(near.find) or end)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -161,10 +155,9 @@ def read_json_lines(file: Path, field: str, start: int, stop: int) -> Iterator[s
         for number, line in enumerate(stream, 1):
             if stop and place >= stop:
                 return
-            if line.strip():
-                where = f"{file}, {f'byte {place}' if start else f'line {number}'}"
-                if text := _text_of(line, where, field):
-                    yield text
+            where = f"{file}, {f'byte {place}' if start else f'line {number}'}"
+            if line.strip() and (text := _text_of(line, where, field)):
+                yield text
             place += len(line)
 
 
@@ -202,8 +195,7 @@ def read_parquet(file: Path, field: str, start: int, stop: int) -> Iterator[str]
     """Texts of a column of Parquet, of the row groups from `start` to before `stop`."""
     table = open_parquet(file)
     _expect_column(file, table.schema_arrow, field)
-    groups = list(range(start, stop))
-    for batch in table.iter_batches(_RECORDS, row_groups=groups, columns=[field], use_threads=False):
+    for batch in table.iter_batches(_RECORDS, row_groups=range(start, stop), columns=[field], use_threads=False):
         yield from _texts(file, batch.column(0).to_pylist(), field)
 
 

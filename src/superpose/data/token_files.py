@@ -19,30 +19,22 @@ _MEGATRON_DTYPES = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 
 
 
 def open_tokens(file: Path, dtype: str) -> npt.NDArray[Any]:
-    """The tokens of a .bin file: by its header, or as uint16, or as `dtype` says.
-
-    Raises:
-        UserError: its size is not what its header or its dtype says.
-    """
+    """The tokens of a .bin file: by its header, or as uint16, or as `dtype` says; a UserError if its size is odd."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         header = np.frombuffer(stream.read(12).ljust(12, b"\0"), "<i4")
-    kind: np.dtype[Any]
-    if int(header[0]) in _LLM_C and size >= _HEADER:
-        kind = _LLM_C[int(header[0])]
-        count = int(header[2])
-        if header[1] != 1 or count < 0 or size != _HEADER + count * kind.itemsize:
+    magic, version, count = header.tolist()
+    if magic in _LLM_C and size >= _HEADER:
+        kind = _LLM_C[magic]
+        if version != 1 or count < 0 or size != _HEADER + count * kind.itemsize:
             raise UserError(
-                f"{file} has llm.c's header of version {header[1]} and {count} tokens, but {size} bytes; make it again"
+                f"{file} has llm.c's header of version {version} and {count} tokens, but {size} bytes; make it again"
             )
-        offset = _HEADER
-    else:
-        kind = np.dtype("<u4" if dtype == "uint32" else "<u2")
-        offset = 0
-        if size == 0 or size % kind.itemsize:
-            raise UserError(f"{file} has {size} bytes, which is no whole number of {kind.name} tokens; make it again")
-        count = size // kind.itemsize
-    return _mapped(file, kind, offset, count)
+        return _mapped(file, kind, _HEADER, count)
+    kind = np.dtype("<u4" if dtype == "uint32" else "<u2")
+    if size == 0 or size % kind.itemsize:
+        raise UserError(f"{file} has {size} bytes, which is no whole number of {kind.name} tokens; make it again")
+    return _mapped(file, kind, 0, size // kind.itemsize)
 
 
 def _mapped(file: Path, kind: np.dtype[Any], offset: int, count: int) -> npt.NDArray[Any]:
@@ -75,11 +67,7 @@ def _next(tokens: npt.NDArray[Any], place: int, end_of_text: int) -> int:
 
 
 def open_megatron(file: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Tokens of Megatron's indexed datasets and the bounds of documents in them, from the name of either file.
-
-    Raises:
-        UserError: the index is damaged, or does not fit the tokens.
-    """
+    """Tokens of Megatron's indexed datasets and the bounds of documents in them, from the name of either file."""
     index, data = file.with_suffix(".idx"), file.with_suffix(".bin")
     for path in (index, data):
         if not path.is_file():

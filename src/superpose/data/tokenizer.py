@@ -95,11 +95,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Seque
 
     Args:
         texts: what to train on.
-        vocab_size: entries; the 256 bytes, the end of text and the special tokens included.
+        vocab_size: entries; the 256 bytes, the end of text and the special tokens included, or it is a ValueError.
         special_tokens: more of them, which text never turns into.
-
-    Raises:
-        ValueError: vocab_size leaves no room for the bytes and the special tokens.
     """
     special = list(dict.fromkeys([END_OF_TEXT, *special_tokens]))
     if vocab_size < 256 + len(special):
@@ -121,14 +118,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Seque
 
 
 def load_tokenizer(location: str, end_of_text: str = "") -> TextTokenizer:
-    """Reads a tokenizer from disk.
+    """Reads a tokenizer from disk; a UserError if there is none, or nothing says which token ends documents.
 
     Args:
         location: a `tokenizer.json`, a directory that holds one (as Hugging Face saves them), or `BYTES`.
         end_of_text: the token that ends documents; by default the directory's `eos_token`.
-
-    Raises:
-        UserError: there is none, it cannot be read, or nothing says which token ends documents.
     """
     if location == BYTES:
         return train_tokenizer([], 257)

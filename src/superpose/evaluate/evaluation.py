@@ -4,10 +4,8 @@ Intervals are at 95 %. `minus_first` is the difference to the first model, paire
 itself has none.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
 
@@ -115,7 +113,7 @@ class Evaluation(BaseModel):
     versions: dict[str, str]
 
     @classmethod
-    def load(cls, path: Path) -> Evaluation:
+    def load(cls, path: Path) -> Self:
         """Reads an evaluation.json.
 
         Raises:

@@ -1,7 +1,5 @@
 """How sure a measured figure is: 95 % intervals over documents and questions."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 Our own tasks can be written as such a folder, YAML and JSON lines, which lm-eval reads without a network.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -35,11 +33,7 @@ _FETCHING = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "dat
 
 
 def expect_lm_eval(tasks: Sequence[str]) -> None:
-    """Says so before any work if lm-eval is needed and not there.
-
-    Raises:
-        UserError: it is not installed.
-    """
+    """A UserError, before any work, if lm-eval is needed and not installed."""
     if tasks and find_spec("lm_eval") is None:
         raise UserError(
             f"{', '.join(tasks)} {'are tasks' if len(tasks) > 1 else 'is a task'} of lm-eval, which is not installed "
@@ -50,15 +44,12 @@ def expect_lm_eval(tasks: Sequence[str]) -> None:
 def answer_by_lm_eval(
     evaluated: EvaluatedModel, task: str, include: Path | None = None, limit: int | None = None
 ) -> TaskScore:
-    """Lets lm-eval ask a model a task's questions, without examples before them.
+    """Lets lm-eval ask a model a task's questions, without examples; a UserError if it has no such task of choices.
 
     Args:
         task: a task or a group of tasks; of a group, the questions of all its tasks count alike.
         include: a folder of tasks in YAML, beside lm-eval's own.
         limit: at most so many questions, of a group's tasks each.
-
-    Raises:
-        UserError: there is no such task, its questions cannot be fetched, or it is not one of choices.
     """
     # What they tell on the way is not for the one who asked; what fails is said below, in a sentence.
     for name in ("lm_eval", "huggingface_hub", "datasets"):
@@ -114,7 +105,7 @@ def _manager(include: Path | None) -> Any:
     """All tasks by name; looking through lm-eval's own takes seconds."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=None if include is None else str(include))
+    return TaskManager(include_path=include and str(include))
 
 
 def _fetches(error: BaseException | None) -> bool:

@@ -1,7 +1,5 @@
 """What is evaluated: the model of a finished run, or of a Hugging Face directory."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +53,7 @@ class EvaluatedModel:
 
 
 def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
-    """Loads several models, named by their directories.
-
-    Raises:
-        UserError: a place is given twice, holds no model that predicts tokens, or has a tokenizer that does not fit it.
-    """
+    """Loads several models, named by their directories; a UserError if one holds no model, or is given twice."""
     for place in places:
         if list(places).count(place) > 1:
             raise UserError(f"{place} is given twice; give each model once")

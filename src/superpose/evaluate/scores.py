@@ -8,8 +8,6 @@ first predicted once, with as much context as its row has. It is always the next
 Shapes: N tokens, L latents, D documents, P buckets of positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -36,39 +34,12 @@ _LOGITS = 2**24
 _CHOICES = 64
 
 
-@dataclass(frozen=True)
-class TextScore:
-    """How well a model predicts a held-out set.
+def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> tuple[Floats, Floats]:
+    """Predicts a held-out set with a model, in rows of `latents`; a UserError if its predictions are not finite.
 
-    Attributes:
-        position_nats, position_tokens: the loss of each document's tokens, its end of text included, and how many were
-            predicted, by `buckets` of position: float64 [D, P].
-    """
-
-    position_nats: Floats
-    position_tokens: Floats
-
-    @property
-    def nats(self) -> Floats:
-        """Of each document [D]."""
-        nats: Floats = self.position_nats.sum(axis=1)
-        return nats
-
-    @property
-    def tokens(self) -> Floats:
-        """Of each document [D]."""
-        tokens: Floats = self.position_tokens.sum(axis=1)
-        return tokens
-
-
-def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> TextScore:
-    """Predicts a held-out set with a model.
-
-    Args:
-        latents: length of a row; at most what the model was made for.
-
-    Raises:
-        UserError: the text is a single token, or the model's predictions are not finite.
+    Returns:
+        The loss of each document's tokens in nats, its end of text included, and how many tokens were predicted, both
+        by `buckets` of position: float64 [D, P].
     """
     ids, offsets = tokenize(evaluated, text)
     if len(ids) < 2:
@@ -86,11 +57,7 @@ def tokenize(evaluated: EvaluatedModel, text: HeldOut) -> tuple[Tensor, npt.NDAr
 
 
 def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:
-    """Nats of every token but the first, float64 [N - 1], by a model of transformers, in rows of `latents`.
-
-    Args:
-        tokens: int64 [N].
-    """
+    """Nats of every token [N] but the first, float64 [N - 1], by a model of transformers, in rows of `latents`."""
     at_a_time = max(1, _LOGITS // (latents * model.config.vocab_size))
     batches = torch.split(next_token_rows(tokens, latents), at_a_time)
     losses = torch.cat([row_losses(model, rows).flatten() for rows in batches])
@@ -99,11 +66,7 @@ def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:
 
 @torch.no_grad()
 def row_losses(model: Any, rows: Tensor) -> Tensor:
-    """Nats of every token of each row but the first, float64 [B, L] on the CPU.
-
-    Args:
-        rows: int64 [B, L + 1]; at their ends filled with `IGNORE_INDEX`, whose loss is 0.
-    """
+    """Nats of every token of each row but the first, float64 [B, L] on the CPU; those of `IGNORE_INDEX` are 0."""
     rows = rows.to(model.device)
     # Filling comes after all text of its row, so a causal model's predictions of text never see it.
     logits = model(input_ids=rows[:, :-1].clamp(min=0), use_cache=False).logits.float()
@@ -122,13 +85,13 @@ def buckets(latents: int) -> list[tuple[int, int]]:
     return [(first, after - 1) for first, after in pairwise([*starts, latents + 1])]
 
 
-def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> TextScore:
+def _sums(losses: Floats, offsets: npt.NDArray[np.int64], latents: int) -> tuple[Floats, Floats]:
     """Sums and counts of losses by document and bucket of position [D, P]."""
     # Loss n is of token n + 1, which its row predicts from n % latents + 1 tokens.
     token = np.arange(1, len(losses) + 1)
     bins = offsets, [first for first, _ in buckets(latents)] + [latents + 1]
     places = token, (token - 1) % latents + 1
-    return TextScore(np.histogram2d(*places, bins, weights=losses)[0], np.histogram2d(*places, bins)[0])
+    return np.histogram2d(*places, bins, weights=losses)[0], np.histogram2d(*places, bins)[0]
 
 
 @dataclass(frozen=True)
@@ -149,11 +112,7 @@ class TaskScore:
 
 
 def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskScore:
-    """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same.
-
-    Raises:
-        UserError: the model's predictions are not finite.
-    """
+    """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same."""
     pairs = [(item.context, choice) for item in items for choice in item.choices]
     nats = iter(_finite(continuation_nats(evaluated, pairs), evaluated, task))
     right, right_by_byte = [], []

@@ -1,7 +1,5 @@
 """An evaluation in tables and sentences, for the terminal and Markdown."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

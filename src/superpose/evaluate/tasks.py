@@ -4,8 +4,6 @@ Each asks for something that loss alone does not show, and none can be answered 
 right and wrong choices are drawn alike, and only the context tells them apart.
 """
 
-from __future__ import annotations
-
 import random
 import tomllib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Held-out text by name: what the user gives, or what a run held out of its own training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,10 +10,10 @@ from tokenizers import Tokenizer
 
 from superpose.data.readers import Source, find_parts, read_part
 from superpose.data.store import TokenStore
-from superpose.errors import UserError
+from superpose.errors import UserError, printable
 from superpose.evaluate.intervals import Floats
 from superpose.evaluate.models import EvaluatedModel
-from superpose.files import read_json
+from superpose.runs.disk import open_run
 
 OWN = "held-out"
 """Names the documents that a run held out."""
@@ -35,11 +33,7 @@ class HeldOut:
 
 
 def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut:
-    """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store.
-
-    Raises:
-        UserError: it cannot be read, or holds no text.
-    """
+    """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store."""
     if (Path(location) / "manifest.json").is_file():
         return _held_out_of(TokenStore.open(Path(location)), name, max_bytes)
     documents = _first(_documents(name, location, field), max_bytes)
@@ -67,15 +61,11 @@ def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:
 
 
 def own_texts(models: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOut]:
-    """What the runs among some models held out of training; runs on the same text share one set.
-
-    Raises:
-        UserError: a run's tokens are no longer there, or none of the models is of a run.
-    """
+    """What the runs among some models held out of training; runs on the same text share one set."""
     stores: dict[str, tuple[str, TokenStore]] = {}
     for model in models:
         if model.run is not None:
-            store = _store_of(model.run)
+            store = open_run(model.run).whole_store("it cannot be predicted; name held-out text with --text")
             stores.setdefault(store.fingerprint, (model.name, store))
     if not stores:
         raise UserError(
@@ -84,17 +74,6 @@ def own_texts(models: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOu
         )
     alone = len(stores) == 1
     return [_held_out_of(store, OWN if alone else f"{OWN} of {name}", max_bytes) for name, store in stores.values()]
-
-
-def _store_of(run: Path) -> TokenStore:
-    kept = read_json(run / "store.json")
-    path = Path(str(kept.get("path")))
-    if not (path / "manifest.json").is_file():
-        raise UserError(f"{run} was trained on the store {path}, which is gone; name held-out text with --text")
-    store = TokenStore.open(path)
-    if store.fingerprint != kept.get("fingerprint"):
-        raise UserError(f"{path} holds other text than {run} was trained on; name held-out text with --text")
-    return store
 
 
 def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:
@@ -110,6 +89,6 @@ def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:
 
 
 def opening(document: str) -> str:
-    """A document's first words, to know it by; what a terminal would obey is left out."""
-    words = " ".join("".join(character if character.isprintable() else " " for character in document[:200]).split())
+    """A document's first words, to know it by."""
+    words = " ".join(printable(document[:200]).split())
     return words if len(words) <= 40 else words[:39] + "…"

@@ -3,8 +3,6 @@
 places -> models; texts, tasks -> scores of each model -> figures, intervals and differences -> Evaluation
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -14,10 +12,10 @@ import torch
 
 from superpose.errors import UserError
 from superpose.evaluate.evaluation import Document, Evaluation, PositionFigures, Task, TaskFigures, Text, TextFigures
-from superpose.evaluate.intervals import paired_shares, ratio, wilson
+from superpose.evaluate.intervals import Floats, paired_shares, ratio, wilson
 from superpose.evaluate.lm_eval import PAPER, answer_by_lm_eval, expect_lm_eval, write_tasks
 from superpose.evaluate.models import EvaluatedModel, load_models
-from superpose.evaluate.scores import TaskScore, TextScore, answer, buckets, score_text
+from superpose.evaluate.scores import TaskScore, answer, buckets, score_text
 from superpose.evaluate.tables import summary
 from superpose.evaluate.tasks import ITEMS, TASKS
 from superpose.evaluate.texts import HeldOut, opening, own_texts, read_text
@@ -117,30 +115,31 @@ def score(
     return Evaluation(models=facts, latents=length, texts=by_text, tasks=by_task, versions=versions)
 
 
-def _text(text: HeldOut, models: Sequence[EvaluatedModel], scores: Sequence[TextScore], latents: int) -> Text:
-    first, sizes, figures = scores[0], text.sizes, []
-    for model, score in zip(models, scores, strict=True):
+def _text(
+    text: HeldOut, models: Sequence[EvaluatedModel], scores: Sequence[tuple[Floats, Floats]], latents: int
+) -> Text:
+    first, sizes, figures = scores[0][0], text.sizes, []
+    for model, (nats, tokens) in zip(models, scores, strict=True):
         # Tokens of different tokenizers are not comparable; bits per byte are.
-        alike = score is not first and model.vocabulary == models[0].vocabulary
+        alike = nats is not first and model.vocabulary == models[0].vocabulary
         by_position = []
-        for place, (low, high) in enumerate(buckets(latents)):
-            nats, tokens = score.position_nats[:, place], score.position_tokens[:, place]
-            if not tokens.any():
-                continue
-            position = PositionFigures(first=low, last=high, tokens=int(tokens.sum()), loss=ratio(nats, tokens))
-            if alike:
-                position.minus_first = ratio(nats - first.position_nats[:, place], tokens)
-            by_position.append(position)
+        for (low, high), here, firsts, count in zip(buckets(latents), nats.T, first.T, tokens.T, strict=True):
+            if count.any():
+                position = PositionFigures(first=low, last=high, tokens=int(count.sum()), loss=ratio(here, count))
+                position.minus_first = ratio(here - firsts, count) if alike else None
+                by_position.append(position)
+        whole, size = nats.sum(axis=1), tokens.sum(axis=1)
+        minus_first = None if nats is first else ratio((whole - first.sum(axis=1)) / math.log(2), sizes)
         figures.append(
             TextFigures(
                 name=model.name,
-                loss=ratio(score.nats, score.tokens),
-                bits_per_byte=ratio(score.nats / math.log(2), sizes),
-                tokens=int(score.tokens.sum()),
+                loss=ratio(whole, size),
+                bits_per_byte=ratio(whole / math.log(2), sizes),
+                tokens=int(size.sum()),
                 by_position=by_position,
-                document_nats=score.nats.tolist(),
-                document_tokens=score.tokens.astype(int).tolist(),
-                minus_first=None if score is first else ratio((score.nats - first.nats) / math.log(2), sizes),
+                document_nats=whole.tolist(),
+                document_tokens=size.astype(int).tolist(),
+                minus_first=minus_first,
             )
         )
     documents = [Document(starts=opening(document), bytes=len(document.encode())) for document in text.documents]

@@ -32,8 +32,17 @@ _MOST_LAYERS = 4096
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "max_target_positions")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k")
-_POSITIONS_FROM_PADDING = {
-    *("camembert", "data2vec-text", "prophetnet", "roberta", "roberta-prelayernorm", "xlm", "xlm-roberta"),
+_WANT_PADDING = {
+    *(
+        "camembert",
+        "data2vec-text",
+        "modernbert-decoder",
+        "prophetnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm",
+        "xlm-roberta",
+    ),
     *("xlm-roberta-xl", "xmod"),
 }
 
@@ -84,10 +93,7 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
         config = _read_config(args, vocab_size)
         # A model that exists keeps its embedding, whose rows may be more than the tokenizer's entries.
         special["vocab_size"] = max(vocab_size, config.vocab_size) if args.init_from else vocab_size
-        try:
-            config.update(special)
-        except Exception as error:  # of a setting that the family wants to be another
-            raise UserError(f"{place}{last_line(error)}") from None
+        config.update(special)
     else:
         config = _new_config(args, {"max_position_embeddings": latents, "vocab_size": vocab_size, **special})
     layers = getattr(config, "num_hidden_layers", 0)
@@ -98,11 +104,6 @@ def build_config(args: ModelArgs, vocab_size: int, latents: int, end_of_text: in
         names = (*filter(_LENGTHS.__contains__, args.config), *_LENGTHS)
         name = next(name for name in names if getattr(config, name, None) == longest)
         raise UserError(f"{place}{name} is {longest} but train.latents is {latents}; raise the one or lower the other")
-    if config.pad_token_id is None and config.model_type in _POSITIONS_FROM_PADDING:
-        raise UserError(
-            f"model.architecture: {config.model_type} counts positions from its padding token, which text has not; "
-            f"take a family that was made to be causal"
-        )
     return config
 
 
@@ -181,8 +182,12 @@ def _known_architecture(name: str, place: str) -> None:
         raise UserError(
             f"{place} is {name!r}, which is no causal language model of transformers{did_you_mean(name, known_models)}"
         )
+    if name in _WANT_PADDING:
+        raise UserError(
+            f"{place} is {name!r}, which needs a padding token; text has none to spare, so take another family"
+        )
     text_type = _text_type(CONFIG_MAPPING[name])
-    if text_type not in ("", name):
+    if text_type not in ("", CONFIG_MAPPING[name].model_type):
         known = text_type in known_models
         raise UserError(
             f"{place} is {name!r}, which reads more than text; "

@@ -1,7 +1,5 @@
 """The paper's own figures (arXiv 2605.06546), out of published.json."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from functools import cache

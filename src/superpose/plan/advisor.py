@@ -3,12 +3,10 @@
 Request -> accounting (model, memory, cost) + evidence (prediction) -> verdict with reasons -> Plan
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from superpose.core.schedule import Schedule
 from superpose.errors import UserError
@@ -21,15 +19,12 @@ from superpose.plan.prediction import Prediction, few_steps, level_settings, pre
 from superpose.plan.request import Request
 
 Decision = Literal["go", "small gain", "compare first", "do not"]
-_ORDER: tuple[Decision, ...] = ("go", "small gain", "compare first", "do not")
-
+_ORDER: tuple[Decision, ...] = get_args(Decision)
 _SMALL = 0.02
 """Nats below which a gain is called small: what seeds and learning rates of a comparison differ by."""
 _AS_NEW, _WORN = 4.0, 16.0
 """Passes over a text up to which it is nearly as good as new, and from which another is worth nothing (Muennighoff et
 al., arXiv 2305.16264, section 5: 4 and about 16)."""
-_BYTES = 300
-"""Entries up to which a vocabulary is one of bytes."""
 _SIZES, _RATIOS = tuple(range(2, 17)), (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
@@ -74,20 +69,16 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
     """
     model = facts(request.config, request.latents)
     budget = float(request.steps * request.latents_per_step)
-    setting, alternatives, note = _advised(request, model, budget, own_points)
+    setting, alternatives, notes = _advised(request, model, budget, own_points)
     prediction = predict(model.parameters, budget, request.steps, setting, own_points)
     schedule = _schedule(request, setting)
     step_seconds = None if calibration is None else calibration.mean_step(schedule)
     cost = cost_of(request, schedule, model.flops, step_seconds)
-    reasons = [
-        *_of_gain(setting, prediction),
-        *([Reason(None, note)] if note else []),
-        *_of_steps(request.steps, setting, prediction),
-        *_of_text(cost),
-        *_of_model(request, model),
-    ]
-    decision = max((reason.decision for reason in reasons if reason.decision), key=_ORDER.index)
+    reasons = _of_gain(setting, prediction) + notes + _of_steps(request.steps, setting, prediction)
+    reasons += _of_text(cost) + _of_model(request, model)
     reasons.sort(key=lambda reason: -1 if reason.decision is None else _ORDER.index(reason.decision), reverse=True)
+    decision = reasons[0].decision
+    assert decision is not None  # a gain, or that there is none, decides something
     return Plan(
         request, model, setting, prediction, alternatives, cost, memory(request, model), decision, tuple(reasons),
         calibration,
@@ -96,31 +87,30 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
 
 def _advised(
     request: Request, model: ModelFacts, budget: float, own: Sequence[Point]
-) -> tuple[Setting, tuple[Setting, ...], str]:
-    """The setting, those as good, and what is to be known of it, in a sentence, if anything is."""
+) -> tuple[Setting, tuple[Setting, ...], list[Reason]]:
+    """The setting, those as good, and what is to be known of it."""
 
     def gain(setting: Setting) -> float | None:
         return predict(model.parameters, budget, request.steps, setting, own).gain
 
-    smallest = measured_points()[0].params
-    usual = SMALL_RULE if model.parameters < 2 * smallest else RULE
+    usual = SMALL_RULE if model.parameters < 2 * measured_points()[0].params else RULE
     of_paper = usual == RULE and gain(RULE) is not None
     level = level_settings(model.parameters, budget, _SIZES, _RATIOS) if of_paper else ()
     if request.setting is not None:
         here, there = gain(request.setting), gain(usual)
-        if here is not None and there is not None and there - here > _SMALL / 2:
-            return request.setting, level, f"{usual} is predicted to gain {there - here:.3f} nats more"
-        return request.setting, level, ""
+        if here is None or there is None or there - here <= _SMALL / 2:
+            return request.setting, level, []
+        return request.setting, level, [Reason(None, f"{usual} is predicted to gain {there - here:.3f} nats more")]
 
     def passes(setting: Setting) -> float:
         return _schedule(request, setting).raw_tokens(request.latents_per_step) / (request.unique_tokens or math.inf)
 
     sparing = [setting for setting in level if passes(setting) <= _AS_NEW]
     if passes(usual) <= _AS_NEW or not sparing:
-        return usual, level, ""
+        return usual, level, []
     # As good within what can be told, and it does not wear the text out.
     note = f"{usual} reads the text {passes(usual):.1f} times; {sparing[0]} cannot be told from it, and reads less"
-    return sparing[0], level, note
+    return sparing[0], level, [Reason(None, note)]
 
 
 def _schedule(request: Request, setting: Setting) -> Schedule:
@@ -155,7 +145,6 @@ def _of_steps(steps: int, setting: Setting, prediction: Prediction) -> list[Reas
 
 
 def _of_text(cost: RunCost) -> list[Reason]:
-    """Text that is read several times, or how much of it is needed."""
     if cost.epochs is None or cost.ordinary_epochs is None:
         needed = (
             f"it reads {short(cost.raw_tokens)} tokens: so many unique ones are needed to read none twice, and "
@@ -179,15 +168,14 @@ def _of_text(cost: RunCost) -> list[Reason]:
 
 def _of_model(request: Request, model: ModelFacts) -> list[Reason]:
     found = [Reason("compare first", f"{what}: there is no evidence on it") for what in request.unusual]
-    if model.vocab_size <= _BYTES:
+    if model.vocab_size <= 300:  # the 256 bytes, and a few special tokens
         text = f"a vocabulary of {model.vocab_size}: all evidence is on tokens of several bytes, and a bag of bytes is "
         found.append(Reason("compare first", f"{text}hardly more than one token"))
     if model.experts:
         steps, nats, times = published_bound()
         text = f"a mixture of experts: the paper's 10B-A1B ended {nats:.3f} nats below an ordinary run of {times:.1f} "
         found.append(Reason(None, f"{text}times its {steps:,} steps; its gain at equal steps is not known"))
-    too_much = what_would_fit(request, model)
-    if too_much is not None:
+    if too_much := what_would_fit(request, model):
         found.append(Reason("do not", too_much))
     return found
 

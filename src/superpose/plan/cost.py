@@ -8,8 +8,6 @@ steps are measured on the user's own machine. Then the run's own parts are timed
 store's windows. Ordinary training and TST of equal steps take the same, but for the text they read.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -18,8 +16,7 @@ import torch
 
 from superpose.core.schedule import Schedule
 from superpose.data.store import TokenStore
-from superpose.plan.hardware import Range, usual_utilisation
-from superpose.plan.request import Request
+from superpose.plan.request import Range, Request, usual_utilisation
 from superpose.train.config import Recipe, chosen_precision
 from superpose.train.distributed import joined_ranks
 from superpose.train.hardware import keep_memory, peak_memory
@@ -28,9 +25,6 @@ from superpose.train.step import build_state, optimizer_step
 
 OVERHEAD = 1.25
 """Energy of all that is not the accelerators, in units of theirs."""
-
-_STEPS = 5
-"""Of each phase that are measured, after one that does not count."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +82,9 @@ def cost_of(
         return cost
     at_most = hardware.count * hardware.device.flops
     if step_seconds is not None:
-        hours = (steps * step_seconds / 3600,) * 2
-        used = (flops / (hours[0] * 3600 * at_most),) * 2
-    else:
-        used = usual_utilisation(hardware.device.name) if given is None else (given, given)
-        hours = (flops / (at_most * used[1]) / 3600, flops / (at_most * used[0]) / 3600)
+        given = flops / (steps * step_seconds * at_most)
+    used = usual_utilisation(hardware.device.name) if given is None else (given, given)
+    hours = (flops / (at_most * used[1]) / 3600, flops / (at_most * used[0]) / 3600)
 
     def times(factor: float) -> Range:
         return hours[0] * hardware.count * factor, hours[1] * hardware.count * factor
@@ -145,13 +137,12 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
         recipe = chosen_precision(recipe, ranks.device)
         if ranks.device.type == "cpu":
             keep_memory()
-        state = build_state(recipe, store, ranks)
-        plan = recipe.windows(store.train)
-        steps: dict[int, float] = {}
-        reading: dict[int, float] = {}
+        state, plan = build_state(recipe, store, ranks), recipe.windows(store.train)
+        steps, reading = dict[int, float](), dict[int, float]()
         for stage in recipe.schedule.stages:
             seconds, read = [], []
-            for step in range(stage.start, min(stage.stop, stage.start + _STEPS + 1)):
+            # One more than is measured: the first does not count.
+            for step in range(stage.start, min(stage.stop, stage.start + 6)):
                 started = time.perf_counter()
                 window = plan.read(store.train.tokens, step, ranks.rank, ranks.world_size)
                 read.append(time.perf_counter() - started)

@@ -4,8 +4,6 @@ A gain is the ordinary run's final loss minus the TST run's, after equal numbers
 per token. It is positive where TST ends lower. What it says of other runs: `superpose.plan.prediction`.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass, replace
@@ -50,7 +48,7 @@ class Setting:
             )
         if self.weighting not in ("uniform", "power"):
             raise UserError(
-                f"weighting {self.weighting!r}: the paper has sweeps of 'uniform' and 'power' alone; choose one of them"
+                f"weighting {self.weighting!r}: the paper has sweeps of 'uniform' and 'power' alone; choose one"
             )
 
     @property
@@ -103,10 +101,8 @@ class Point:
         return self.params, self.latents
 
     def __str__(self) -> str:
-        return (
-            f"{self.gain:+.3f} nats at {short(self.params)} parameters, {short(self.latents)} latents, "
-            f"{self.steps:,} steps, {self.setting} ({self.source})"
-        )
+        scale = f"{short(self.params)} parameters, {short(self.latents)} latents, {self.steps:,} steps"
+        return f"{self.gain:+.3f} nats at {scale}, {self.setting} ({self.source})"
 
 
 @cache
@@ -175,12 +171,11 @@ def points_of(comparison: Comparison, name: str = "comparison") -> tuple[Point, 
     points = []
     for steps in comparison.budgets(TST):
         difference, saved = comparison.equal_flops(steps), comparison.equal_loss(steps)
-        if difference is None:
-            continue
-        error = ONE_SEED if difference.low is None else (difference.value - difference.low) / NORMAL
-        latents = float(steps * comparison.recipe.latents_per_step)
-        points.append(Point(params, latents, steps, Setting(s, r, weighting), -difference.value, name, error,
-                            None if saved is None else saved.ratio))  # fmt: skip
+        if difference is not None:
+            error = ONE_SEED if difference.low is None else (difference.value - difference.low) / NORMAL
+            latents, setting = float(steps * comparison.recipe.latents_per_step), Setting(s, r, weighting)
+            times = None if saved is None else saved.ratio
+            points.append(Point(params, latents, steps, setting, -difference.value, name, error, times))
     return tuple(points)
 
 

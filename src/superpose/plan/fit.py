@@ -1,8 +1,5 @@
 """Requests out of recipes and out of a few numbers; whether a step fits the devices, and what would make it fit."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import replace
 
 from superpose.core.schedule import Schedule
@@ -11,10 +8,9 @@ from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config
 from superpose.plan.evidence import LATENTS_PER_STEP, Setting
-from superpose.plan.hardware import Hardware
 from superpose.plan.memory import memory
 from superpose.plan.model import LLAMA_3_VOCABULARY, ModelFacts, facts, shape_for
-from superpose.plan.request import Request, Sharing
+from superpose.plan.request import Hardware, Request, Sharing
 from superpose.train.config import Recipe
 
 _ROOM = 0.9
@@ -43,7 +39,7 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
         if left:
             raise UserError(f"{devices} devices cannot be divided into parallel.replicas = {parallel.replicas}")
     unusual = ["continued pre-training (model.init_from)"] if recipe.model.init_from else []
-    for name, usual in (("mode", "full"), ("variant", "mce")):
+    for name, usual in {"mode": "full", "variant": "mce"}.items():
         if (value := getattr(superposition, name)) != usual:
             unusual.append(f"superposition.{name} = {value!r}")
     setting = _setting(recipe.schedule, superposition.weighting, unusual)
@@ -112,10 +108,9 @@ def request_for(
 
 def what_would_fit(request: Request, model: ModelFacts) -> str | None:
     """What to do about a step that does not fit the devices it is for, in a sentence; None if it fits."""
-    device, needed = request.hardware.device if request.hardware else None, memory(request, model)
+    device, needed, gib = request.hardware.device if request.hardware else None, memory(request, model), 2**30
     if device is None or not device.memory or needed.peak <= _ROOM * device.memory:
         return None
-    gib = 2**30
     text = (
         f"it does not fit: a step needs {needed.peak / gib:,.0f} GiB on each {device.name}, of whose "
         f"{device.memory / gib:,.0f} GiB {_ROOM:.0%} can be planned with"
@@ -131,32 +126,22 @@ def what_would_fit(request: Request, model: ModelFacts) -> str | None:
     leanest = replace(request, checkpoint_activations=True, parts=1)
     for count in (2**power for power in range(17)):
         if _fitted(replace(leanest, sharing=Sharing(count, count)), model, device.memory)[1]:
-            return (
-                f"{text}; the fewest that it fits are {count} x {device.name}, sharded (parallel.strategy = 'fsdp'), "
-                f"with activations checkpointed"
-            )
+            fewest = f"the fewest that it fits are {count} x {device.name}, sharded (parallel.strategy = 'fsdp')"
+            return f"{text}; {fewest}, with activations checkpointed"
     return f"{text}, and no number of them is enough; take devices with more memory"
 
 
 def _fitted(request: Request, model: ModelFacts, room: float) -> tuple[Request, bool]:
     """The request with as many parts as fit it into `room` bytes a device, and with activations checkpointed where that
     is not enough; or, and then False, what needs least."""
-    last = request
-    for last in _leaner(request):
-        if memory(last, model).peak <= _ROOM * room:
-            return last, True
-    return last, False
-
-
-def _leaner(request: Request) -> Iterator[Request]:
-    """The request, and with ever more parts; then the same with activations checkpointed."""
-    rows = request.rows // request.sharing.devices
+    rows, leaner = request.rows // request.sharing.devices, request
     for checkpointed in sorted({request.checkpoint_activations, True}):
-        parts = request.parts
-        yield replace(request, checkpoint_activations=checkpointed)
-        while rows // parts > 1:
-            parts *= 2
-            yield replace(request, parts=parts, checkpoint_activations=checkpointed)
+        leaner = replace(request, checkpoint_activations=checkpointed)
+        while (too_much := memory(leaner, model).peak > _ROOM * room) and rows // leaner.parts > 1:
+            leaner = replace(leaner, parts=2 * leaner.parts)
+        if not too_much:
+            return leaner, True
+    return leaner, False
 
 
 def _vocabulary(data: DataArgs) -> int:
@@ -164,7 +149,7 @@ def _vocabulary(data: DataArgs) -> int:
     try:
         return vocabulary_size(data)
     except UserError:
-        for name, entries in (("llama-3", LLAMA_3_VOCABULARY), ("gpt2", 50_257)):
+        for name, entries in {"llama-3": LLAMA_3_VOCABULARY, "gpt2": 50_257}.items():
             if name in data.tokenizer.lower():
                 return entries
         raise

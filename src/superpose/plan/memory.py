@@ -20,15 +20,12 @@ benchmarks/plan.py holds the estimate against processes. On a GPU the figure is 
 reserves is a little more.
 """
 
-from __future__ import annotations
-
 import copy
 import logging
 import platform
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -76,20 +73,18 @@ class Memory:
 
 def memory(request: Request, model: ModelFacts) -> Memory:
     """Memory of one device in a step of what is requested; `model` is its model, counted."""
-    latents, shards = request.latents, request.sharing.shards
+    latents, shards, half = request.latents, request.sharing.shards, request.precision == "bfloat16"
     rows = max(1, request.rows // request.sharing.devices // request.parts)
-    half = request.precision == "bfloat16"
     width_bytes = 2 if half else _FLOAT32
     weights = gradients = _FLOAT32 * model.parameters // shards
     # Muon has one moment for the matrices of the blocks, AdamW two for everything.
     in_blocks = model.layers * model.block_parameters
     moments = 2 * model.parameters - (in_blocks if request.optimizer == "muon" else 0)
     state = _FLOAT32 * moments // shards
+    # A block's gradients are whole until they are summed and scattered.
     outer = model.parameters - in_blocks
-    gathered = 0
-    if shards > 1:
-        # A block's gradients are whole until they are summed and scattered.
-        gathered = width_bytes * (2 * model.block_parameters + outer) + _FLOAT32 * (model.block_parameters + outer)
+    whole = width_bytes * (2 * model.block_parameters + outer) + _FLOAT32 * (model.block_parameters + outer)
+    gathered = whole if shards > 1 else 0
 
     per_row, fixed = block_activations(request.config, latents, request.precision)
     inputs = rows * latents * model.width * _FLOAT32
@@ -169,8 +164,8 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
 
     # FakeTensorMode logs what it then raises. Transformers cannot look into tensors without memory, and takes their
     # rows for several documents, with a mask.
-    quiet = _replaced(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
-    one_document = _replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+    quiet = patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True)
+    one_document = patch.object(masking_utils, "find_packed_sequence_indices", create=True, return_value=None)
     with FakeTensorMode(allow_non_fake_inputs=True), quiet, one_document:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
@@ -180,17 +175,3 @@ def _kept(config: Any, layers: int, rows: int, latents: int, precision: Precisio
             model.base_model(inputs_embeds=x, use_cache=False)
     total = sum(size for _, size in sizes.values())
     return total * 2 if experts and precision == "float32" else total
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """With another value of an attribute; one that is not there is left so."""
-    if not hasattr(owner, name):
-        yield
-        return
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)

@@ -4,8 +4,6 @@ Counted on the meta device, from transformers' own code, so that attention, head
 it. Where only a number of parameters is given, a Llama of about that many stands in.
 """
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
@@ -126,16 +124,15 @@ def shape_for(parameters: float, vocab_size: int | None = None) -> tuple[Shape, 
     for name, (size, shape) in KNOWN_SHAPES.items():
         if vocab_size is None and abs(parameters / size - 1) <= 0.02:
             return shape, f"the shape of {name}"
-    choices = _VOCABULARIES if vocab_size is None else ((vocab_size, False), (vocab_size, True))
     found = None
-    for entries, tied in choices:
+    for entries, tied in _VOCABULARIES if vocab_size is None else ((vocab_size, False), (vocab_size, True)):
         grown = _grown(parameters, entries, tied)
         found = grown or found
         if grown is not None and grown.tables <= parameters / 3:
             break
     if found is None:
         raise UserError(
-            f"--params {parameters:g}: a vocabulary of {choices[-1][0]:,} entries takes more than that at a width of "
+            f"--params {parameters:g}: a vocabulary of {entries:,} entries takes more than that at a width of "
             f"{_WIDTH_STEP}; give a smaller --vocab-size"
         )
     return found, "a shape between those of known models"
@@ -145,9 +142,9 @@ def _grown(parameters: float, vocab_size: int, tied: bool) -> Shape | None:
     """The widest shape at its usual depth, then as many layers as fit best; None if the tables alone are too large."""
     chosen = None
     for width in range(_WIDTH_STEP, 64 * 1024, _WIDTH_STEP):
-        layers = max(2, min(width // _WIDTH_STEP, 32), width // 104)
-        shape = Shape(width, -(-8 * width // 3 // 64) * 64, layers, width // _WIDTH_STEP, width // _WIDTH_STEP,
-                      vocab_size, tied)  # fmt: skip
+        heads = width // _WIDTH_STEP
+        layers = max(2, min(heads, 32), width // 104)
+        shape = Shape(width, -(-8 * width // 3 // 64) * 64, layers, heads, heads, vocab_size, tied)
         if shape.parameters >= parameters:
             break
         chosen = shape

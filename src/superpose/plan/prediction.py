@@ -11,8 +11,6 @@ Outside of both, and away from comparisons of the user's own, there is no number
 intervals are 95 % ones; benchmarks/evidence.py holds them against points that were left out (docs/planning.md).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import defaultdict
@@ -107,9 +105,9 @@ def fit_law(points: Sequence[Point]) -> Law:
 
 def fit(points: Sequence[Point]) -> Law:
     """The law of some of the paper's points, without its error."""
-    sweeps: dict[str, dict[Cell, Point]] = {}
+    sweeps = defaultdict[str, dict[Cell, Point]](dict)
     for point in points:
-        sweeps.setdefault(point.source, {})[point.setting.bag_size, point.setting.ratio] = point
+        sweeps[point.source][point.setting.bag_size, point.setting.ratio] = point
     heights, gains, units = {}, defaultdict[Cell, float](float), defaultdict[Cell, float](float)
     for name, cells in sweeps.items():
         if len(cells) > 1:
@@ -118,11 +116,10 @@ def fit(points: Sequence[Point]) -> Law:
                 gains[cell] += point.gain
                 units[cell] += heights[name]
     shape = {cell: gains[cell] / units[cell] for cell in gains}
-    scales: dict[tuple[float, float], list[float]] = {}
+    scales = defaultdict[tuple[float, float], list[float]](list)
     for name, cells in sweeps.items():
         cell, point = next(iter(cells.items()))
-        height = heights[name] if name in heights else point.gain / shape[cell]  # of a single run
-        scales.setdefault(point.scale, []).append(height)
+        scales[point.scale].append(heights[name] if name in heights else point.gain / shape[cell])  # of a single run
     tau = [latents / params for params, latents in scales]
     slope, intercept = np.polyfit(np.log(tau), np.log([np.mean(found) for found in scales.values()]), 1)
     return Law(float(intercept), float(slope), shape, len(scales))
@@ -172,16 +169,12 @@ def missing_evidence(params: float, latents: float, steps: int, setting: Setting
         if not min(known) / _EDGE <= value <= max(known) * _EDGE:
             found.append(f"{short(value)} {what}: the paper has {short(min(known))} to {short(max(known))}")
     if not found and min(_distance(point, params, latents) for point in points) > math.log(_NEAR):
-        found.append(
-            f"{short(params)} parameters at {short(latents)} latents: no run of the paper is within a factor of "
-            f"{_NEAR:.1f} in both"
-        )
+        here = f"{short(params)} parameters at {short(latents)} latents"
+        found.append(f"{here}: no run of the paper is within a factor of {_NEAR:.1f} in both")
     if published_law().shape_of(setting) is None:
         sizes, ratios = zip(*published_law().shape, strict=True)
-        found.append(
-            f"{setting}: the paper's sweeps have s {min(sizes)} to {max(sizes)} and r {min(ratios):g} to "
-            f"{max(ratios):g}"
-        )
+        in_sweeps = f"s {min(sizes)} to {max(sizes)} and r {min(ratios):g} to {max(ratios):g}"
+        found.append(f"{setting}: the paper's sweeps have {in_sweeps}")
     return tuple(found)
 
 
@@ -220,9 +213,9 @@ def of_small(points: Sequence[Point], steps: int, setting: Setting) -> Predictio
         return _within(value, half, speedups, f"{size}, {len(usual)} comparisons at {fewest:,} to {most:,} steps")
     level = [point for point in points if 1 / _EDGE <= point.steps / steps <= _EDGE]
     if len({point.setting.bag_size for point in level}) > 2:
-        cells: dict[tuple[float, float], list[float]] = {}
+        cells = defaultdict[tuple[float, float], list[float]](list)
         for point in level:
-            cells.setdefault((math.log(point.setting.bag_size), point.setting.ratio), []).append(point.gain)
+            cells[math.log(point.setting.bag_size), point.setting.ratio].append(point.gain)
         between = LinearNDInterpolator(list(cells), [float(np.mean(gains)) for gains in cells.values()])
         gain = float(between(math.log(setting.bag_size), setting.ratio))
         if math.isfinite(gain):
@@ -269,29 +262,22 @@ def few_steps(steps: int, setting: Setting) -> tuple[str, ...]:
             f"{steps:,} steps are few: models of {short(usual[0].params)} parameters gained {gains} nats at {at:,} "
             f"steps ({SMALL_RULE}), and on every text beyond doubt from {enough:,} steps on"
         )
-    worse = [
-        point
-        for point in measured_points()
-        if steps <= point.steps
-        and point.setting.bag_size <= setting.bag_size
-        and point.setting.ratio <= setting.ratio
-        and point.gain + NORMAL * point.error < 0
-    ]
-    if worse:
-        mildest = min(worse, key=lambda point: (point.setting.ratio, point.setting.bag_size))
-        sentences.append(
-            f"at {mildest.steps:,} steps they lost with {mildest.setting} already ({mildest.gain:+.3f} nats): take a "
-            f"lower ratio, or smaller bags"
-        )
+    lost = [point for point in measured_points() if point.steps >= steps and point.gain + NORMAL * point.error < 0]
+    lost.sort(key=lambda point: (point.setting.ratio, point.setting.bag_size))  # the mildest first
+    for point in lost:
+        if point.setting.bag_size <= setting.bag_size and point.setting.ratio <= setting.ratio:
+            found = f"at {point.steps:,} steps they lost with {point.setting} already ({point.gain:+.3f} nats)"
+            sentences.append(f"{found}: take a lower ratio, or smaller bags")
+            break
     return tuple(sentences)
 
 
 def step_limits() -> tuple[int, int]:
     """The most steps at which none of our comparisons gained beyond its 95 % interval, and the fewest from which on
     each did."""
-    sure: dict[int, list[bool]] = {}
+    sure = defaultdict[int, list[bool]](list)
     for point in _usual(measured_points()):
-        sure.setdefault(point.steps, []).append(point.gain > NORMAL * point.error)
+        sure[point.steps].append(point.gain > NORMAL * point.error)
     unsure = max(steps for steps, found in sure.items() if not all(found))
     return max(steps for steps, found in sure.items() if not any(found)), min(n for n in sure if n > unsure)
 

@@ -1,14 +1,112 @@
-"""What is to be planned: a model, its steps and batch, and the devices it is for."""
+"""What is to be planned: a model, its steps and batch, and the devices it is for.
 
-from __future__ import annotations
+What devices do at most, what power they take, and what public runs reached on them is in devices.toml.
+"""
 
+import re
+import tomllib
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
+import torch
+
+from superpose.errors import UserError
 from superpose.plan.evidence import Setting
-from superpose.plan.hardware import Hardware
-from superpose.train.hardware import Precision
+from superpose.train.hardware import Precision, matmul_peak
 from superpose.train.optim import Optimizer
+
+_MARGIN = 1.25
+"""By which a run of another shape and length of rows may lie outside of the public ones."""
+
+Range = tuple[float, float]
+"""Lowest and highest."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """
+    Attributes:
+        flops: FLOP/s at most.
+        memory: bytes; 0 where it is not known.
+        watts: rated power; 0 where it is not known.
+    """
+
+    name: str
+    flops: float
+    memory: int
+    watts: float
+
+
+@dataclass(frozen=True)
+class PublicRun:
+    """A run that was published with its hours; `utilisation` is the share of the devices' FLOP/s it made use of."""
+
+    name: str
+    device: str
+    utilisation: float
+    source: str
+
+
+_FIGURES = tomllib.loads(files("superpose.plan").joinpath("devices.toml").read_text("utf-8"))
+NAMES = tuple(_FIGURES["devices"])
+_KNOWN = {
+    name.lower(): Device(name, known["flops"], known["gib"] * 2**30, known["watts"])
+    for name, known in _FIGURES["devices"].items()
+}
+PUBLIC_RUNS = tuple(PublicRun(**run) for run in _FIGURES["public_runs"])
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Devices of one kind."""
+
+    count: int
+    device: Device
+
+    def __str__(self) -> str:
+        return f"{self.count} x {self.device.name}"
+
+
+def runs_on(device: str) -> list[PublicRun]:
+    """The public runs on a device, or all where it has fewer than two."""
+    known = [run for run in PUBLIC_RUNS if run.device == device]
+    return known if len(known) > 1 else [*PUBLIC_RUNS]
+
+
+def usual_utilisation(device: str) -> Range:
+    """From the lowest to the highest of the public runs on a device, and a quarter beyond."""
+    known = [run.utilisation for run in runs_on(device)]
+    return min(known) / _MARGIN, min(1.0, max(known) * _MARGIN)
+
+
+def parse_hardware(text: str, flops: float | None = None, memory: float | None = None) -> Hardware:
+    """Reads "8xH100", "H100" or "cpu"; a CPU's speed is measured here, in float32.
+
+    Args:
+        flops, memory: FLOP/s at most and bytes of one device, in place of the known ones; a device that is not known
+            needs its FLOP/s.
+
+    Raises:
+        UserError: it is not known.
+    """
+    found = re.fullmatch(r"(?:(\d{1,6})\s*x\s*)?([\w-]+)", text.strip(), re.IGNORECASE)
+    name, count = (found[2], int(found[1] or 1)) if found else ("", 0)
+    device = _KNOWN.get(name.lower())
+    if name.lower() == "cpu":
+        count = count if count == 1 else 0
+        peak = matmul_peak(torch.device("cpu"), "float32") if flops is None and count else 0.0
+        device = Device("CPU", peak, 0, 8.0 * torch.get_num_threads())
+    elif device is None and flops is not None:
+        device = Device(name, flops, 0, 0)
+    if device is None or count < 1:
+        raise UserError(
+            f"--hardware {text}: expected a number of devices, such as 8xH100, of {', '.join(NAMES)}, or cpu; of "
+            f"another device give its speed too, such as --flops 400T --memory 48G"
+        )
+    own = flops if flops is not None else device.flops, int(memory) if memory is not None else device.memory
+    return Hardware(count, Device(device.name, *own, device.watts))
+
 
 CO2_GRAMS = 445.0
 """Per kWh: the world's mean in 2024 (IEA, Electricity 2025)."""
@@ -40,8 +138,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be planned.
-
+    """
     Attributes:
         config: the model, as transformers has it.
         latents, rows, steps: L of a sequence, sequences of a step on all devices, steps of the run.
@@ -51,7 +148,7 @@ class Request:
         price_per_hour: of one device.
         parts: into which a device's sequences of a step are split.
         precision: of matrix products; weights, gradients and optimizer are float32.
-        sharing: of the model over the devices; also says how many they are.
+        sharing: of the model over the devices.
         device: "cpu", or anything else for a GPU.
         unusual: what about the run has no evidence, in words ("continued pre-training").
         like: what the model's shape was taken from, in words.

@@ -1,7 +1,5 @@
 """A plan as it is shown and written: tables for people, and plan.json, which `superpose report` reads."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from typing import Any, Literal
@@ -11,8 +9,9 @@ from pydantic_core import to_json
 
 from superpose import __version__
 from superpose.plan.advisor import Plan, summary
+from superpose.plan.cost import Calibration
 from superpose.plan.evidence import short
-from superpose.plan.hardware import Range, runs_on
+from superpose.plan.request import Hardware, Range, runs_on
 from superpose.results.tables import Row, Table
 
 
@@ -57,26 +56,19 @@ def tables(plan: Plan) -> list[Table]:
     reasons: list[Row] = [
         (reason.decision if reason.decision == plan.decision else "note", reason.text) for reason in plan.reasons
     ]
-    found: list[Table] = [
-        ("Why", ("", "reason"), reasons),
-        _reading(plan),
-        ("What it takes", ("", "amount", "how"), _cost(plan)),
-        _memory(plan),
-    ]
-    if plan.alternatives:
-        found.append(_settings(plan))
-    if plan.calibration is not None:
-        found.append(_calibration(plan))
-    return found
+    takes = ("What it takes", ("", "amount", "how"), _cost(plan))
+    found: list[Table] = [("Why", ("", "reason"), reasons), _reading(plan), takes, _memory(plan)]
+    found += [_settings(plan)] if plan.alternatives else []
+    return found + ([_calibration(plan.calibration)] if plan.calibration is not None else [])
 
 
 def _reading(plan: Plan) -> Table:
     cost = plan.cost
     rows: list[Row] = [
-        (phase.phase, str(phase.bag_size), f"{phase.steps:,}", short(phase.raw_tokens)) for phase in cost.phases
+        *((phase.phase, str(phase.bag_size), f"{phase.steps:,}", short(phase.raw_tokens)) for phase in cost.phases),
+        ("all", "", f"{cost.steps:,}", short(cost.raw_tokens)),
+        ("an ordinary run", "1", f"{cost.steps:,}", short(cost.ordinary_tokens)),
     ]
-    rows.append(("all", "", f"{cost.steps:,}", short(cost.raw_tokens)))
-    rows.append(("an ordinary run", "1", f"{cost.steps:,}", short(cost.ordinary_tokens)))
     if cost.epochs is not None and cost.ordinary_epochs is not None:
         rows.append(("passes over the text", "", "", f"{cost.epochs:.2f} (ordinary {cost.ordinary_epochs:.2f})"))
     return "What is read", ("phase", "bag size", "steps", "raw tokens"), rows
@@ -95,7 +87,7 @@ def _cost(plan: Plan) -> list[Row]:
     ]
     if cost.hours and cost.device_hours and cost.utilisation and request.hardware is not None:
         rows += [
-            ("utilisation", _range(cost.utilisation, "{:.0%}"), _reached(plan)),
+            ("utilisation", _range(cost.utilisation, "{:.0%}"), _reached(plan, request.hardware)),
             ("hours", _range(cost.hours), f"on {request.hardware}"),
             ("days", _range((cost.hours[0] / 24, cost.hours[1] / 24)), ""),
             ("device hours", _range(cost.device_hours), ""),
@@ -108,16 +100,13 @@ def _cost(plan: Plan) -> list[Row]:
             rows.append(("energy, kWh", _range(cost.kwh), watts))
             rows.append(("CO2, kg", _range(cost.kg_co2), f"at {request.co2_grams:g} g a kWh"))
     if plan.prediction.speedup is not None:
-        low, expected, high = plan.prediction.speedup
-        saved = f"{expected:.2f} ({low:.2f} to {high:.2f})"
+        saved = "{1:.2f} ({0:.2f} to {2:.2f})".format(*plan.prediction.speedup)
         rows.append(("ordinary steps for the same loss", saved, "times this run's, as measured in the evidence"))
     return rows
 
 
-def _reached(plan: Plan) -> str:
+def _reached(plan: Plan, hardware: Hardware) -> str:
     """Where the utilisation is from."""
-    hardware = plan.request.hardware
-    assert hardware is not None
     of = f"of {hardware.device.flops:.3g} FLOP/s"
     if plan.calibration is not None:
         return f"{of}, by measured steps"
@@ -133,8 +122,7 @@ def _range(values: Range, form: str = "{:,.1f}") -> str:
 
 
 def _memory(plan: Plan) -> Table:
-    memory, request = plan.memory, plan.request
-    shards = request.sharing.shards
+    memory, request, shards = plan.memory, plan.request, plan.request.sharing.shards
     spread = f"over {shards} shards" if shards > 1 else "whole"
     parts = (
         ("weights", memory.weights, f"float32, {spread}"),
@@ -151,7 +139,6 @@ def _memory(plan: Plan) -> Table:
 
 
 def _settings(plan: Plan) -> Table:
-    """The settings that cannot be told from the best: of each bag size its ratios."""
     by_size: dict[int, list[float]] = {}
     for setting in plan.alternatives:
         by_size.setdefault(setting.bag_size, []).append(setting.ratio)
@@ -161,11 +148,8 @@ def _settings(plan: Plan) -> Table:
     return "Settings that the paper's sweeps cannot tell from the best", ("bag size", "ratio"), rows
 
 
-def _calibration(plan: Plan) -> Table:
-    measured = plan.calibration
-    assert measured is not None
-    recovery = measured.step_seconds.get(1)
-    rows: list[Row] = []
+def _calibration(measured: Calibration) -> Table:
+    recovery, rows = measured.step_seconds.get(1), list[Row]()
     for size, seconds in measured.step_seconds.items():
         relative = "" if recovery is None else f"{seconds / recovery:.2f}"
         reading = measured.reading_seconds[size]

@@ -1,7 +1,5 @@
 """superpose's own recipes, found by name: cpu-tiny, cpu-small, gpt2-124m and the paper's four models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from superpose.errors import UserError

@@ -5,13 +5,11 @@ Everything that comes from outside is text: escaped in the page, in the data its
 plotly would read as HTML. The page's policy lets it load nothing.
 """
 
-from __future__ import annotations
-
-import html
 import itertools
 import json
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -28,7 +26,7 @@ _DARK = {"#6b7280": "#a1a9b8", "#2563eb": "#7aa2ff", "#4b5563": "#cbd5e1", "#7c3
 
 
 def write_report(places: Sequence[Path], out: Path) -> list[Path]:
-    """Reports on comparisons, reproductions and runs; returns what was written, the page first.
+    """Reports on plans, comparisons, reproductions and runs; returns what was written, the page first.
 
     Args:
         places: their directories.
@@ -37,11 +35,9 @@ def write_report(places: Sequence[Path], out: Path) -> list[Path]:
     Raises:
         UserError: a directory holds nothing to report.
     """
-    sections = read_sections(places)
-    about = f"superpose {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    sections, pictures = read_sections(places), list[Path]()
+    about, text = f"superpose {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", out.with_suffix(".md")
     write_text(out, page(sections, about))
-    pictures: list[Path] = []
-    text = out.with_suffix(".md")
     parts = [_markdown(section, out, pictures) for section in sections]
     write_text(text, "\n".join([f"# superpose report\n\n{about}\n", *parts]))
     return [out, text, *pictures]
@@ -63,18 +59,13 @@ def _markdown(section: Section, out: Path, pictures: list[Path]) -> str:
 
 
 def page(sections: Sequence[Section], about: str) -> str:
-    """The whole page.
-
-    Args:
-        sections: in their order.
-        about: a line below the title, such as the version that wrote it.
-    """
+    """The whole page; `about` is a line below the title, such as the version that wrote it."""
     from plotly.offline import get_plotlyjs
 
     numbers = itertools.count()
     return Template(_asset("page.html")).substitute(
-        title=_text(sections[0].title if len(sections) == 1 else f"{sections[0].title} and {len(sections) - 1} more"),
-        about=_text(about),
+        title=escape(sections[0].title if len(sections) == 1 else f"{sections[0].title} and {len(sections) - 1} more"),
+        about=escape(about),
         body="".join(_section(section, numbers) for section in sections),
         charts=_data([_chart(chart) for section in sections for chart in section.charts]),
         style=_asset("page.css"),
@@ -85,48 +76,48 @@ def page(sections: Sequence[Section], about: str) -> str:
 
 def _section(section: Section, numbers: Iterator[int]) -> str:
     headline, _, rest = section.verdict.partition(". ")
-    verdict = f"<strong>{_text(headline + ('.' if rest else ''))}</strong>"
+    verdict = f"<strong>{escape(headline + ('.' if rest else ''))}</strong>"
     if rest:
-        verdict += f"<span>{_text(rest)}</span>"
+        verdict += f"<span>{escape(rest)}</span>"
     figures = "".join(_figure(chart, next(numbers)) for chart in section.charts)
     tables = "".join(map(_table, section.tables))
     settings = "".join(
-        f"<details><summary>{_text(name)}</summary><pre>{_text(text)}</pre></details>"
+        f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
         for name, text in section.settings
     )
     return (
-        f'<section><h2>{_text(section.title)}</h2><div class="verdict">{verdict}</div>'
+        f'<section><h2>{escape(section.title)}</h2><div class="verdict">{verdict}</div>'
         f"{figures}{tables}<h3>Made with</h3>{settings}</section>\n"
     )
 
 
 def _figure(chart: Chart, number: int) -> str:
     buttons = "".join(
-        f'<button type="button" data-chart="{number}" data-axis="{_text(axis)}" '
-        f'aria-pressed="{"true" if place == 0 else "false"}">{_text(title)}</button>'
+        f'<button type="button" data-chart="{number}" data-axis="{escape(axis)}" '
+        f'aria-pressed="{"true" if place == 0 else "false"}">{escape(title)}</button>'
         for place, (axis, title) in enumerate(chart.axes.items())
     )
     axes = f'<div class="axes" role="group" aria-label="x axis">{buttons}</div>' if len(chart.axes) > 1 else ""
     return (
-        f'<figure><h3>{_text(chart.title)}</h3>{axes}<div class="chart" id="chart-{number}"></div>'
-        f"<figcaption>{_text(chart.caption)}</figcaption></figure>"
+        f'<figure><h3>{escape(chart.title)}</h3>{axes}<div class="chart" id="chart-{number}"></div>'
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
     )
 
 
 def _table(table: Table) -> str:
     title, header, rows = table
     words = [of_words(rows, place) for place in range(len(header))]
-    head = "".join(f"<th{_class('words' * left)}>{_text(name)}</th>" for name, left in zip(header, words, strict=True))
+    head = "".join(f"<th{_class('words' * left)}>{escape(name)}</th>" for name, left in zip(header, words, strict=True))
     body = "".join(f"<tr>{''.join(map(_cell, row, words))}</tr>" for row in rows)
     return (
-        f'<h3>{_text(title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
 
 def _cell(value: str, words: bool) -> str:
     mark = value if value in ("agrees", "disagrees") else ""
-    return f"<td{_class(mark, 'words' * words)}>{_text(value)}</td>"
+    return f"<td{_class(mark, 'words' * words)}>{escape(value)}</td>"
 
 
 def _class(*names: str) -> str:
@@ -138,13 +129,13 @@ def _chart(chart: Chart) -> dict[str, Any]:
     """What the page's script draws."""
     colors = [color_of(one, chart) for one in chart.series]
     return {
-        "axes": {axis: _text(title) for axis, title in chart.axes.items()},
-        "y_title": _text(chart.y_title),
+        "axes": {axis: escape(title) for axis, title in chart.axes.items()},
+        "y_title": escape(chart.y_title),
         "series": [
-            {**vars(one), "name": _text(one.name), "color": color, "dark": _DARK.get(color, color)}
+            {**vars(one), "name": escape(one.name), "color": color, "dark": _DARK.get(color, color)}
             for one, color in zip(chart.series, colors, strict=True)
         ],
-        "marks": [{"x": places, "label": _text(label)} for places, label in chart.marks],
+        "marks": [{"x": places, "label": escape(label)} for places, label in chart.marks],
         "level": chart.level,
         "log_x": chart.log_x,
         "y_range": chart.y_range,
@@ -166,10 +157,6 @@ def _data(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _text(value: str) -> str:
-    return html.escape(value, quote=True)
 
 
 def _asset(name: str) -> str:

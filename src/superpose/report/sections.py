@@ -3,8 +3,6 @@
 directory -> Section: verdict, charts, tables, settings -> one page (`superpose.report.page`), Markdown and pictures
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pydantic import ValidationError
 
 from superpose.compare.charts import all_charts
 from superpose.compare.comparison import Comparison
+from superpose.data.information import PowerLaw
 from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.paper.published import published_gain
@@ -55,12 +54,11 @@ def read_sections(places: Sequence[Path]) -> list[Section]:
         if (place / "comparison.json").is_file():
             sections.append(_of_comparison(place))
         elif (place / "reproduction.json").is_file():
-            sections += [_of_reproduction(entry) for entry in Reproduction.load(place / "reproduction.json")]
+            sections += map(_of_reproduction, Reproduction.load(place / "reproduction.json"))
         elif (place / "plan.json").is_file():
             sections.append(_of_plan(place / "plan.json"))
         elif place in runs:
-            if place == runs[0]:
-                sections.append(_of_runs(runs))
+            sections += [_of_runs(runs)] if place == runs[0] else []
         else:
             raise UserError(
                 f"{place} holds nothing to report; give the directory of a plan (plan.json), of a comparison "
@@ -94,10 +92,8 @@ def _of_plan(path: Path) -> Section:
 
 def _of_reproduction(entry: Reproduction) -> Section:
     charts = [_findings(entry)]
-    if entry.name == "figure4":
-        charts.append(_sweep(entry))
-    if entry.law is not None:
-        charts.append(_information(entry))
+    charts += [_sweep(entry)] if entry.name == "figure4" else []
+    charts += [_information(entry.law)] if entry.law is not None else []
     settings = _texts({"recipe": entry.recipe.model_dump(mode="json"), "text": entry.store})
     return Section(entry.title, f"{entry.verdict()}.", charts, entry.tables(), settings)
 
@@ -105,7 +101,7 @@ def _of_reproduction(entry: Reproduction) -> Section:
 def _of_runs(places: Sequence[Path]) -> Section:
     results = {place: read_result(place / "result.json") for place in places}
     names = {place: place.resolve().name if place.name in ("", ".", "..") else place.name for place in places}
-    series = tuple(read_series(place, names[place]) for place in places)
+    series = tuple(read_series(place, name) for place, name in names.items())
     chart = Chart("Validation loss", "next-token validation loss, nats per token", dict(AXES), series)
     rows: list[Row] = []
     for place, result in results.items():
@@ -122,10 +118,9 @@ def _of_runs(places: Sequence[Path]) -> Section:
 
 
 def _findings(entry: Reproduction) -> Chart:
-    """Ours with its interval and the paper's figure, claim by claim."""
     ours = [(float(row), finding) for row, finding in enumerate(entry.findings, 1) if finding.what.endswith("nats")]
-    rows, values = [row for row, _ in ours], [finding.ours for _, finding in ours]
-    low, high = [finding.low for _, finding in ours], [finding.high for _, finding in ours]
+    rows = [row for row, _ in ours]
+    values, low, high = ([getattr(finding, name) for _, finding in ours] for name in ("ours", "low", "high"))
     series = [Series("ours and its 95 % interval", {"claim": rows}, values, "tst", low, high, points=True)]
     if paper := {row: finding.published for row, finding in ours if finding.published is not None}:
         series.append(Series("the paper, at its scale", {"claim": [*paper]}, [*paper.values()], points=True))
@@ -135,7 +130,6 @@ def _findings(entry: Reproduction) -> Chart:
 
 
 def _sweep(entry: Reproduction) -> Chart:
-    """Gain against the ratio for each bag size, ours and the paper's."""
     ours = {finding.what.split(" ")[0]: finding.ours for finding in entry.findings}
     series = []
     for size in SWEEP_SIZES:
@@ -149,10 +143,7 @@ def _sweep(entry: Reproduction) -> Chart:
     return Chart(title, y_title, axes, tuple(series), level=0.0, caption=caption)
 
 
-def _information(entry: Reproduction) -> Chart:
-    """Mutual information against distance, and the power law fitted to it."""
-    law = entry.law
-    assert law is not None
+def _information(law: PowerLaw) -> Chart:
     distances = [float(distance) for distance in law.information]
     fitted = [law.constant + law.factor * distance**law.exponent for distance in distances]
     series = (

@@ -1,7 +1,5 @@
 """The paper's experiments, out of experiments.toml: what each trains, and what the paper found (arXiv 2605.06546)."""
 
-from __future__ import annotations
-
 import itertools
 import tomllib
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 experiment -> arms x seeds -> runs in RUNS/pool -> findings: ours, the paper's, and whether they agree -> RUNS/NAME
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import Counter
@@ -95,7 +93,7 @@ class Reproduction:
     rates: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, path: Path) -> list[Reproduction]:
+    def load(cls, path: Path) -> "list[Reproduction]":
         """All experiments of a reproduction.json.
 
         Raises:
@@ -111,12 +109,11 @@ class Reproduction:
 
     def tables(self) -> list[Table]:
         """Findings beside the paper's figures, and each arm's losses."""
-        findings: list[Row] = []
+        findings, arms = list[Row](), list[Row]()
         for finding in self.findings:
             paper = finding.expected if finding.published is None else f"{finding.published:+.4f}"
             ours = spoken(Interval(finding.ours, finding.low, finding.high))
             findings.append((finding.what, paper, ours, finding.verdict, finding.where))
-        arms: list[Row] = []
         for arm in self.arms:
             losses = arm.losses.values()
             mean, ends = f"{statistics.fmean(losses):.4f}", f"{min(losses):.4f} to {max(losses):.4f}"
@@ -126,10 +123,10 @@ class Reproduction:
             (self.title, ("", "paper", "ours (95 % interval)", "", "figure of"), findings),
             (f"{self.name}: losses", header, arms),
         ]
-        if self.law is not None:
-            rows = [(str(distance), f"{self.law.information[distance]:.4f}") for distance in (1, 2, 4, 8, 16, 32)]
-            law = f"I(d) = {self.law.constant:.3f} + {self.law.factor:.3f} d^{self.law.exponent:.3f}"
-            tables.append((f"Mutual information of tokens d apart, {law}", ("d", "nats"), [*rows]))
+        if (law := self.law) is not None:
+            rows = [(str(distance), f"{law.information[distance]:.4f}") for distance in (1, 2, 4, 8, 16, 32)]
+            fitted = f"I(d) = {law.constant:.3f} + {law.factor:.3f} d^{law.exponent:.3f}"
+            tables.append((f"Mutual information of tokens d apart, {fitted}", ("d", "nats"), [*rows]))
         return tables
 
     def verdict(self) -> str:
@@ -171,10 +168,8 @@ def reproduce(
         recipe: in place of the scale's own; "paper" has none.
         seeds: each arm is trained once with each.
         rates: learning rates to try first, ordinarily and with the TST recipe; arms take the best.
-        runs: directory for results, and for the pool of all runs.
         name: of the results; by default reproduce-SCALE.
-        jobs: runs at a time; 0 for one on each core, and one after the other on a GPU.
-        display: shows the work; by default on standard output.
+        runs, jobs, display: as of `superpose.compare.compare`.
         command: what reproduction.json says it was made with.
         listener: called with each experiment when it is done.
 
@@ -194,10 +189,11 @@ def reproduce(
         tuned = {arm: tuning.best for arm, tuning in tunings.items()}
     done: list[Reproduction] = []
     for key in dict.fromkeys(experiments):
-        experiment = EXPERIMENTS[key]
+        experiment, arms, text = EXPERIMENTS[key], design.recipe, store
         with display:
-            arms = data_bound(design.recipe, store) if experiment.data_bound else design.recipe
-            text = prepare(arms.data, display.prepare) if experiment.data_bound else store
+            if experiment.data_bound:
+                arms = data_bound(arms, store)
+                text = prepare(arms.data, display.prepare)
             planned, law = experiment_runs(experiment, arms, text, seeds, tuned)
             display.say(f"{experiment.title}: {len(planned)} runs")
             outcomes = train_all(planned, text, runs / POOL, jobs, display)
@@ -235,11 +231,7 @@ def data_bound(recipe: Recipe, store: TokenStore) -> Recipe:
 
 
 def experiment_runs(
-    experiment: Experiment,
-    recipe: Recipe,
-    store: TokenStore,
-    seeds: Sequence[int],
-    rates: Mapping[str, float],
+    experiment: Experiment, recipe: Recipe, store: TokenStore, seeds: Sequence[int], rates: Mapping[str, float]
 ) -> tuple[list[Run], PowerLaw | None]:
     """All runs of an experiment, seed by seed, and the corpus' power law if an arm takes its weights from it.
 
@@ -270,8 +262,7 @@ def reproduction(
     rates: dict[str, float],
 ) -> Reproduction:
     """What came of an experiment's runs; arms of which no run finished are left out."""
-    experiment = EXPERIMENTS[name]
-    arms = []
+    experiment, arms = EXPERIMENTS[name], []
     for arm in experiment.arms:
         finished = {o.run.seed: o.result for o in outcomes if o.run.arm == arm and o.result is not None}
         if finished:
@@ -305,9 +296,8 @@ def _finding(claim: Claim, losses: dict[str, dict[int, float]]) -> ClaimResult |
     if not seeds:
         return None
     ours = paired_difference([against[seed] for seed in seeds], [arm[seed] for seed in seeds])
-    what, verdict = f"{claim.arm} minus {claim.against}, nats", judge(ours, claim.expected)
-    paper = claim.published, claim.expected, claim.where
-    return ClaimResult(what, ours.value, ours.low, ours.high, ours.seeds, *paper, verdict)
+    what, paper = f"{claim.arm} minus {claim.against}, nats", (claim.published, claim.expected, claim.where)
+    return ClaimResult(what, ours.value, ours.low, ours.high, ours.seeds, *paper, judge(ours, claim.expected))
 
 
 def _likeness(cells: Sequence[ClaimResult]) -> list[ClaimResult]:
@@ -329,8 +319,7 @@ def _likeness(cells: Sequence[ClaimResult]) -> list[ClaimResult]:
 
 def _exponent(law: PowerLaw) -> ClaimResult:
     """The fall of mutual information with distance, beside DCLM's."""
-    published = -1.25
-    ours = law.exponent, law.exponent_low, law.exponent_high
+    ours, published = (law.exponent, law.exponent_low, law.exponent_high), -1.25
     verdict: Agreement = "agrees" if law.exponent_low <= published <= law.exponent_high else "disagrees"
     what, where = "exponent k of the mutual information at a distance", "figure 10, DCLM with 128,256 entries"
     return ClaimResult(what, *ours, 1, published, "a power law", where, verdict)

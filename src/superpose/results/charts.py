@@ -77,11 +77,7 @@ def read_series(directory: Path, name: str, role: Role = "other", thin: bool = F
 
 
 def read_validations(directory: Path) -> list[Validation]:
-    """A run's validation records.
-
-    Raises:
-        UserError: there are none, or they were altered.
-    """
+    """A run's validation records; a UserError if there are none, or they were altered."""
     path = directory / "metrics.jsonl"
     try:
         records = read_records(path, Validation)
@@ -93,11 +89,7 @@ def read_validations(directory: Path) -> list[Validation]:
 
 
 def mean_series(series: Sequence[Series], name: str) -> Series:
-    """The mean of some runs at the steps all of them have.
-
-    Raises:
-        UserError: they have none in common.
-    """
+    """The mean of some runs at the steps all of them have; a UserError if they have none in common."""
     shared = sorted(set.intersection(*(set(one.x["step"]) for one in series)))
     if not shared:
         raise UserError(f"the runs of {name} were validated at different steps; train them with one eval_every")
@@ -129,9 +121,8 @@ def draw(chart: Chart, axes: Sequence[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5 * len(axes) if len(axes) > 1 else 6, 4), dpi=150, layout="constrained")
-    for number, (panel, axis) in enumerate(
-        zip(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0], axes, strict=True)
-    ):
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, axis in zip(panels, axes, strict=True):
         for series in chart.series:
             _draw_series(panel, series, axis, color_of(series, chart))
         for places, label in chart.marks:
@@ -146,9 +137,8 @@ def draw(chart: Chart, axes: Sequence[str], path: Path) -> None:
         panel.grid(color="#e5e7eb", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.1)
-        if number == 0:
-            panel.set_ylabel(chart.y_title)
-            panel.legend(frameon=False)
+    panels[0].set_ylabel(chart.y_title)
+    panels[0].legend(frameon=False)
     with whole_file(path) as aside:
         FigureCanvasAgg(figure).print_png(str(aside))
 

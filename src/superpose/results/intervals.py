@@ -25,11 +25,7 @@ class Interval:
 
 
 def spoken(interval: Interval, form: str = "+.4f") -> str:
-    """A value and its interval, as in a table: "-0.0356 (-0.0580 to -0.0132)".
-
-    Args:
-        form: of each number; differences have a sign, quantities (".4f") have none.
-    """
+    """A value and its interval, as in a table: "-0.0356 (-0.0580 to -0.0132)"; quantities have no sign (".4f")."""
     both = ends(interval, form)
     return f"{interval.value:{form}}" + (f" ({both})" if both else "")
 

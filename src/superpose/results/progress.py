@@ -117,11 +117,10 @@ class Display:
 
 def summarize(result: dict[str, Any]) -> list[str]:
     """A finished run in a few sentences."""
-    memory = result["peak_memory"] / 2**30
     lines = [
         f"validation loss {result['val_loss']:.4f} nats per token, {result['val_bits_per_byte']:.4f} bits per byte",
         f"{result['seconds']:.0f} s of training, MFU {result['mfu']:.0%} of the measured matrix-product peak, "
-        f"{memory:.1f} GiB at most",
+        f"{result['peak_memory'] / 2**30:.1f} GiB at most",
     ]
     if "average_val_loss" in result:
         lines.insert(1, f"with averaged weights {result['average_val_loss']:.4f} nats per token")

@@ -38,11 +38,7 @@ class Difference(Interval):
 
 
 def paired_difference(ordinary: Sequence[float], tst: Sequence[float]) -> Difference:
-    """Compares two arms trained at the same seeds, given in the same order.
-
-    Raises:
-        ValueError: the arms have different numbers of seeds, or none.
-    """
+    """Compares two arms trained at the same seeds, given in the same order; a ValueError if their numbers differ."""
     if len(ordinary) != len(tst) or not tst:
         raise ValueError(f"{len(ordinary)} ordinary and {len(tst)} TST results; give one of each for every seed")
     differences = [after - before for before, after in zip(ordinary, tst, strict=True)]
@@ -104,12 +100,9 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
     """Reads off an ordinary run's loss curve at how many steps it reaches TST's loss, in log steps between budgets.
 
     Args:
-        ordinary: final losses by budget in steps; each has those of the same seeds in the same order.
+        ordinary: final losses by two budgets or more, in steps; each has those of the same seeds in the same order.
         tst: final losses at those seeds.
         steps: of the TST runs.
-
-    Raises:
-        ValueError: there are fewer than two budgets, or numbers of seeds differ.
     """
     budgets = sorted(ordinary)
     losses = np.array([ordinary[budget] for budget in budgets], dtype=float)

@@ -83,6 +83,13 @@ class RunOnDisk:
             return None
         return store if store.fingerprint == about.get("fingerprint") else None
 
+    def whole_store(self, otherwise: str) -> TokenStore:
+        """The text it read; a UserError that ends with `otherwise` if it is gone, or another."""
+        if (store := self.store) is None:
+            where = self.path / "store.json"
+            raise UserError(f"the text that {self.path} reads is no longer whole where {where} says, so {otherwise}")
+        return store
+
 
 def is_run(path: Path) -> bool:
     """Whether a directory is a run's: it holds a recipe and the name of a store."""
@@ -90,11 +97,7 @@ def is_run(path: Path) -> bool:
 
 
 def open_run(path: Path) -> RunOnDisk:
-    """The run in a directory.
-
-    Raises:
-        UserError: it is none, or its recipe was altered.
-    """
+    """The run in a directory; a UserError if it is none, or its recipe was altered."""
     if not is_run(path):
         inside = sorted(entry.parent.name for entry in path.glob("*/store.json")) if path.is_dir() else []
         more = f" and {len(inside) - 8} more" if len(inside) > 8 else ""
@@ -104,11 +107,7 @@ def open_run(path: Path) -> RunOnDisk:
 
 
 def model_directory(place: Path) -> Path:
-    """The Hugging Face directory to generate from: the place itself, or the model of the run there.
-
-    Raises:
-        UserError: there is neither, the run is not finished, or its model was last trained in superposition.
-    """
+    """The Hugging Face directory to generate from: the place itself, or the model of the finished run there."""
     if is_model(place):
         return place
     run = open_run(place)
@@ -127,11 +126,7 @@ def model_directory(place: Path) -> Path:
 
 
 def find_runs(folder: Path) -> tuple[list[RunOnDisk], list[str]]:
-    """The runs in a folder and in its own folders, each once, by name; and what is wrong with those left out.
-
-    Raises:
-        UserError: there is no such folder.
-    """
+    """The runs in a folder and in its own folders, each once, by name; and what is wrong with those left out."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no directory; give the folder that holds runs")
     paths: dict[Path, list[Path]] = {}

@@ -85,11 +85,7 @@ Listener = Callable[[Run, dict[str, Any]], None]
 
 
 def named_directory(runs: Path, name: str) -> Path:
-    """The folder of a comparison, a search or a reproduction: RUNS/NAME.
-
-    Raises:
-        UserError: the name is that of the folder all runs share.
-    """
+    """The folder of a comparison, a search or a reproduction: RUNS/NAME, which is not the folder all runs share."""
     if name == POOL:
         raise UserError(f"--name {name} is where runs are kept; choose another name")
     return runs / name
@@ -97,8 +93,7 @@ def named_directory(runs: Path, name: str) -> Path:
 
 def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display") -> list[Outcome]:
     """Trains runs and shows them at work: `execute`, on all cores or as many at a time as `jobs` says."""
-    done = sum((pool / run.key(store) / "result.json").exists() for run in runs)
-    if done:
+    if done := sum((pool / run.key(store) / "result.json").exists() for run in runs):
         display.say(f"{done} of {len(runs)} runs are finished already; their results are in {pool}")
     on_cpu = all(run.recipe.train.device == "cpu" for run in runs)
     at_a_time = min(jobs or (available_cores() if on_cpu else 1), max(1, len(runs)))
@@ -110,11 +105,7 @@ def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, dis
 
 
 def execute(
-    runs: Sequence[Run],
-    store: TokenStore,
-    pool: Path,
-    jobs: int,
-    listener: Listener = lambda run, record: None,
+    runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, listener: Listener = lambda run, record: None
 ) -> list[Outcome]:
     """Trains all runs, `jobs` at a time, each on its share of the cores, and returns their outcomes in order.
 
@@ -137,7 +128,7 @@ def execute(
     def is_ready(key: str) -> bool:
         """Whether a run waits for no other's checkpoint."""
         trunk = trunks.get(key)
-        if trunk is None or (trunk not in waiting and trunk not in running):
+        if trunk not in waiting and trunk not in running:
             return True
         return (pool / trunk / "checkpoints" / f"step-{by_key[trunk].recipe.stable_steps:08d}").exists()
 
@@ -187,11 +178,7 @@ def _context(runs: Sequence[Run]) -> BaseContext:
 
 
 def link(outcomes: Sequence[Outcome], directory: Path) -> None:
-    """Gives runs of a pool the names people look for: DIRECTORY/NAME points to each.
-
-    Raises:
-        UserError: something that is no such name stands in the way.
-    """
+    """Gives runs of a pool the names people look for: DIRECTORY/NAME points to each."""
     directory.mkdir(parents=True, exist_ok=True)
     for outcome in outcomes:
         if not outcome.directory.exists():

@@ -30,15 +30,12 @@ class Removal:
 
 
 def plan_removals(paths: Sequence[Path], folder: Path, checkpoints: bool = False) -> list[Removal]:
-    """What removing some runs comes to; nothing is changed yet.
+    """What removing some runs comes to; nothing is changed yet. A UserError if one is no run, or is being trained.
 
     Args:
         paths: of runs, or of symbolic links to them, of which the link alone goes.
         folder: that holds all runs; what is outside is refused.
         checkpoints: only what a run can be resumed from.
-
-    Raises:
-        UserError: one of them is no run, is outside of the folder, or is being trained.
     """
     planned = []
     places = {_inside(path, folder): path for path in paths}
@@ -51,18 +48,18 @@ def plan_removals(paths: Sequence[Path], folder: Path, checkpoints: bool = False
             raise UserError(f"{path} is being trained at this moment; stop it first")
         if checkpoints:
             planned.append(_checkpoints(run, place))
-        else:
-            names = [name for name in names_of(place, folder) if _inside(name, folder) not in places]
-            planned.append(_run(run, place, names))
+            continue
+        remarks = (
+            [] if run.state == "finished" else [f"it is not finished: step {run.step:,} of {run.recipe.train.steps:,}"]
+        )
+        names = [name for name in names_of(place, folder) if _inside(name, folder) not in places]
+        remarks += [f"{name} leads to it, and will lead nowhere" for name in names]
+        planned.append(Removal(place, "run", size_of(place), tuple(remarks)))
     return planned
 
 
 def remove(removal: Removal) -> None:
-    """Removes it. A directory is put under a hidden name first, so that a kill leaves no half of a run.
-
-    Raises:
-        UserError: it is no longer what was planned.
-    """
+    """Removes it. A directory is put under a hidden name first, so that a kill leaves no half of a run."""
     path = removal.path
     if path.is_symlink() != (removal.kind == "link"):
         raise UserError(f"{path} was changed meanwhile; nothing of it was removed")
@@ -89,13 +86,6 @@ def _link(place: Path, checkpoints: bool, run_goes: bool) -> Removal:
     if place.exists() and not is_run(place):
         raise UserError(f"{place} is a link to something that is no run, so it is left alone")
     return Removal(place, "link", 0, ("the run it leads to goes too, since it is named as well",) if run_goes else ())
-
-
-def _run(run: RunOnDisk, place: Path, names: Sequence[Path]) -> Removal:
-    remarks = [f"{name} leads to it, and will lead nowhere" for name in names]
-    if run.state != "finished":
-        remarks.insert(0, f"it is not finished: step {run.step:,} of {run.recipe.train.steps:,}")
-    return Removal(place, "run", size_of(place), tuple(remarks))
 
 
 def _checkpoints(run: RunOnDisk, place: Path) -> Removal:

@@ -17,6 +17,9 @@ from superpose.runs.disk import RunOnDisk, size_of
 
 _Item = TypeVar("_Item")
 
+_MOST = 10
+"""Rows of a table of losses."""
+
 
 def listed(run: RunOnDisk) -> dict[str, Any]:
     """What a list says of a run: sizes in bytes, age in seconds since it was last written to; None is unknown."""
@@ -94,10 +97,9 @@ def tables_of(run: RunOnDisk) -> list[Table]:
             about.append(("validation loss of the average", f"{result.average_val_loss:.4f}"))
     tables: list[Table] = [(str(run.path), ("", ""), about)]
     if run.validations:
-        records = spread(run.validations, 10)
         rows: list[Row] = [
             (f"{record.step:,}", f"{record.val_loss:.4f}", f"{record.val_bits_per_byte:.4f}", f"{record.raw_tokens:,}")
-            for record in records
+            for record in spread(run.validations, _MOST)
         ]
         tables.append(("Validation", ("step", "loss, nats per token", "bits per byte", "raw tokens"), rows))
     return tables
@@ -129,10 +131,6 @@ def spread(items: Sequence[_Item], most: int) -> list[_Item]:
 
 def _state(run: RunOnDisk) -> str:
     return run.state if run.state == "finished" else f"{run.state}, step {run.step:,}"
-
-
-_MOST = 10
-"""Rows of a table of losses."""
 
 
 @dataclass(frozen=True)
@@ -177,11 +175,7 @@ class Differences:
 
 
 def differences(runs: Sequence[RunOnDisk]) -> Differences:
-    """Compares runs.
-
-    Raises:
-        UserError: there is one alone, or a file was altered.
-    """
+    """Compares runs; a UserError if there is one alone, or a file was altered."""
     if len({run.path.resolve() for run in runs}) < 2:
         raise UserError("expected two runs or more to compare")
     flat = [_flat(run) for run in runs]
@@ -198,14 +192,9 @@ def differences(runs: Sequence[RunOnDisk]) -> Differences:
 
 
 def _flat(run: RunOnDisk) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    for section, values in run.recipe.model_dump(mode="json").items():
-        for name, value in values.items():
-            if (section, name) == ("model", "config"):
-                settings |= {f"model.config.{inner}": setting for inner, setting in value.items()}
-            else:
-                settings[f"{section}.{name}"] = value
-    return settings
+    sections = run.recipe.model_dump(mode="json")
+    sections["model.config"] = sections["model"].pop("config")
+    return {f"{section}.{name}": value for section, values in sections.items() for name, value in values.items()}
 
 
 def _at_flops(runs: Sequence[RunOnDisk]) -> dict[float, tuple[float, ...]]:

@@ -3,8 +3,6 @@
 All that comes from outside is text: quoted in the front matter, escaped in the page.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections import defaultdict
@@ -12,6 +10,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from string import Template
 
+from superpose.errors import printable
 from superpose.results.tables import Row, plain
 from superpose.share.facts import Facts
 
@@ -24,14 +23,8 @@ _FIRST = {
 
 
 def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequence[str] = ()) -> str:
-    """The text of README.md.
-
-    Args:
-        name: of the model.
-        license_id: as hubs name licenses, such as apache-2.0; unknown if not given.
-        languages: codes of those in the text, such as en.
-    """
-    parts = defaultdict(str, name=plain(name), place=repr(_printable(name)), version=facts.exported_with)
+    """The text of README.md, see `superpose.share.exporting.export`."""
+    parts = defaultdict(str, name=plain(name), place=repr(printable(name)), version=facts.exported_with)
     parts["front_matter"] = _front_matter(facts, license_id, languages)
     parts["summary"], parts["training"] = _summary(facts), _training(facts)
     if facts.bag_size > 1:
@@ -124,8 +117,4 @@ def _table(rows: Sequence[Row], header: Row = ("", "")) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(_printable(text), ensure_ascii=False)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+    return json.dumps(printable(text), ensure_ascii=False)

@@ -6,8 +6,6 @@ run -> RUN/model/, or a checkpoint's weights -> DIR/: config.json, model*.safete
 Weights are neither converted nor renamed, so what comes out is the run's model to the bit.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +14,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from superpose.data.store import TokenStore
 from superpose.data.tokenizer import FILES
 from superpose.errors import UserError
 from superpose.files import whole_directory, write_json, write_text
@@ -27,6 +24,8 @@ from superpose.runs.disk import ALONE, RunOnDisk, open_run
 from superpose.share.card import model_card
 from superpose.share.facts import FORMAT, Facts, gather
 from superpose.train.checkpoint import Checkpoints
+
+_NO_TOKENIZER = "its tokenizer is not known; prepare it again at that path"
 
 
 def export(
@@ -67,7 +66,7 @@ def export(
     facts = gather(source, model, step, average)
     tokenizer = source.path / "model"
     if not (tokenizer / "tokenizer.json").is_file():
-        tokenizer = _store(source).tokenizer_path
+        tokenizer = source.whole_store(_NO_TOKENIZER).tokenizer_path
     with whole_directory(out) as aside:
         files = [(name, (tokenizer / name).read_bytes()) for name in FILES if (tokenizer / name).is_file()]
         save_model(aside, model, files, max_shard_size=max_shard_size)
@@ -105,24 +104,11 @@ def _model(run: RunOnDisk, checkpoint: int | None, average: bool) -> Any:
         if average and not directory.is_dir():
             raise UserError(f"{run.path} has no average; it was trained without train.average")
         return load_model(directory)
-    checkpoints = Checkpoints(run.path, ALONE)
-    if checkpoint not in checkpoints.steps:
-        known = ", ".join(map(str, checkpoints.steps)) or "none"
-        raise UserError(f"{run.path} has no checkpoint of step {checkpoint}; those it has: {known}")
     if (run.path / "model" / "config.json").is_file():
         config = load_config(run.path / "model")
     else:
-        store = _store(run)
+        store = run.whole_store(_NO_TOKENIZER)
         config = build_config(run.recipe.model, store.vocab_size, run.recipe.train.latents, store.end_of_text)
     model = build_model(config)
-    checkpoints.weights(model, checkpoint, average)
+    Checkpoints(run.path, ALONE).weights(model, checkpoint, average)
     return model
-
-
-def _store(run: RunOnDisk) -> TokenStore:
-    if run.store is None:
-        raise UserError(
-            f"the text that {run.path} reads is no longer whole where {run.path / 'store.json'} says, so its tokenizer "
-            f"is not known; prepare it again at that path"
-        )
-    return run.store

@@ -5,8 +5,6 @@ config.json, result.json, metrics.jsonl, the store's manifest -> Facts -> superp
 A fact that the run does not tell is None, and is left out of both.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,11 +105,7 @@ class Facts:
 
 
 def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
-    """The facts of a model that a run had at a step.
-
-    Raises:
-        UserError: a file of the run was altered.
-    """
+    """The facts of a model that a run had at a step."""
     recipe = run.recipe
     schedule, train = recipe.schedule, recipe.train
     stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)

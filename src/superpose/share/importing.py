@@ -3,8 +3,6 @@
 DIR/: config.json, *.safetensors, tokenizer.json -> checked by loading them -> RECIPE.toml
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

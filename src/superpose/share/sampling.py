@@ -1,7 +1,5 @@
 """Sampling text from a finished run or a Hugging Face directory: next-token generation by transformers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -54,10 +53,8 @@ class Progress:
     """Spent training, without start-up, validation and checkpoints."""
 
 
-class _Saved(BaseModel):
+class _Saved(BaseModel, strict=True):
     """What state.json has to hold."""
-
-    model_config = ConfigDict(strict=True)
 
     step: Annotated[int, Field(ge=0)]
     seconds: Annotated[FiniteFloat, Field(ge=0)]
@@ -110,8 +107,7 @@ class Checkpoints:
     def save(self, state: State, progress: Progress) -> str | None:
         """Copies the state and begins to write it; the copy is all that the caller waits for.
 
-        Returns:
-            why the checkpoint before this could not be written, if so.
+        Returns why the checkpoint before this could not be written, if so.
         """
         problem = self.wait()
         aside = self.folder / f".step-{progress.step:08d}.tmp"
@@ -184,14 +180,11 @@ class Checkpoints:
     def restore(
         self, parts: Parts, tell: Callable[[str], None] = lambda message: None, step: int | None = None
     ) -> Progress:
-        """Loads the newest good checkpoint; a run without one starts at step 0.
+        """Loads the newest good checkpoint; a run without one starts at step 0, one without a good one is a UserError.
 
         Args:
             tell: told which checkpoints were passed over, and why.
             step: load the checkpoint of this step or none, and touch nothing: the run is another's.
-
-        Raises:
-            UserError: there are checkpoints but none is good, or the good one is of another model.
         """
         candidates = self._ranks.on_main(lambda: self.steps)
         if step is not None:
@@ -223,10 +216,7 @@ class Checkpoints:
         ranks = self._ranks
         mine = f"shard-{ranks.rank + 1:05d}-"
         sums = {file.name: file_sha256(file) for file in aside.iterdir() if file.name.startswith(mine)}
-        everyone = [sums]
-        if ranks.world_size > 1:
-            everyone = [{} for _ in range(ranks.world_size)]
-            dist.all_gather_object(everyone, sums, group=ranks.saving)
+        everyone = ranks.gather(sums, ranks.saving)
         if not ranks.main:
             return
         files = {name: value for part in everyone for name, value in part.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from superpose.core.ablations import WEIGHTED, Variant
 from superpose.core.fold import Mode
@@ -23,7 +23,7 @@ from superpose.core.schedule import Schedule
 from superpose.data.config import DataArgs
 from superpose.data.store import Split
 from superpose.data.windows import Expand, WindowPlan
-from superpose.errors import UserError
+from superpose.errors import UserError, printable
 from superpose.files import read_json, write_text
 from superpose.models.build import ModelArgs, did_you_mean
 from superpose.recipes import find_recipe
@@ -36,10 +36,8 @@ _Ratio = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-class SuperpositionArgs(BaseModel):
+class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The first phase, see `superpose.Schedule`; lists give several stages."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bag_size: _BagSize | tuple[_BagSize, ...] = 4
     ratio: _Ratio | tuple[_Ratio, ...] = 0.3
@@ -54,7 +52,7 @@ class SuperpositionArgs(BaseModel):
     """Whether bags run across the ends of documents, or every document starts a new bag."""
 
 
-class TrainArgs(OptimArgs):
+class TrainArgs(OptimArgs, frozen=True):
     """One run. `lr` and what else steers the optimizer stands here too."""
 
     steps: _Count = 3000
@@ -91,11 +89,6 @@ class TrainArgs(OptimArgs):
     track: Literal["auto"] | tuple[Literal["tensorboard", "wandb", "trackio"], ...] = "auto"
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio; auto: TensorBoard if it is installed."""
 
-    @property
-    def latents_per_step(self) -> int:
-        """Positions a step computes, all ranks together."""
-        return self.batch_size * self.latents
-
 
 _OF_THE_MACHINE = {
     *("train.accumulate", "train.checkpoint_activations", "train.compile", "train.device", "train.threads"),
@@ -104,10 +97,8 @@ _OF_THE_MACHINE = {
 """Settings that say where and how a run is computed and watched, not what it computes. A run may go on with others."""
 
 
-class Recipe(BaseModel):
+class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """All settings of a run. The defaults are the recipe `cpu-tiny`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     data: DataArgs = DataArgs()
     model: ModelArgs = ModelArgs()
@@ -123,7 +114,8 @@ class Recipe(BaseModel):
 
     @property
     def latents_per_step(self) -> int:
-        return self.train.latents_per_step
+        """Positions a step computes, all ranks together."""
+        return self.train.batch_size * self.train.latents
 
     def ordinary(self) -> Self:
         """The same run without superposition."""
@@ -223,11 +215,7 @@ def load_recipe(path: Path | str | None = None, overrides: list[str] | None = No
 
 
 def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """A recipe with some settings changed, see `load_recipe`.
-
-    Raises:
-        UserError: a name, a value or a combination is wrong.
-    """
+    """A recipe with some settings changed; for what is wrong there is a UserError, see `load_recipe`."""
     if not overrides:
         return recipe
     settings = recipe.model_dump(mode="json")
@@ -252,11 +240,7 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
 
 
 def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
-    """A recipe with some settings of a section changed by the program.
-
-    Raises:
-        UserError: they do not fit the rest of it.
-    """
+    """A recipe with some settings of a section changed by the program; a UserError if they do not fit the rest."""
     whole = recipe.model_dump(mode="json")
     given = ", ".join(f"{section}.{name} = {value}" for name, value in settings.items())
     return _validate({**whole, section: {**whole[section], **settings}}, f"with {given}")
@@ -305,7 +289,6 @@ def _sentence(problem: Any) -> str:
 
 
 def _names() -> list[str]:
-    """All names a recipe can set."""
     return [f"{section}.{name}" for section, values in Recipe() for name in type(values).model_fields]
 
 
@@ -315,29 +298,17 @@ def write_recipe(recipe: Recipe, path: Path, comments: Sequence[str] = (), spell
     Args:
         comments: sentences that head the file.
         spelled_out: `section.name` of settings that are written even if they are at their defaults.
-
-    Raises:
-        UserError: see `recipe_toml`.
     """
     write_text(path, recipe_toml(recipe, comments, spelled_out))
 
 
 def recipe_toml(recipe: Recipe, comments: Sequence[str] = (), spelled_out: Collection[str] = ()) -> str:
-    """The text of `write_recipe`'s file.
-
-    Raises:
-        UserError: a setting of the model's configuration is null, which TOML has no word for.
-    """
+    """The text of `write_recipe`'s file; a UserError if a setting is null, which TOML has no word for."""
     default = Recipe().model_dump(mode="json")
-    lines = [f"# {line}".rstrip() for comment in comments for line in comment.splitlines() or [""]]
-    # Comments hold no control characters.
-    lines = ["".join(character if character.isprintable() else " " for character in line) for line in lines]
+    lines = [f"# {printable(line)}".rstrip() for comment in comments for line in comment.splitlines() or [""]]
     for section, values in recipe.model_dump(mode="json").items():
-        # A weight that no source has is left out of the sources.
         chosen = {
-            name: [{k: v for k, v in source.items() if v is not None} for source in value]
-            if (section, name) == ("data", "corpus") and not isinstance(value, str)
-            else value
+            name: value
             for name, value in values.items()
             if value != default[section][name] or f"{section}.{name}" in spelled_out
         }
@@ -358,7 +329,9 @@ def _toml(value: Any, place: str) -> str:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, Mapping):
-        inside = ", ".join(f"{_key(name)} = {_toml(inner, f'{place}.{name}')}" for name, inner in value.items())
+        # A weight that no source has is left out of the sources.
+        known = {k: v for k, v in value.items() if (place, k, v) != ("data.corpus", "weight", None)}
+        inside = ", ".join(f"{_key(name)} = {_toml(inner, f'{place}.{name}')}" for name, inner in known.items())
         return f"{{ {inside} }}" if inside else "{}"
     return f"[{', '.join(_toml(inner, place) for inner in value)}]"
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -27,10 +27,8 @@ from superpose.errors import ReportedError, UserError, first_line
 _Value = TypeVar("_Value")
 
 
-class ParallelArgs(BaseModel):
+class ParallelArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How several ranks share the work; without torchrun there is nothing to share."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     strategy: Literal["fsdp", "ddp"] = "fsdp"
     """FSDP2 shards weights, gradients and optimizer; DDP keeps all of them on every rank."""
@@ -78,12 +76,12 @@ class Ranks:
         dist.all_reduce(highest, dist.ReduceOp.MAX)
         return int(highest)
 
-    def gather(self, value: _Value) -> list[_Value]:
+    def gather(self, value: _Value, group: dist.ProcessGroup | None = None) -> list[_Value]:
         """Every rank's value, in order, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group)
         return values
 
     def shared_error(self, message: str) -> UserError:
@@ -91,11 +89,7 @@ class Ranks:
         return UserError(message) if self.main else ReportedError(message)
 
     def on_main(self, work: Callable[[], _Value]) -> _Value:
-        """What `work` returns on rank 0, which alone does it; if it fails there, all ranks end.
-
-        Raises:
-            UserError: as `work` does.
-        """
+        """What `work` returns on rank 0, which alone does it; if it fails there, all ranks end with its UserError."""
         if self.world_size == 1:
             return work()
         value: Any = None
@@ -117,9 +111,7 @@ class Ranks:
 def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
     """The ranks torchrun started, or those of a process group there is already; without either a single one.
 
-    Raises:
-        UserError: the ranks cannot be divided into the replicas.
-        LostRankError: another rank died or was cut off; raised in place of what PyTorch says.
+    A `LostRankError` takes the place of what PyTorch says when another rank died or was cut off.
     """
     ours = not dist.is_initialized()
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if ours else dist.get_world_size()
@@ -163,9 +155,7 @@ def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) ->
     if args.replicas > 1:
         shape = {"replicate": args.replicas, **shape}
     mesh = init_device_mesh(ranks.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
-    policy = MixedPrecisionPolicy()
-    if precision == "bfloat16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=None)
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if precision == "bfloat16" else MixedPrecisionPolicy()
     for block in blocks(lm.model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=args.reshard)
     fully_shard(lm, mesh=mesh, mp_policy=policy)

@@ -118,8 +118,7 @@ def _restore(
 ) -> tuple[Progress, Path | None, list[str]]:
     """Loads a checkpoint of this run or of the trunk, if there is one.
 
-    Returns:
-        how far the run has come, the trunk's records if it goes on from there, and which checkpoints were passed over.
+    Returns how far the run has come, the trunk's records if it goes on from there, and what was passed over.
     """
     warnings: list[str] = []
     progress = checkpoints.restore(state.parts, warnings.append) if resume else Progress()
@@ -185,7 +184,6 @@ def _steps(run: Running) -> HeldOutLoss:
 
 
 def _validate(run: Running, done: int) -> HeldOutLoss:
-    """Next-token loss on the held-out side, in whatever phase."""
     with run.clock.paused():
         measured = _held_out(run)
         run.tell(run.validation(done, measured))
@@ -235,11 +233,7 @@ def announce(recipe: Recipe, store: TokenStore) -> str:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Finds out before any work whether the recipe's model can be built, and computed where the recipe says.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """A UserError, before any work, if the recipe's model cannot be built, or not be computed where the recipe says."""
     build_model(build_config(recipe.model, vocabulary_size(recipe.data), recipe.train.latents, end_of_text=0), "meta")
     try:
         torch.zeros((), device=recipe.train.device)

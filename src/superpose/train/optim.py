@@ -6,16 +6,14 @@ from contextlib import contextmanager
 from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 Optimizer = Literal["adamw", "muon"]
 
 
-class OptimArgs(BaseModel):
+class OptimArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """How weights are updated. By default nothing here changes at the switch."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     lr: Annotated[float, Field(gt=0)] = 2e-3
     """Peak learning rate."""

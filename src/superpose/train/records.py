@@ -21,6 +21,7 @@ _Kind = TypeVar("_Kind")
 _Record = TypeVar("_Record", bound="Record")
 
 _Count = Annotated[int, Field(ge=0, lt=2**100)]
+_adapter = cache(TypeAdapter)  # to build one takes longer than to check hundreds of records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +169,7 @@ def as_json(value: Any) -> dict[str, Any]:
 
 
 def checked(kind: type[_Kind], value: Any, path: Path) -> _Kind:
-    """The dataclass of what was read from `path`.
-
-    Raises:
-        UserError: a field is missing or of another type.
-    """
+    """The dataclass of what was read from `path`; a UserError if a field is missing or of another type."""
     try:
         read: _Kind = _adapter(kind).validate_python(value)  # type: ignore[arg-type]  # a class has a hash
     except ValidationError as error:
@@ -180,11 +177,6 @@ def checked(kind: type[_Kind], value: Any, path: Path) -> _Kind:
         place = ".".join(map(str, problem["loc"]))
         raise UserError(f"{path} was altered: {place}: {problem['msg']}; train the run again") from None
     return read
-
-
-@cache  # to build one takes longer than to check hundreds of records
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def read_result(path: Path) -> Result:

@@ -20,13 +20,9 @@ from superpose.train.records import Result, checked
 
 
 def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: Any) -> Recipe:
-    """Makes the run's directory, or checks that it is the one to go on with.
+    """Makes the run's directory, or checks that it is the one to go on with; a UserError if it is another run's.
 
-    Returns:
-        the recipe with all choices made: those of the run's start, if it is resumed.
-
-    Raises:
-        UserError: the directory is another run's, or not one to resume.
+    Returns the recipe with all choices made: those of the run's start, if it is resumed.
     """
     path = run / "config.json"
     if not path.exists():
@@ -39,11 +35,8 @@ def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: An
         write_json(run / "store.json", {"fingerprint": store.fingerprint, "path": str(store.path)})
         write_json(path, recipe.model_dump(mode="json"))
         return recipe
-    for inside in run.iterdir():
-        if inside.is_symlink():
-            raise UserError(
-                f"{inside} is a link, and a run writes into its own directory alone; put what it leads to there"
-            )
+    if link := next((inside for inside in run.iterdir() if inside.is_symlink()), None):
+        raise UserError(f"{link} is a link, and a run writes into its own directory alone; put what it leads to there")
     if not resume:
         raise UserError(f"{run} holds a run already; add --resume to go on with it, or give a new directory")
     if read_json(run / "store.json").get("fingerprint") != store.fingerprint:
@@ -51,11 +44,8 @@ def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: An
     before = load_recipe(path)
     if recipe.train.precision == "auto":
         recipe = with_settings(recipe, "train", precision=before.train.precision)
-    changed = recipe.changes(before)
-    if changed:
-        raise UserError(
-            f"{run} was started with another {', '.join(changed)}; resume with {path}, or give a new directory"
-        )
+    if changed := ", ".join(recipe.changes(before)):
+        raise UserError(f"{run} was started with another {changed}; resume with {path}, or give a new directory")
     return recipe
 
 
@@ -71,16 +61,11 @@ def shared_steps(trunk: Path, recipe: Recipe, store: TokenStore) -> int:
 
 
 def finished(run: Path) -> dict[str, Any] | None:
-    """What is in the result.json of a run that is finished.
-
-    Raises:
-        UserError: it was altered.
-    """
+    """What is in the result.json of a run that is finished; a UserError if it was altered."""
     path = run / "result.json"
     if not path.exists():
         return None
-    result = read_json(path)
-    checked(Result, result, path)
+    checked(Result, result := read_json(path), path)
     return result
 
 

@@ -62,11 +62,7 @@ class Watcher:
 
 
 class Clock:
-    """Seconds spent training, without start-up, validation and checkpoints.
-
-    Args:
-        seconds: spent before this start of the run.
-    """
+    """Seconds spent training, without start-up, validation and checkpoints; `seconds` before this start of the run."""
 
     def __init__(self, seconds: float) -> None:
         self._spent = seconds
@@ -176,7 +172,6 @@ class Running:
         )
 
     def validation(self, done: int, held_out: HeldOutLoss) -> Validation:
-        """The record of a validation."""
         return Validation(step=done, **self._measured(done, held_out))
 
     def result(self, held_out: HeldOutLoss, compile_seconds: float) -> Result:
@@ -246,9 +241,9 @@ def stop_requests() -> Iterator[StopRequest]:
         request.number = request.number or number
         signal.signal(number, before[signal.Signals(number)])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT))
     # What started this process may have it ignore one, as a shell does with SIGINT in the background.
-    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+    before = {number: handler for number, handler in handlers if handler is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, note)
     try:

@@ -5,7 +5,6 @@ recipe -> model (on the device, or sharded from the meta device) -> SuperposedLM
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,10 +55,8 @@ class TrainState:
 
     def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         """The optimizer that updates a parameter."""
-        for optimizer in self.optimizers:
-            if any(parameter is known for group in optimizer.param_groups for known in group["params"]):
-                return optimizer
-        raise KeyError("no optimizer updates this parameter")
+        groups = [(group, optimizer) for optimizer in self.optimizers for group in optimizer.param_groups]
+        return {known: optimizer for group, optimizer in groups for known in group["params"]}[parameter]
 
     @torch.no_grad()
     def reinit_embeddings(self, seed: int) -> None:
@@ -193,7 +190,7 @@ def accumulate_gradients(
     ranks = state.ranks
     # In training every latent has a target, so every latent counts, in whatever parts the step is computed. Ranks
     # average their gradients, so each divides by its own share of the step's latents.
-    positions = args.latents_per_step / ranks.world_size
+    positions = args.batch_size * args.latents / ranks.world_size
     total = torch.zeros((), device=ranks.device)
     outputs: list[SuperposedOutput] = []
     parts = window.chunk(args.accumulate)
@@ -201,15 +198,13 @@ def accumulate_gradients(
         last = number == len(parts) - 1
         if isinstance(state.module, FSDPModule):
             state.module.set_requires_gradient_sync(last)
-        waiting: Any = nullcontext()
-        if isinstance(state.module, DistributedDataParallel) and not last:
-            waiting = state.module.no_sync()
+        elif isinstance(state.module, DistributedDataParallel):
+            state.module.require_backward_grad_sync = last  # all that its no_sync() sets
         # FSDP2 brings a precision of its own.
         cast = args.precision == "bfloat16" and not isinstance(state.module, FSDPModule)
-        with waiting:
-            with torch.autocast(ranks.device.type, torch.bfloat16, enabled=cast):
-                output: SuperposedOutput = state.module(part, stage.bag_size, stage.mode, normalizer=positions)
-            output.loss.backward()
+        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=cast):
+            output: SuperposedOutput = state.module(part, stage.bag_size, stage.mode, normalizer=positions)
+        output.loss.backward()
         total += output.cross_entropy.detach()
         outputs.append(output._replace(loss=total, cross_entropy=total))  # lets the graph go
     return total, outputs
@@ -249,22 +244,17 @@ def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ran
         number = turn + ranks.rank
         batch = batches[number] if number < len(batches) else torch.full_like(batches[0][:1], IGNORE_INDEX)
         total += lm(batch.to(ranks.device), bag_size=1, normalizer=1.0).cross_entropy.double().cpu()
-    nats_of_all = float(ranks.total(total))
+    nats = float(ranks.total(total))
     reshard(lm)
     lm.train(training)
-    nats = nats_of_all / (len(split.tokens) - 1)
-    return HeldOutLoss(nats, nats_of_all / math.log(2) / split.bytes)
+    return HeldOutLoss(nats / (len(split.tokens) - 1), nats / math.log(2) / split.bytes)
 
 
 def next_token_rows(tokens: Tensor, latents: int) -> Tensor:
-    """Rows that predict every token but the first once, each with as much context as its row has.
+    """Rows that predict every token of a text but the first once, each with as much context as its row has.
 
-    Args:
-        tokens: a whole text, int64 [N], two tokens or more.
-
-    Returns:
-        Rows of latents + 1 tokens that overlap by one, int64 [rows, latents + 1]; the last is filled with
-        `IGNORE_INDEX`.
+    From int64 [N], two tokens or more, to rows that overlap by one, int64 [rows, latents + 1]; the last is filled with
+    `IGNORE_INDEX`.
     """
     count = -(-(len(tokens) - 1) // latents)
     padded = torch.full((count * latents + 1,), IGNORE_INDEX)

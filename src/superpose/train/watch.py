@@ -5,8 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,18 +25,12 @@ _WATTS_PER_CORE = 8.0
 # Of a stage's steps: after so many, so many are traced.
 _SKIPPED, _TRACED = 2, 3
 
-_Log = Callable[[dict[str, float], int], None]
-"""Told of the numbers of a record and its step."""
-
 
 class LossWatch(Watcher):
     """Warns of a fresh model that does not guess; stops a run whose loss is no number or has run away.
 
     A fresh model's loss is log V in both phases. Anything else means that the parts are wired wrongly. A loss has run
-    away if it is far above its lowest in this phase, three records in a row.
-
-    Args:
-        allowed: nats it may stand above its lowest; 0 for any.
+    away if it is more than `allowed` nats (0 for any) above its lowest in this phase, three records in a row.
     """
 
     PATIENCE = 3
@@ -55,16 +48,12 @@ class LossWatch(Watcher):
             return
         loss, expected = float(self.run.ranks.mean(result.loss)), math.log(self.run.store.vocab_size)
         if abs(loss - expected) > 0.2 * expected:
-            self.run.warn(
-                1,
-                f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}; "
-                f"check the model's initialisation before trusting this run",
-            )
+            found = f"the first loss is {loss:.2f}, a fresh model's is log(vocabulary) = {expected:.2f}"
+            self.run.warn(1, f"{found}; check the model's initialisation before trusting this run")
 
     def before_record(self, record: Record) -> Record:
         if not all(math.isfinite(value) for value in astuple(record) if isinstance(value, float)):
-            problem = f"the loss or its gradient is no longer finite at step {record.step}"
-            raise self._stopped(problem, record.step)
+            raise self._stopped(f"the loss or its gradient is no longer finite at step {record.step}", record.step)
         return record
 
     def after_record(self, record: Record) -> None:
@@ -98,11 +87,7 @@ class LossWatch(Watcher):
 
 
 class Baseline(Watcher):
-    """Says in each validation where the run passes a baseline, or may.
-
-    Args:
-        reference: the baseline's validations; empty for none.
-    """
+    """Says in each validation where the run passes a baseline, or may; `reference` is empty for none."""
 
     def __init__(self, reference: Sequence[Validation]) -> None:
         self._reference = reference
@@ -119,17 +104,12 @@ class Baseline(Watcher):
 
 
 def crossing(ours: Sequence[Validation], baseline: Sequence[Validation], switched: int) -> dict[str, int]:
-    """Compares the validations of a run since its switch with a baseline's at equal FLOPs.
+    """Compares the validations of a run since step `switched`, the first of recovery, with a baseline's at equal FLOPs.
 
-    Args:
-        baseline: of an ordinary run; between its validations its loss is taken as linear.
-        switched: first step of recovery.
-
-    Returns:
-        The step at which the run's loss came to lie under the baseline's, as `crossed`; else the step at which it may,
-        as `crossing_forecast`; nothing where the gap does not close, or there are fewer than two validations since
-        the switch. A forecast is what a straight line through the gaps over the logarithm of the steps since the switch
-        says of a curve; believe it for a little way ahead.
+    Between its validations the baseline's loss is taken as linear. Returns the step at which the run's came to lie
+    under it, as `crossed`; else that at which it may, as `crossing_forecast`; nothing where the gap does not close, or
+    there are fewer than two validations since the switch. A forecast is what a straight line through the gaps over the
+    logarithm of the steps since the switch says of a curve; believe it for a little way ahead.
     """
     if not baseline:
         return {}
@@ -241,56 +221,47 @@ class Profile(Watcher):
 
 
 class Trackers(Watcher):
-    """Tells TensorBoard, Weights & Biases or trackio of every record.
+    """Tells TensorBoard, Weights & Biases or trackio of every record; "auto" for TensorBoard if it is installed.
 
     TensorBoard writes to the run's `tensorboard/`, the others take the name of its directory.
-
-    Args:
-        wanted: their names; "auto" for TensorBoard if it is installed.
     """
 
     def __init__(self, wanted: Sequence[str]) -> None:
         self._wanted = wanted
-        self._closing = ExitStack()
-        self._logs: list[_Log] = []
+        self._board: Any = None
+        self._services: list[Any] = []
 
     def started(self) -> None:
-        wanted = self._wanted
+        path, wanted = self.run.path, self._wanted
         if wanted == "auto":
             wanted = ["tensorboard"] if find_spec("tensorboard") else []
         for name in wanted:
             if find_spec(name) is None:
                 raise UserError(f"train.track: {name} is not installed; pip install {name}")
-        self._logs = [self._tensorboard() if name == "tensorboard" else self._service(name) for name in wanted]
+        for name in wanted:
+            if name == "tensorboard":
+                self._board = import_module("torch.utils.tensorboard").SummaryWriter(str(path / "tensorboard"))
+                continue
+            service = import_module(name)
+            # The same id again goes on with the same curves when a run is resumed; trackio does so by the name.
+            own = {"id": path.name, "dir": str(path)} if name == "wandb" else {}
+            config = self.run.recipe.model_dump(mode="json")
+            service.init(project="superpose", name=path.name, resume="allow", config=config, **own)
+            self._services.append(service)
 
     def after_record(self, record: Record) -> None:
-        for log in self._logs:
-            log(curves(record), record.step)
+        numbers = curves(record)
+        for service in self._services:
+            service.log(numbers, step=record.step)
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, record.step)
 
     def closed(self) -> None:
-        self._closing.close()
-
-    def _tensorboard(self) -> _Log:
-        from torch.utils.tensorboard import SummaryWriter
-
-        writer = SummaryWriter(str(self.run.path / "tensorboard"))
-        self._closing.callback(writer.close)
-
-        def log(numbers: dict[str, float], step: int) -> None:
-            for name, value in numbers.items():
-                writer.add_scalar(name, value, step)
-
-        return log
-
-    def _service(self, name: str) -> _Log:
-        service: Any = import_module(name)
-        path = self.run.path
-        # The same id again goes on with the same curves when a run is resumed; trackio does so by the name.
-        own = {"id": path.name, "dir": str(path)} if name == "wandb" else {}
-        config = self.run.recipe.model_dump(mode="json")
-        service.init(project="superpose", name=path.name, resume="allow", config=config, **own)
-        self._closing.callback(service.finish)
-        return lambda numbers, step: service.log(numbers, step=step)
+        if self._board is not None:
+            self._board.close()
+        for service in self._services:
+            service.finish()
 
 
 def curves(record: Record) -> dict[str, float]:

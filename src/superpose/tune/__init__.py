@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 from superpose import lazy
 
 if TYPE_CHECKING:
-    from superpose.tune.halving import Tuned
+    from superpose.tune.halving import Tuned, tune
     from superpose.tune.search import Search, candidates, plan_search
-    from superpose.tune.workflow import tune
 
 __all__ = ["Search", "Tuned", "candidates", "plan_search", "tune"]
 
-_SEARCH = dict.fromkeys(("Search", "candidates", "plan_search"), "search")
-__getattr__ = lazy.names(__name__, {"Tuned": "halving", "tune": "workflow", **_SEARCH})
+_PLACES = {"Tuned": "halving", "tune": "halving", "Search": "search", "candidates": "search", "plan_search": "search"}
+__getattr__ = lazy.names(__name__, _PLACES)

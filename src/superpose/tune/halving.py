@@ -1,4 +1,4 @@
-"""Successive halving over the rungs of a `superpose.tune.search.Search`, and what it found, in words and as a recipe.
+"""What `superpose tune` does: successive halving over the rungs of a search, and what it found, as words and recipe.
 
     ordinary training: all learning rates at all rungs
     TST: rung -> losses -> ranked -> the best 1/eta -> next rung -> ... -> best at the full steps
@@ -10,8 +10,6 @@ only a comparison with other seeds tells what TST brings. `Tuned.next_command` i
 RUNS/NAME/recipe.toml  for `superpose train`    RUNS/NAME/tuning.json  all results    RUNS/NAME/summary.md  tables
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import shlex
@@ -20,16 +18,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
 from scipy.stats import spearmanr
 
+from superpose.data.config import prepare
 from superpose.errors import UserError
 from superpose.files import write_json, write_text
-from superpose.plan.evidence import ONE_SEED
+from superpose.plan.evidence import ONE_SEED, Setting
+from superpose.plan.prediction import few_steps
 from superpose.results.intervals import ends
+from superpose.results.progress import Display
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
-from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, write_recipe
+from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, train_all
+from superpose.train.config import Recipe, chosen_precision, recipe_toml, write_recipe
+from superpose.train.loop import check_recipe
 from superpose.tune.search import Rung, Search, Trial
 
 Execute = Callable[[Sequence[Run]], Sequence[Outcome]]
@@ -37,7 +40,6 @@ Execute = Callable[[Sequence[Run]], Sequence[Outcome]]
 SEARCHED = ("superposition.bag_size", "superposition.ratio", "train.steps", "train.lr")
 """Settings the recipe spells out, be they defaults or not."""
 RECIPE = "recipe.toml"
-_FORMAT = "superpose tuning 1"
 _AGREE = 0.5
 """Rank correlation of two rungs below which the shorter one is said to have told little."""
 
@@ -78,11 +80,10 @@ class Ranking:
     def spoken(self) -> str:
         """The rung in a sentence."""
         best, kept = self.tst[0], f"{self.rung.steps:,} steps: {self.kept} of {len(self.tst)} trials kept"
-        losses = f"validation loss {_cell(best)}; ordinary training {_cell(self.ordinary[0])}"
-        return f"{kept}; best {best.trial}, {losses}"
+        return f"{kept}; best {best.trial}, validation loss {_cell(best)}; ordinary training {_cell(self.ordinary[0])}"
 
 
-def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> Tuned:
+def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] = lambda ranking: None) -> "Tuned":
     """Trains rung by rung and keeps the best.
 
     Nothing of it depends on the order of trials or outcomes. Of equal losses, the one that reads less data is better.
@@ -110,19 +111,11 @@ def halve(search: Search, execute: Execute, listener: Callable[[Ranking], None] 
 def _ranked(
     search: Search, trials: Sequence[Trial], rung: Rung, outcomes: Sequence[Outcome], keep: int | None
 ) -> tuple[Standing, ...]:
-    """Standings on a rung, best first; of those without a failed run the first `keep` are kept, or all.
-
-    Raises:
-        UserError: `keep` is a number, and nothing is left to keep.
-    """
+    """Standings on a rung, best first; of those without a failed run the first `keep` are kept, or all."""
     losses = {outcome.run.name: outcome.result["val_loss"] if outcome.result else None for outcome in outcomes}
-
-    def order(standing: Standing) -> tuple[bool, float, float, Trial]:
-        trial, loss = standing.trial, standing.loss
-        return loss is None, loss or 0.0, trial.ratio * (trial.bag_size - 1), trial
-
     of_trial = {trial: tuple(losses[run.name] for run in search.runs([trial], rung)) for trial in trials}
-    standings = sorted((Standing(trial, values, False) for trial, values in of_trial.items()), key=order)
+    standings = [Standing(trial, values, False) for trial, values in of_trial.items()]
+    standings.sort(key=lambda s: (s.loss is None, s.loss or 0.0, s.trial.ratio * (s.trial.bag_size - 1), s.trial))
     if keep is not None and standings[0].loss is None:
         kind = "ordinary training" if standings[0].trial.ordinary else "TST"
         raise UserError(f"all runs of {kind} failed at {rung.steps:,} steps; give lower learning rates, --lrs")
@@ -228,16 +221,8 @@ class Tuned:
                     f"correlation {agreement:.2f} of {len(long.tst)} trials): raise --min-steps, or keep more by a "
                     f"lower --eta."
                 )
-        notes += self._edges()
-        failed = {s.trial for ranking in self.rankings for s in (*ranking.tst, *ranking.ordinary) if s.loss is None}
-        if failed:
-            notes.append(f"Runs failed of {len(failed)} trials: {'; '.join(map(str, sorted(failed)))}.")
-        return notes
-
-    def _edges(self) -> list[str]:
-        """Where a better setting may lie beyond those tried."""
+        # A better setting may lie beyond those tried.
         tst, ordinary, trials = self.best_tst.trial, self.best_ordinary.trial, self.search.trials
-        found = []
         for option, whose, value, tried in (
             ("--bag-sizes", "TST's best bag size", tst.bag_size, {trial.bag_size for trial in trials}),
             ("--ratios", "TST's best ratio", tst.ratio, {trial.ratio for trial in trials}),
@@ -246,8 +231,11 @@ class Tuned:
         ):
             below = (option, value) == ("--bag-sizes", 2)  # there is ordinary training, which is tried
             if len(tried) > 1 and value in (min(tried), max(tried)) and not below:
-                found.append(f"{whose}, {value:g}, is at the edge of those tried: give {option} beyond it.")
-        return found
+                notes.append(f"{whose}, {value:g}, is at the edge of those tried: give {option} beyond it.")
+        failed = {s.trial for ranking in self.rankings for s in (*ranking.tst, *ranking.ordinary) if s.loss is None}
+        if failed:
+            notes.append(f"Runs failed of {len(failed)} trials: {'; '.join(map(str, sorted(failed)))}.")
+        return notes
 
     def tables(self) -> list[Table]:
         """Trials by rung, then the rungs."""
@@ -276,7 +264,7 @@ class Tuned:
     def next_command(self, recipe: Path, runs: Path) -> str:
         """The comparison that tells what the winner is worth: seeds that took no part, each arm at its best rates."""
         used = self.search.rungs[-1].seeds
-        seeds = itertools.islice((seed for seed in itertools.count(1) if seed not in used), 5)
+        seeds = [seed for seed in range(1, len(used) + 6) if seed not in used][:5]
         rates = sorted({self.best_tst.trial.lr, self.best_ordinary.trial.lr})
         words = ["superpose", "compare", str(recipe)]
         if self.winner is self.best_ordinary:
@@ -292,17 +280,6 @@ class Tuned:
         words += ["--runs", str(runs)] if runs != Path("runs") else []
         return shlex.join(words)
 
-    def comments(self, command: str) -> list[str]:
-        """What heads the recipe's file: where its values come from."""
-        search, seeds = self.search, ", ".join(map(str, self.search.rungs[-1].seeds))
-        return [
-            f"Found by: {command}",
-            f"Best of {len(search.trials)} settings of TST and {len(search.rates)} learning rates of ordinary "
-            f"training, {search.steps:,} steps, seed {seeds}.",
-            *(f"{s.trial}: validation loss {s.loss:.4f} nats per token" for s in (self.best_tst, self.best_ordinary)),
-            *self.verdict().replace(". ", ".\n").splitlines(),
-        ]
-
     def write(self, directory: Path, command: str, runs: Path) -> None:
         """Writes recipe.toml, tuning.json and summary.md, each whole or not at all.
 
@@ -310,10 +287,17 @@ class Tuned:
             command: that made them.
             runs: for `next_command`.
         """
-        search = self.search
-        write_recipe(self.recipe, directory / RECIPE, self.comments(command), SEARCHED)
+        search, seeds = self.search, ", ".join(map(str, self.search.rungs[-1].seeds))
+        comments = [
+            f"Found by: {command}",
+            f"Best of {len(search.trials)} settings of TST and {len(search.rates)} learning rates of ordinary "
+            f"training, {search.steps:,} steps, seed {seeds}.",
+            *(f"{s.trial}: validation loss {s.loss:.4f} nats per token" for s in (self.best_tst, self.best_ordinary)),
+            self.verdict().replace(". ", ".\n"),
+        ]
+        write_recipe(self.recipe, directory / RECIPE, comments, SEARCHED)
         written = {
-            "format": _FORMAT,
+            "format": "superpose tuning 1",
             "command": command,
             "verdict": self.verdict(),
             "next": self.next_command(directory / RECIPE, runs),
@@ -346,3 +330,51 @@ def _cell(standing: Standing | None) -> str:
     if standing is None:
         return "-"
     return "failed" if standing.loss is None else f"{standing.loss:.4f}"
+
+
+def tune(
+    search: Search,
+    *,
+    runs: Path = Path("runs"),
+    name: str = "tune-demo",
+    jobs: int = 0,
+    display: Display | None = None,
+    command: str = "superpose.tune.tune",
+) -> Tuned:
+    """Searches bag size, ratio and learning rate within a budget, and writes the recipe that is best.
+
+    Writes recipe.toml, tuning.json, summary.md and links to the runs into RUNS/NAME. Called again, it goes on where it
+    stopped.
+
+    Args:
+        search: what is tried and for how long; `superpose.tune.plan_search` makes it.
+        name: of the search.
+        runs, jobs, display: as of `superpose.compare.compare`.
+        command: what the files say they were made with.
+
+    Raises:
+        UserError: the recipe cannot be written as TOML, its model cannot be built, its text cannot be read, or all runs
+            of a rung failed.
+    """
+    recipe_toml(search.recipe)  # says what cannot be written before any work
+    check_recipe(search.recipe)
+    directory, display = named_directory(runs, name), display or Display()
+    for line in search.spoken():
+        display.say(line)
+    first = search.trials[0]
+    for line in few_steps(search.rungs[0].steps, Setting(first.bag_size, first.ratio))[:1]:
+        display.say(f"{line}; so the shortest rung is little to go by", style="yellow")
+    with display:
+        store = prepare(search.recipe.data, display.prepare)
+
+        def execute(planned: Sequence[Run]) -> list[Outcome]:
+            outcomes = train_all(planned, store, runs / POOL, jobs, display)
+            link(outcomes, directory)
+            return outcomes
+
+        # Once for all runs: what is compared must not differ in it. The recipe that is written keeps its own.
+        precise = replace(search, recipe=chosen_precision(search.recipe, torch.device(search.recipe.train.device)))
+        rankings = halve(precise, execute, lambda ranking: display.say(ranking.spoken())).rankings
+    tuned = Tuned(search, rankings)
+    tuned.write(directory, command, runs)
+    return tuned

@@ -1,4 +1,4 @@
-"""What `superpose tune` tries, for how long, and what that costs, all of it known before the first step.
+"""What `superpose tune` tries, for how long, and what that costs: all of it is known before the first step.
 
     bag sizes x ratios x learning rates -> drawn: trials -> rungs: short runs of many, full runs of few -> full runs
 
@@ -11,8 +11,6 @@ Why no library such as Optuna: its pruners wait for reports of one growing run, 
 would be a second memory beside the pool of runs, which already goes on with those that were stopped, to the bit. What
 is left to do is to sort, and to keep the first few.
 """
-
-from __future__ import annotations
 
 import itertools
 import random
@@ -120,7 +118,7 @@ class Search:
         """Of all rungs. No result decides on them, so they are trained together, and long ones branch from short."""
         return [run for rung in self.rungs for run in self.runs(self.ordinary, rung)]
 
-    @cached_property
+    @property
     def count(self) -> int:
         """Runs of the whole search."""
         return sum((rung.trials + len(self.rates)) * len(rung.seeds) for rung in self.rungs)
@@ -140,10 +138,11 @@ class Search:
 
     def spoken(self) -> list[str]:
         """What will be trained and what it costs, in sentences."""
-        lines = []
-        for rung in self.rungs:
-            seeds = f", each with {len(rung.seeds)} seeds" if len(rung.seeds) > 1 else ""
-            lines.append(f"{rung.steps:,} steps: {rung.trials} of TST, {len(self.rates)} of ordinary training{seeds}")
+        lines = [
+            f"{rung.steps:,} steps: {rung.trials} of TST, {len(self.rates)} of ordinary training" for rung in self.rungs
+        ]
+        if len(seeds := self.rungs[-1].seeds) > 1:
+            lines[-1] += f", each with {len(seeds)} seeds"
         total = f"together {self.count} runs of {self.computed_steps:,} steps"
         return [*lines, f"{total}, which is {self.cost:.2f} times one full run"]
 
@@ -151,7 +150,7 @@ class Search:
 def rung_steps(steps: int, min_steps: int, eta: int) -> tuple[int, ...]:
     """Steps of the rungs, ascending: the full number, and its eta-th parts as long as they are `min_steps` or more."""
     parts = itertools.takewhile(lambda part: part >= max(1, min_steps), (steps // eta**k for k in itertools.count()))
-    return tuple(reversed(list(parts)))
+    return tuple(sorted(parts))
 
 
 def rungs_of(trials: int, steps: Sequence[int], eta: int, seeds: Sequence[int]) -> tuple[Rung, ...]:
@@ -178,11 +177,11 @@ def candidates(
     Raises:
         UserError: a number is out of range.
     """
-    pairs = tuple(
-        itertools.product(BAG_SIZES if bag_sizes is None else bag_sizes, RATIOS if ratios is None else ratios)
-    )
     if bag_sizes is None and ratios is None:
         pairs = likely_settings(recipe, vocabulary_size(recipe.data))
+    else:
+        sizes, shares = BAG_SIZES if bag_sizes is None else bag_sizes, RATIOS if ratios is None else ratios
+        pairs = tuple(itertools.product(sizes, shares))
     rates = [recipe.train.lr * times for times in (0.5, 1, 2)] if rates is None else rates
     for bag_size, ratio in pairs:
         if bag_size < 2:
@@ -217,13 +216,12 @@ def draw(trials: Sequence[Trial], count: int, seed: int) -> tuple[Trial, ...]:
 
     A longer draw begins with the shorter ones, so that a search with more trials finds the runs of one with fewer.
     """
-    left, used = sorted(trials), Counter[tuple[str, object]]()
+    left, used = sorted(trials), Counter[tuple[object, ...]]()
     drawn: list[Trial] = []
     random.Random(seed).shuffle(left)
 
-    def parts(trial: Trial) -> list[tuple[str, object]]:
-        pair = trial.bag_size, trial.ratio
-        return [("s", trial.bag_size), ("r", trial.ratio), ("lr", trial.lr), ("s, r", pair)]
+    def parts(trial: Trial) -> list[tuple[object, ...]]:
+        return [("s", trial.bag_size), ("r", trial.ratio), ("lr", trial.lr), ("s, r", trial.bag_size, trial.ratio)]
 
     while left and len(drawn) < count:
         drawn.append(min(left, key=lambda trial: sum(used[part] for part in parts(trial))))
@@ -278,10 +276,9 @@ def plan_search(
     def search(count: int) -> Search:
         return Search(recipe, draw(trials, count, draw_seed), rates, rungs_of(count, by_steps, eta, seeds))
 
-    least = search(1)
     if budget is None:
         return search(min(count or len(trials), len(trials)))
-    if least.cost > budget:
+    if (least := search(1)).cost > budget:
         raise UserError(
             f"--budget {budget:g}: one trial of TST beside ordinary training at {len(rates)} learning rates takes "
             f"{least.cost:.2f} full runs; raise it, or give fewer --lrs or --seeds"

@@ -6,8 +6,6 @@ own builders with TorchTitan's initialisation. Every setting may be given anothe
     --config superpose_270m --dataloader.dataset_path stores/dclm --superposition.bag_size 8 --training.steps 10000
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -33,10 +31,9 @@ from superpose.train.optim import OptimArgs
 
 _LLAMA_3_VOCABULARY = 128256
 
+_SMALL = {**ModelArgs().config, "num_hidden_layers": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
 _DEBUG = Recipe(
-    model=ModelArgs(
-        config={**ModelArgs().config, "num_hidden_layers": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
-    ),
+    model=ModelArgs(config=_SMALL),
     superposition=SuperpositionArgs(bag_size=4, ratio=0.3),
     train=TrainArgs(steps=20, latents=64, warmup_steps=2, log_every=1, eval_every=10, checkpoint_every=10),
 )
@@ -74,11 +71,9 @@ def _config(
     name: str, recipe: Recipe, vocab_size: int, local_batch_size: int, attention: Module.Config | None = None
 ) -> SuperposeTrainer.Config:
     """A recipe's run by TorchTitan, which has its rows on each device in place of `train.accumulate`."""
-    train = recipe.train
-    shape = build_config(recipe.model, vocab_size, train.latents, 0)
-    spec = (_llama if shape.model_type == "llama" else _qwen3_moe)(name, shape, attention)
+    train, shape = recipe.train, build_config(recipe.model, vocab_size, recipe.train.latents, 0)
     config = Trainer.Config(
-        model_spec=spec,
+        model_spec=(_llama if shape.model_type == "llama" else _qwen3_moe)(name, shape, attention),
         loss=ChunkedLossWrapper.Config(loss_fn=CrossEntropyLoss.Config(global_vocab_size=vocab_size)),
         optimizer=_adamw(train),
         lr_scheduler=LRSchedulersContainer.Config(

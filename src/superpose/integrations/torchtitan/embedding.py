@@ -1,7 +1,5 @@
 """Bags at the input of TorchTitan's models: its embedding, which takes single tokens or bags of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

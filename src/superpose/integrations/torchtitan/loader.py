@@ -4,8 +4,7 @@ What a step reads is a function of the step (`superpose.data.windows.WindowPlan`
 and a run may go on with other numbers of ranks or parts of a step.
 """
 
-from __future__ import annotations
-
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +31,7 @@ Attention = Literal["row", "document"]
 
 
 def open_store(path: str | None) -> TokenStore:
-    """The store at a path of the configuration.
-
-    Raises:
-        ValueError: no path is given, or there is no whole store.
-    """
+    """The store at a path of the configuration; a ValueError if none is given, or there is no whole store."""
     if not path:
         raise ValueError("no text to train on; give --dataloader.dataset_path, a store that `superpose prepare` made")
     return TokenStore.open(Path(path))
@@ -44,10 +39,8 @@ def open_store(path: str | None) -> TokenStore:
 
 def batch_of(inputs: Tensor, labels: Tensor, attention: Attention, end_of_text: int) -> Batch:
     """Adds the positions [B, L] of the latents, which in TorchTitan also say which document one belongs to."""
-    if attention == "document":
-        positions = document_positions(inputs, end_of_text)
-    else:
-        positions = torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1)
+    of_rows = torch.arange(inputs.shape[1]).repeat(inputs.shape[0], 1)
+    positions = document_positions(inputs, end_of_text) if attention == "document" else of_rows
     return {"input": inputs.contiguous(), "positions": positions}, labels.contiguous()
 
 
@@ -83,13 +76,10 @@ class StoreLoader(_Reader):
 
     def __init__(self, config: Config, **place: Any) -> None:
         if config.schedule is None:
-            raise ValueError(
-                "this loader needs a schedule; build it through the Trainer of superpose, see `superposed`"
-            )
+            raise ValueError("this loader needs a schedule; build it by the Trainer of superpose, see `superposed`")
         super().__init__(config, **place)
         rows = config.rows if config.rows > 0 else config.rows_per_rank * self.ranks
-        self.parts = rows // (self.ranks * self.rows)
-        split = self.store.train
+        self.parts, split = rows // (self.ranks * self.rows), self.store.train
         offsets = split.offsets if config.documents == "aligned" else None
         self.plan = WindowPlan(config.schedule, rows, self.latents, len(split.tokens), config.seed, offsets=offsets)
         self._read = 0
@@ -142,14 +132,12 @@ class HeldOutLoader(_Reader):
             )
 
     def __iter__(self) -> Iterator[Batch]:
-        number = 0
-        while self.config.infinite or number < self.batches:
+        tokens = self.store.val.tokens
+        for number in itertools.count() if self.config.infinite else range(self.batches):
             first = (number % self.batches * self.ranks + self.rank) * self.rows
             starts = range(first * self.latents, (first + self.rows) * self.latents, self.latents)
-            tokens = self.store.val.tokens
             window = torch.stack([torch.from_numpy(tokens.read(start, self.latents + 1)) for start in starts])
             yield batch_of(window[:, :-1], window[:, 1:], self.config.attention, self.store.end_of_text)
-            number += 1
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -11,8 +11,6 @@ exponentials, from which the backward pass makes the gradient.
 Shapes: B rows, L latents, N = B x L positions, S targets of a position (a bag), V vocabulary, or a rank's part of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any

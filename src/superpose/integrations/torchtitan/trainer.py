@@ -1,7 +1,5 @@
 """TorchTitan's trainer with a schedule of bag sizes, and any of its configs made into one of ours."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
@@ -56,12 +54,7 @@ class SuperposeMetrics(MetricsProcessor):
     """Loss of a model that knows nothing, log V, if the first step's is to be compared with it."""
 
     def log(
-        self,
-        step: int,
-        global_avg_loss: float,
-        global_max_loss: float,
-        grad_norm: float,
-        extra_metrics: dict[str, Any] | None = None,
+        self, step: int, global_avg_loss: float, global_max_loss: float, grad_norm: float, extra_metrics: Any = None
     ) -> None:
         """As TorchTitan's; steps are counted from 1."""
         extra_metrics = dict(extra_metrics or {})
@@ -96,10 +89,9 @@ class SuperposeTrainer(Trainer):
         self.schedule = Schedule(config.training.steps, settings.bag_size, settings.ratio, settings.mode)
         config = _bound(config, self.schedule)
         super().__init__(config)
-        metrics, plan = self.metrics_processor, self.dataloader.plan
-        metrics.plan = plan
+        plan = self.metrics_processor.plan = self.dataloader.plan
         if not getattr(config.checkpoint, "initial_load_path", None):
-            metrics.guess = math.log(self.model_config.vocab_size)
+            self.metrics_processor.guess = math.log(self.model_config.vocab_size)
         stages = ", ".join(f"{stage.steps:,} steps of bag size {stage.bag_size}" for stage in plan.schedule.stages)
         text = f"{plan.raw_tokens():,} tokens of text, {plan.epochs:.2f} passes over it"
         logger.info(f"Superposition: {stages}; {text}")
@@ -170,24 +162,21 @@ def superposed(
 
 def _bound(config: Any, schedule: Schedule) -> Any:
     """The config whose parts know the run's schedule, weighting and store."""
-    training = config.training
     if not isinstance(config.dataloader, StoreLoader.Config) or not isinstance(config.metrics, SuperposeMetrics.Config):
         raise ValueError("this config does not read a store of superpose; make it with `superposed`")
     if not isinstance(config.model_spec.model.tok_embeddings, BagEmbedding.Config):
         raise ValueError("this config's model takes no bags; make it with `superposed`")
     if config.parallelism.spmd_backend == "full_dtensor":
         raise ValueError("parallelism.spmd_backend is full_dtensor; choose spmd_types or partial_dtensor")
-    store = open_store(config.dataloader.dataset_path)
-    vocab_size = config.model_spec.model.vocab_size
+    store, vocab_size = open_store(config.dataloader.dataset_path), config.model_spec.model.vocab_size
     if store.vocab_size > vocab_size:
         raise ValueError(
             f"the model's vocabulary has {vocab_size:,} entries but the store's tokens {store.vocab_size:,}; "
             f"prepare the text with the model's tokenizer"
         )
-    weighting = config.superposition.weighting
+    weighting, validator = config.superposition.weighting, config.validator
     reader = replace(config.dataloader, schedule=schedule, weighting=weighting)
-    reader.rows, reader.rows_per_rank = training.global_batch_size, training.local_batch_size
-    validator = config.validator
+    reader.rows, reader.rows_per_rank = config.training.global_batch_size, config.training.local_batch_size
     if isinstance(validator.dataloader, HeldOutLoader.Config):
         held_out = replace(validator.dataloader, attention=reader.attention)
         held_out.dataset_path = held_out.dataset_path or reader.dataset_path
