@@ -22,13 +22,23 @@ _WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights", "loss_weight
 """Columns that weigh rows or tokens in other trainers."""
 
 
-def check_settings(trainer: Trainer, total_steps: int) -> None:
-    """Says which setting of a trainer would not do in training what it does in Trainer.
+def check_arguments(trainer: Trainer, total_steps: int) -> None:
+    """Says which argument of a trainer would not do in training what it does in Trainer.
 
     Raises:
         ValueError: one would not; in one sentence, which and what to do.
     """
     for message in _ignored(trainer, total_steps):
+        raise ValueError(message)
+
+
+def check_rows(trainer: Trainer) -> None:
+    """Says what of a trainer's training dataset, or of what its collator makes of rows, would be dropped.
+
+    Raises:
+        ValueError: something would; in one sentence, what it is and what to do.
+    """
+    for message in _dropped(trainer):
         raise ValueError(message)
 
 
@@ -67,10 +77,12 @@ def _ignored(trainer: Trainer, total_steps: int) -> Iterator[str]:
         yield f"use_seedable_sampler=False chooses a sampler, but {_ORDER}; leave it out"
     if args.world_size > 1 and not args.average_tokens_across_devices:
         yield "average_tokens_across_devices=False is not supported: a step has one mean over all; leave it out"
-    if trainer.is_deepspeed_enabled:
-        yield "DeepSpeed is not supported; take FSDP, or train with TorchTitan"
     if getattr(trainer, "is_fsdp_xla_enabled", False):
         yield "FSDP on XLA is not supported; take FSDP2 on GPUs"
+    if args.fsdp and not trainer.is_fsdp_enabled:
+        yield "fsdp would be ignored: accelerate shards over accelerators alone, not over CPUs; leave it out"
+    if trainer.is_deepspeed_enabled:
+        yield "DeepSpeed is not supported; take FSDP, or train with TorchTitan"
     if _parts_of_a_row(trainer) > 1 or getattr(trainer, "is_distributed_loading_by_transformers", False):
         yield (
             "tensor, context and sequence parallelism are not supported: each process reads rows of its own; "
@@ -81,14 +93,12 @@ def _ignored(trainer: Trainer, total_steps: int) -> Iterator[str]:
             "use_liger_kernel would put a forward pass with its own loss in place of the one with bags; give "
             "liger_kernel_config={'fused_linear_cross_entropy': False, 'cross_entropy': False}"
         )
-    yield from _of_rows(trainer)
 
 
 _ORDER = "a step's windows are a function of its number and the seed"
 
 
-def _of_rows(trainer: Trainer) -> Iterator[str]:
-    """What would be dropped of the training dataset, or of what a collator makes of it."""
+def _dropped(trainer: Trainer) -> Iterator[str]:
     rows, collator = trainer.train_dataset, trainer.data_collator
     kind = getattr(collator, "__name__", type(collator).__name__)
     names = column_names(rows)

@@ -39,7 +39,7 @@ from superpose.core.model import SuperposedLM
 from superpose.core.schedule import Schedule
 from superpose.data.windows import WindowPlan
 from superpose.integrations.rows import RowTokens, StepWindows
-from superpose.integrations.trainer_settings import check_settings, never_asked
+from superpose.integrations.trainer_settings import check_arguments, check_rows, never_asked
 from superpose.models.build import model_flops_per_latent
 
 logger = logging.getLogger(__name__)
@@ -135,8 +135,10 @@ class SuperposeTrainer(Trainer):
         self.weighting, self.variant, self.end_of_text = weighting, variant, end_of_text
         view = None if model is None else training_view(model)
         super().__init__(view, args, data_collator or next_token_collator, *arguments, **named)
-        self.model_accepts_loss_kwargs = True  # the loss is normalised over all forward passes of a step
-        check_settings(self, schedule.total_steps)
+        self.loss_is_scaled_for_ga = True
+        check_arguments(self, schedule.total_steps)
+        check_rows(self)
+        self._never_asked = never_asked(self.data_collator)
         self._superpose()
         # Of a model that FSDP is to shard, the first process alone has to hold the weights yet.
         if not self.is_fsdp_enabled or self.args.process_index == 0:
@@ -172,7 +174,7 @@ class SuperposeTrainer(Trainer):
             raise ValueError("SuperposeTrainer has no train_dataset; give one to train")
         if getattr(self, "tokens", None) is None or self.tokens.rows is not self.train_dataset:
             vocab_size = len(self.lm.model.get_input_embeddings().weight)
-            self.tokens = RowTokens(self.train_dataset, vocab_size, never_asked(self.data_collator))
+            self.tokens = RowTokens(self.train_dataset, vocab_size, self._never_asked)
         latents = self.latents or self.tokens.row_length
         if latents is None:
             raise ValueError("the rows of train_dataset differ in length; give latents, the positions of a row")
@@ -183,7 +185,8 @@ class SuperposeTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Windows of each forward pass; every process reads its own, so nothing is left to share out."""
         args = self.args
-        check_settings(self, self.schedule.total_steps)  # a search may have changed the arguments
+        check_arguments(self, self.schedule.total_steps)  # a search may have changed them
+        self.lm.label_smoothing = args.label_smoothing_factor
         self._plan()
         windows = StepWindows(
             self.plan, self.tokens, args.gradient_accumulation_steps, args.process_index, args.world_size
