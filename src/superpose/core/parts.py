@@ -68,7 +68,7 @@ class SuperposedOutput(NamedTuple):
     expert_load: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # torch.compile hashes it before it has its fields
 class SuperposedParts:
     """The loss of a window, for any model that can be called in three parts.
 

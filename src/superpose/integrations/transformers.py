@@ -278,6 +278,7 @@ def training_view(model: nn.Module) -> nn.Module:
         return kind.forward(self, *arguments, **named) if replaced is None else replaced(*arguments, **named)
 
     names = {"forward": forward, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names["_get_name"] = lambda self: kind.__name__  # by which Trainer knows, also under FSDP, that labels are shifted
     view = copy.copy(model)
     vars(view).pop("forward", None)
     view.__class__ = type(kind.__name__, (kind,), names)
