@@ -240,6 +240,22 @@ def test_the_example_learns_in_both_phases(corpus):
     torch.testing.assert_close(parts(window), ordinary)
 
 
+@pytest.mark.error(n=8)
+@pytest.mark.parametrize("step", [5, 10, 15])
+def test_the_example_goes_on_where_it_stopped_and_by_no_other_schedule(corpus, tmp_path, step):
+    example, text, schedule = load_example("plain_pytorch"), corpus.read_bytes()[:5000], Schedule(20, 4, 0.5)
+    _, through = example.train(text, schedule, latents=16, rows=4)
+    kept = tmp_path / "run.pt"
+    example.train(text, schedule, latents=16, rows=4, checkpoint=kept, until=step)
+    with pytest.raises(ValueError, match=r"the run began by .*total_steps=20.* and would go on by .*total_steps=40"):
+        example.train(text, Schedule(40, 4, 0.5), latents=16, rows=4, checkpoint=kept)
+    _, losses = example.train(text, schedule, latents=16, rows=4, checkpoint=kept)
+    assert losses == through
+    _, longer = example.train(text, schedule.lengthened(24), latents=16, rows=4, checkpoint=kept)
+    assert longer[:20] == through
+    assert len(longer) == 24
+
+
 @pytest.mark.error(n=5)
 @pytest.mark.parametrize("weighting", ["uniform", "power"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])

@@ -103,7 +103,8 @@ class SuperposedLM(nn.Module):
         if self.router_coef is not None or self._biases:
             sides["counted"] = window != IGNORE_INDEX  # latents that hold nothing are no load
         parts = replace(self.parts(), sides=dict.fromkeys(sides, "any"))
-        for part in (parts.embedding, parts.head):
+        units: tuple[Any, ...] = (parts.embedding, parts.head)
+        for part in units:
             if isinstance(part, FSDPModule):  # the loss takes their weights and does not call them
                 part.unshard()
         return parts.output(window, bag_size, mode, normalizer, target_mask, **sides)

@@ -104,7 +104,9 @@ class RowTokens:
         if "input_ids" not in columns:
             raise ValueError(f"train_dataset has no input_ids but {', '.join(columns)}; tokenize it")
         mask = columns.get("attention_mask")
-        lengths = pyarrow.compute.list_value_length(columns["input_ids"]).fill_null(-1).to_numpy()
+        lengths: npt.NDArray[np.int64] = (
+            pyarrow.compute.list_value_length(columns["input_ids"]).fill_null(-1).to_numpy().astype(np.int64)
+        )
         if mask is not None:
             full = [chunk.slice(start, _MASKS_AT_A_TIME)
                 for chunk in mask.chunks for start in range(0, len(chunk), _MASKS_AT_A_TIME)]  # fmt: skip
@@ -162,11 +164,11 @@ def _columns(rows: Any) -> dict[str, pyarrow.ChunkedArray] | None:
 
 def _sums(masks: pyarrow.Array) -> npt.NDArray[np.int64]:
     """How many are not 0 in each of some masks; -1 where there is no mask."""
-    counts = pyarrow.compute.list_value_length(masks).fill_null(-1).to_numpy()
+    counts: npt.NDArray[np.int64] = pyarrow.compute.list_value_length(masks).fill_null(-1).to_numpy()
     lengths = np.maximum(counts, 0)
     before = np.concatenate([[0], np.cumsum(masks.flatten().to_numpy(zero_copy_only=False) != 0)])
     ends = np.cumsum(lengths)
-    return np.where(counts < 0, counts, before[ends] - before[ends - lengths])
+    return np.where(counts < 0, counts, before[ends] - before[ends - lengths]).astype(np.int64)
 
 
 def _integers(row: Any, name: str, number: int) -> npt.NDArray[np.int64] | None:

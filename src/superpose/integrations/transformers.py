@@ -172,7 +172,8 @@ class SuperposeTrainer(Trainer):
         args = self.args
         if self.train_dataset is None:
             raise ValueError("SuperposeTrainer has no train_dataset; give one to train")
-        if getattr(self, "tokens", None) is None or self.tokens.rows is not self.train_dataset:
+        tokens: RowTokens | None = getattr(self, "tokens", None)
+        if tokens is None or tokens.rows is not self.train_dataset:
             vocab_size = len(self.lm.model.get_input_embeddings().weight)
             self.tokens = RowTokens(self.train_dataset, vocab_size, self._never_asked)
         latents = self.latents or self.tokens.row_length
