@@ -37,10 +37,10 @@ REFUSED = {
     "group_by_length": (True, "group_by_length chooses rows, but a step's windows"),
     "ignore_data_skip": (True, "ignore_data_skip would resume with windows of the first steps"),
     "dataloader_in_order": (False, "dataloader_in_order=False would read windows in another order"),
-    "use_liger_kernel": (True, "use_liger_kernel would put a forward pass with its own loss"),
-    "fsdp": (True, "fsdp"),  # without several processes Trainer says so itself
     "deepspeed": ({"train_micro_batch_size_per_gpu": 4}, "DeepSpeed|deepspeed"),
-    "average_tokens_across_devices": None,  # below: where there are several processes
+    "use_liger_kernel": None,  # these below: they need what is not on every machine
+    "fsdp": None,
+    "average_tokens_across_devices": None,
     "parallelism_config": None,
     "accelerator_config": None,
 }
@@ -142,6 +142,7 @@ def test_settings_of_accelerate_that_would_be_ignored(tmp_path, setting, message
     ("changed", "message"),
     [
         ({"args.world_size": 2, "args.average_tokens_across_devices": False}, "average_tokens_across_devices=False"),
+        ({"args.use_liger_kernel": True}, "use_liger_kernel would put a forward pass with its own loss"),
         ({"args.n_gpu": 2}, "several GPUs in one process"),
         ({"is_deepspeed_enabled": True}, "DeepSpeed is not supported"),
         ({"is_fsdp_xla_enabled": True}, "FSDP on XLA is not supported"),
