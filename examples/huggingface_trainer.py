@@ -2,7 +2,7 @@
 
 python examples/huggingface_trainer.py text.txt --out out
 accelerate launch --cpu --num_processes 2 examples/huggingface_trainer.py text.txt --out out
-python examples/huggingface_trainer.py text.txt --out out --resume     # from the newest checkpoint
+python examples/huggingface_trainer.py text.txt --out out --resume     # from the newest checkpoint, by its own schedule
 """
 
 from __future__ import annotations

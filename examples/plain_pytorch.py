@@ -2,6 +2,7 @@
 
     python examples/plain_pytorch.py text.txt --bag-size 4 --ratio 0.3
     python examples/plain_pytorch.py text.txt --bag-size 1 --ratio 0       # ordinary training
+    python examples/plain_pytorch.py text.txt --checkpoint run.pt          # goes on from there, if it is there
 
 Tokens are bytes. What superposition changes in the loop is marked with `#!`.
 """
@@ -65,16 +66,30 @@ class GPT(nn.Module):
 
 
 def train(
-    text: bytes, schedule: Schedule, latents: int = 64, rows: int = 8, lr: float = 2e-3, seed: int = 0
+    text: bytes,
+    schedule: Schedule,
+    latents: int = 64,
+    rows: int = 8,
+    lr: float = 2e-3,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    until: int | None = None,
 ) -> tuple[GPT, list[float]]:
-    """The trained model and the loss of each step."""
+    """The trained model and the loss of each step; stops before step `until`, to go on from the checkpoint later."""
     data = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
     torch.manual_seed(seed)
     model = GPT(latents)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))
     loss_of = SuperposedParts(model.tokens, model.backbone, model.head, tables={"values": model.values})  #!
-    losses = []
-    for step in range(schedule.total_steps):
+    losses: list[float] = []
+    if checkpoint and checkpoint.exists():
+        stored = torch.load(checkpoint)
+        schedule.check_same(stored["schedule"])  #! the switch stays where it was
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        torch.set_rng_state(stored["random"])
+        losses = stored["losses"]
+    for step in range(len(losses), until or schedule.total_steps):
         s = schedule.bag_size_at(step)  #!
         length = window_length(latents, s)  #! was: latents + 1
         starts = torch.randint(len(data) - length + 1, (rows,))
@@ -85,6 +100,9 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
+    if checkpoint:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+        torch.save({**state, "losses": losses, "schedule": schedule.to_dict()}, checkpoint)  #! with the schedule
     return model, losses
 
 
@@ -94,12 +112,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--bag-size", type=int, default=4)
     parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--until", type=int, help="stop before this step")
     args = parser.parse_args()
     schedule = Schedule(args.steps, args.bag_size, args.ratio)
-    _, losses = train(args.text.read_bytes(), schedule)
+    _, losses = train(args.text.read_bytes(), schedule, checkpoint=args.checkpoint, until=args.until)
     for stage in schedule.stages:
+        if stage.start >= len(losses):
+            break
         what = "loss of bags" if stage.bag_size > 1 else "loss"
-        print(f"steps {stage.start} to {stage.stop}: {what} {losses[stage.start]:.3f} -> {losses[stage.stop - 1]:.3f}")
+        done = losses[stage.start : stage.stop]
+        print(f"steps {stage.start} to {stage.start + len(done)}: {what} {done[0]:.3f} -> {done[-1]:.3f}")
 
 
 if __name__ == "__main__":

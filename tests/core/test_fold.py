@@ -136,3 +136,17 @@ def test_positions_restart_where_a_document_starts(bag_size, latents, data):
     assert document_positions(inputs, END)[0].tolist() == positions(rows)
     if bag_size == 1:
         assert document_positions(inputs[..., 0], END)[0].tolist() == positions(rows)
+
+
+@pytest.mark.error(n=5)
+@given(**shapes, mode=st.sampled_from(MODES), data=st.data())
+def test_tokens_that_are_never_asked_for_leave_the_targets_alone(rows, latents, bag_size, mode, data):
+    window = window_of(rows, latents, bag_size, mode)
+    places = st.lists(st.integers(0, 1), min_size=window.numel(), max_size=window.numel())
+    mask = torch.tensor(data.draw(places)).view_as(window)
+    inputs, targets = split_window(window, bag_size, mode)
+    same_inputs, asked = split_window(window, bag_size, mode, mask)
+    assert torch.equal(same_inputs, inputs)
+    kept = set(window[mask == 1].tolist())
+    for target, left in zip(targets.flatten().tolist(), asked.flatten().tolist(), strict=True):
+        assert left == (target if target in kept else IGNORE_INDEX)

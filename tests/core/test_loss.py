@@ -127,3 +127,31 @@ def test_shapes_that_do_not_belong_together_are_refused():
         multi_hot_cross_entropy(logits, targets, torch.ones(3))
     with pytest.raises(ValueError, match="reduction is 'average'; choose one of"):
         multi_hot_cross_entropy(logits, targets, reduction="average")
+
+
+@given(bags(), reductions, st.sampled_from([0.0, 0.1, 0.3, 1.0]), st.sampled_from([0.0, 0.1]))
+def test_label_smoothing_spreads_a_share_over_the_vocabulary(bag, reduction, share, z_loss):
+    """(1 - e) times the cross-entropy plus e times the mean of -log p, position by position in float64."""
+    targets, weights = bag
+    logits = torch.randn(len(targets), V, dtype=torch.float64, requires_grad=True)
+    losses, counted = reference(logits, targets, weights, 0.0)
+    flat = torch.stack([-z.log_softmax(0).mean() + 0 * z.sum() for z in logits])
+    lse = logits.logsumexp(-1)
+    smoothed = ((1 - share) * losses + share * flat + z_loss * lse**2) * counted
+    expected = reduced(smoothed, counted, reduction)
+    loss = multi_hot_cross_entropy(logits, targets, weights, reduction=reduction, z_loss=z_loss, label_smoothing=share)
+    torch.testing.assert_close(loss, expected)
+    upstream = torch.randn_like(loss)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((value * upstream).sum(), logits, retain_graph=True)[0] for value in (loss, expected))
+    )
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_label_smoothing_of_one_target_is_transformers(share):
+    smoother = pytest.importorskip("transformers.trainer_pt_utils").LabelSmoother(share)
+    logits, targets = torch.randn(2, 5, V, dtype=torch.float64), torch.randint(V, (2, 5))
+    targets[0, :2] = IGNORE_INDEX
+    expected = smoother({"logits": logits}, targets.clone())
+    loss = multi_hot_cross_entropy(logits, targets, label_smoothing=share)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)  # the smoother adds up in float32

@@ -380,3 +380,62 @@ def test_an_embedding_that_scales_is_asked_and_not_bypassed():
 def test_a_model_without_a_head_is_refused():
     with pytest.raises(ValueError, match="ForCausalLM"):
         SuperposedLM(make_model("llama").model)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch.compile looks at hidden states
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_a_compiled_model_is_refused_and_a_compiled_loss_is_not(family):
+    """The loss calls the model's parts: what was compiled as a whole would be trained uncompiled, without a word."""
+    compiled = torch.compile(make_model(family), backend="eager")
+    in_place = make_model(family)
+    in_place.compile(backend="eager")
+    for model in (compiled, in_place):
+        with pytest.raises(ValueError, match=f"{type(in_place).__name__} is compiled, but the loss calls its parts"):
+            SuperposedLM(model)
+    window = window_of(6, 4)
+    plain = SuperposedLM(make_model(family))
+    plain(window, 4).loss.backward()
+    for wrapped in (torch.compile(SuperposedLM(make_model(family)), backend="eager"), by_blocks(family)):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        wrapped(window, 4).loss.backward()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        for one, other in zip(wrapped.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
+
+
+def by_blocks(family):
+    lm = SuperposedLM(make_model(family))
+    for part in lm.model.base_model.children():
+        for block in part if isinstance(part, torch.nn.ModuleList) else ():
+            block.compile(backend="eager")
+    return lm
+
+
+def sharded_models(rank, group):
+    """FSDP2 of the model alone is refused; of its blocks, embedding and head as units of their own it is not."""
+    from torch.distributed.fsdp import fully_shard
+
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM is sharded as a whole.*fully_shard\(SuperposedLM"):
+        SuperposedLM(fully_shard(make_model("llama")))
+    for family, bag_size in (("llama", 4), ("llama", 1), ("gpt2", 4), ("gpt2", 1)):
+        window = window_of(6, bag_size, rows=4)
+        whole = SuperposedLM(make_model(family))
+        expected = whole(window, bag_size)
+        expected.loss.backward()
+        model = make_model(family)
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        for unit in ([embedding, head],) if embedding.weight is head.weight else (embedding, head):
+            fully_shard(unit)
+        lm = fully_shard(SuperposedLM(model))
+        for _ in range(2):
+            lm.zero_grad()
+            part = lm(window[len(window) // group.size() * rank :][: len(window) // group.size()], bag_size)
+            part.loss.backward()
+        for ours, theirs in zip(lm.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_model_that_is_sharded_first_is_refused_and_its_parts_are_not(ranks):
+    on_ranks(ranks, sharded_models)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from superpose import IGNORE_INDEX, Schedule, SuperposedLM, SuperposedParts, split_window, window_length
+from superpose.core.loss import multi_hot_cross_entropy, target_weights
 from superpose.core.parts import fold_side
 from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
@@ -237,3 +238,50 @@ def test_the_example_learns_in_both_phases(corpus):
     parts = SuperposedParts(model.tokens, model.backbone, model.head, tables={"values": model.values})
     ordinary = F.cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())
     torch.testing.assert_close(parts(window), ordinary)
+
+
+@pytest.mark.error(n=8)
+@pytest.mark.parametrize("step", [5, 10, 15])
+def test_the_example_goes_on_where_it_stopped_and_by_no_other_schedule(corpus, tmp_path, step):
+    example, text, schedule = load_example("plain_pytorch"), corpus.read_bytes()[:5000], Schedule(20, 4, 0.5)
+    _, through = example.train(text, schedule, latents=16, rows=4)
+    kept = tmp_path / "run.pt"
+    example.train(text, schedule, latents=16, rows=4, checkpoint=kept, until=step)
+    with pytest.raises(ValueError, match=r"the run began by .*total_steps=20.* and would go on by .*total_steps=40"):
+        example.train(text, Schedule(40, 4, 0.5), latents=16, rows=4, checkpoint=kept)
+    _, losses = example.train(text, schedule, latents=16, rows=4, checkpoint=kept)
+    assert losses == through
+    _, longer = example.train(text, schedule.lengthened(24), latents=16, rows=4, checkpoint=kept)
+    assert longer[:20] == through
+    assert len(longer) == 24
+
+
+@pytest.mark.error(n=5)
+@pytest.mark.parametrize("weighting", ["uniform", "power"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_masked_and_smoothed_targets_whatever_the_head(tiny, weighting, smoothing):
+    """Of a linear head and of a function, at both bag sizes: the same loss, and that of the definition."""
+    for bag_size in (1, 3):
+        window = windows(bag_size)
+        mask = torch.rand(window.shape) < 0.5
+        losses = [
+            SuperposedParts(tiny.embedding, tiny.backbone, head, weighting, label_smoothing=smoothing)(
+                window, bag_size, target_mask=mask
+            )
+            for head in (tiny.head, lambda hidden: tiny.head(hidden))
+        ]
+        inputs, targets = split_window(window, bag_size, "full", mask)
+        vectors = tiny.embedding(inputs).mean(dim=2) if bag_size > 1 else tiny.embedding(inputs)
+        logits = tiny.head(tiny.backbone(vectors))
+        weights = target_weights(targets.view(*inputs.shape[:2], bag_size), weighting)
+        expected = multi_hot_cross_entropy(logits, targets, weights, label_smoothing=smoothing)
+        for loss in losses:
+            torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+
+
+def test_smoothing_that_would_be_ignored_is_refused(tiny):
+    with pytest.raises(ValueError, match="variant 'bce' is not smoothed"):
+        SuperposedParts(tiny.embedding, tiny.backbone, tiny.head, variant="bce", label_smoothing=0.1)
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="give a share of the target between 0 and 1"):
+            SuperposedParts(tiny.embedding, tiny.backbone, tiny.head, label_smoothing=share)

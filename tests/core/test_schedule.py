@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,3 +104,78 @@ def test_steps_that_do_not_exist_have_no_phase():
     for step in (-1, 10):
         with pytest.raises(ValueError, match="outside"):
             Schedule(10, 4, 0.5).bag_size_at(step)
+
+
+any_schedules = schedules | st.builds(
+    lambda steps, size, ratio, mode: Schedule(steps, size, max(ratio, 1 / steps) if ratio else ratio, mode),
+    st.integers(1, 10**6),
+    st.integers(1, 64),
+    st.floats(0, 1) | st.sampled_from([0, 1]),
+    st.sampled_from(["full", "input", "output"]),
+)
+
+
+@given(any_schedules)
+def test_a_schedule_is_the_same_from_its_plain_form(schedule):
+    """By way of JSON too, to the last bit of its ratios, and its own check agrees."""
+    stored = schedule.to_dict()
+    for form in (stored, json.loads(json.dumps(stored))):
+        again = Schedule.from_dict(form)
+        assert again == schedule
+        assert again.stages == schedule.stages
+        schedule.check_same(form)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        None,
+        [],
+        "4:0.3",
+        {},
+        {"total_steps": 10},
+        {**Schedule(10).to_dict(), "weighting": "power"},
+        {**Schedule(10).to_dict(), "total_steps": "10"},
+        {**Schedule(10).to_dict(), "total_steps": None},
+        {**Schedule(10).to_dict(), "total_steps": 10.0},
+        {**Schedule(10, 4, 0.5).to_dict(), "bag_size": "4"},
+        {**Schedule(10, 4, 0.5).to_dict(), "bag_size": [4, None]},
+        {**Schedule(10, 4, 0.5).to_dict(), "ratio": None},
+        {**Schedule(10, 4, 0.5).to_dict(), "ratio": [0.5, 0.5]},
+        {**Schedule(10, 4, 0.5).to_dict(), "ratio": float("nan")},
+        {**Schedule(10, 4, 0.5).to_dict(), "mode": ["full"]},
+    ],
+)
+def test_what_is_no_schedule_is_refused_in_a_sentence(stored):
+    with pytest.raises(ValueError, match=r"expected total_steps, bag_size|give|choose") as caught:
+        Schedule.from_dict(stored)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.error(n=8)
+@given(schedules, st.integers(1, 20_000))
+def test_a_longer_run_keeps_its_switches(schedule, steps):
+    bags = [stage for stage in schedule.stages if stage.phase == "superposition"]
+    end = bags[-1].stop if bags else 0
+    if steps < end:
+        with pytest.raises(ValueError, match=f"superposition ends at {end}"):
+            schedule.lengthened(steps)
+        return
+    longer = schedule.lengthened(steps)
+    assert longer.total_steps == steps
+    assert [stage for stage in longer.stages if stage.phase == "superposition"] == bags
+    longer.check_same(schedule.to_dict())
+    schedule.check_same(longer.to_dict())
+
+
+@pytest.mark.error(n=8)
+def test_a_schedule_that_moves_the_switch_is_refused_with_both_named():
+    began = Schedule(20, 4, 0.4)
+    two_stages = Schedule(20, (4, 2), (0.2, 0.2))
+    for other in (Schedule(40, 4, 0.4), Schedule(20, 2, 0.4), Schedule(20, 4, 0.4, "input"), Schedule(20), two_stages):
+        with pytest.raises(ValueError, match="the run began by") as caught:
+            other.check_same(began.to_dict())
+        assert str(began) in str(caught.value)
+        assert str(other) in str(caught.value)
+    with pytest.raises(ValueError, match="is no schedule"):
+        began.check_same({"steps": 20})

@@ -1,9 +1,13 @@
+import dataclasses
+import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import wraps
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,11 +15,13 @@ import torch
 
 pytest.importorskip("accelerate")
 
-from transformers import AutoModelForCausalLM, TrainerCallback, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LabelSmoother
 
-from superpose import Schedule
+from superpose import Schedule, SuperposedLM, fold, split_window
 from superpose.data.windows import WindowPlan
-from superpose.integrations.transformers import RowTokens, SuperposeTrainer, next_token_collator
+from superpose.integrations import transformers as integration
+from superpose.integrations.transformers import SuperposeTrainer, next_token_collator
 from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, learning_rate
@@ -24,6 +30,12 @@ from tests.conftest import make_model
 
 ROOT = Path(__file__).parents[2]
 STEPS, LATENTS = 10, 8
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in {field.name for field in dataclasses.fields(TrainingArguments)}
+)
+"""What this version of transformers calls it."""
 
 
 def rows(number=200, length=LATENTS, vocab_size=50):
@@ -48,7 +60,17 @@ def arguments(out, **settings):
     return TrainingArguments(output_dir=str(out), **settings)
 
 
-def trainer_of(out, model=None, schedule=None, dataset=None, callbacks=None, eval_dataset=None, **settings):
+def trainer_of(
+    out,
+    model=None,
+    schedule=None,
+    dataset=None,
+    callbacks=None,
+    eval_dataset=None,
+    latents=None,
+    variant="mce",
+    **settings,
+):
     return SuperposeTrainer(
         make_model("llama") if model is None else model,
         arguments(out, **settings),
@@ -56,6 +78,8 @@ def trainer_of(out, model=None, schedule=None, dataset=None, callbacks=None, eva
         eval_dataset=eval_dataset,
         schedule=Schedule(STEPS, 4, 0.4) if schedule is None else schedule,
         callbacks=callbacks,
+        latents=latents,
+        variant=variant,
     )
 
 
@@ -146,13 +170,13 @@ def test_a_step_reads_what_the_plan_says(tmp_path):
     assert len(batches) == 2 * STEPS
     plan = WindowPlan(trainer.schedule, 4, LATENTS, 200 * LATENTS, trainer.args.seed)
     for step in range(STEPS):
-        both = torch.cat([batch["window"] for batch in batches[2 * step : 2 * step + 2]])
+        both = torch.cat([batch["input_ids"] for batch in batches[2 * step : 2 * step + 2]])
         assert torch.equal(both, plan.read(trainer.tokens, step))
     assert torch.equal(
-        torch.cat([batch["window"].flatten() for batch in trainer_of(
+        torch.cat([batch["input_ids"].flatten() for batch in trainer_of(
             tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2, dataloader_num_workers=1
         ).get_train_dataloader()]),
-        torch.cat([batch["window"].flatten() for batch in batches]),
+        torch.cat([batch["input_ids"].flatten() for batch in batches]),
     )  # fmt: skip
 
 
@@ -195,9 +219,8 @@ def test_an_ordinary_model_is_left(tmp_path):
     trainer.train()
     trainer.save_model()
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(loaded) is type(trainer.model)
+    assert isinstance(trainer.model, type(loaded))
     assert "superpose" not in (tmp_path / "config.json").read_text()
-    assert "forward" not in vars(trainer.model)
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded(ids).logits, trainer.model.eval()(ids).logits)
     loaded.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
@@ -254,14 +277,6 @@ def test_reports_and_callbacks_are_the_users_own(tmp_path):
     assert {"train/bag_loss", "train/loss", "train/raw_tokens"} <= set(events.Tags()["scalars"])
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path):
-    plain = trainer_of(tmp_path)
-    plain.train()
-    saving = trainer_of(tmp_path, activation_checkpointing=True)
-    saving.train()
-    assert losses(saving) == pytest.approx(losses(plain), rel=1e-5)
-
-
 def test_a_model_that_the_trainer_builds_itself(tmp_path):
     plain = trainer_of(tmp_path)
     plain.train()
@@ -276,41 +291,248 @@ def test_a_model_that_the_trainer_builds_itself(tmp_path):
         assert losses(trainer) == losses(plain)
 
 
-def test_a_dataset_of_the_datasets_library(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    plain = [{"input_ids": list(range(number, number + 3))} for number in range(9)]
-    table = datasets.Dataset.from_list(plain)
-    for dataset, expected in ((table, plain), (table.select([4, 2]), [plain[4], plain[2]])):
-        tokens = RowTokens(dataset)
-        assert tokens.read(0, len(tokens)).tolist() == [token for row in expected for token in row["input_ids"]]
-        assert tokens.row_length == 3
+def same_weights(one, other, tolerance):
+    """Every weight, element by element."""
+    others = other.state_dict()
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(others[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradient_checkpointing_changes_nothing(tmp_path, accumulate, monkeypatch):
+    settings = {"gradient_accumulation_steps": accumulate, "per_device_train_batch_size": 4 // accumulate}
+    plain = trainer_of(tmp_path, **settings)
+    plain.train()
+    runs = []
+    attention = type(plain.model.model.layers[0].self_attn)
+    own = attention.forward
+    monkeypatch.setattr(attention, "forward", lambda self, *args, **named: runs.append(1) or own(self, *args, **named))
+    saving = trainer_of(tmp_path, **settings, **{CHECKPOINTING: True})
+    runs.clear()
+    saving.train()
+    assert len(runs) == 2 * 2 * STEPS * accumulate  # two layers, and each again in the backward pass
+    assert losses(saving) == pytest.approx(losses(plain), rel=1e-6)
+    same_weights(plain.model, saving.model, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_torch_compile_changes_nothing(tmp_path, family, backend):
+    plain = trainer_of(tmp_path, make_model(family))
+    plain.train()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = trainer_of(tmp_path, make_model(family), torch_compile=True, torch_compile_backend=backend)
+    compiled.train()
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-6)
+    same_weights(plain.model, compiled.model, 1e-5)
+    compiled.save_model()
+    same_weights(AutoModelForCausalLM.from_pretrained(tmp_path), plain.model, 1e-5)
+
+
+def test_the_users_model_is_what_is_trained_and_is_left_as_it_is(tmp_path):
+    """Another object on its layers: the same parameters under the same names, and nothing put into it."""
+    model = make_model("llama")
+    kind, own, before = type(model), set(vars(model)), type(model).forward
+    trainer = trainer_of(tmp_path, model)
+    trainer.train()
+    assert type(model) is kind
+    assert kind.forward is before
+    assert set(vars(model)) == own
+    assert isinstance(trainer.model, kind)
+    assert repr(trainer.model) == repr(model)
+    pairs = zip(model.named_parameters(), trainer.model.named_parameters(), strict=True)
+    assert all(name == other_name and one is other for (name, one), (other_name, other) in pairs)
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model.eval()(ids).logits, trainer.model.eval()(ids).logits)
+    assert inspect.signature(trainer.model.forward) == inspect.signature(model.forward)
+
+
+def test_no_private_method_of_trainer_is_overridden():
+    private = {name for name in vars(Trainer) if name.startswith("_") and not name.startswith("__")}
+    assert not private & set(vars(SuperposeTrainer))
 
 
 @pytest.mark.error(n=5)
-def test_rows_of_any_length_are_one_stream_without_padding():
-    tokens = RowTokens(
-        [
-            {"input_ids": [1, 2, 3, 0], "attention_mask": [1, 1, 1, 0]},
-            {"input_ids": [0, 0, 0, 0], "attention_mask": [0, 0, 0, 0]},
-            {"input_ids": [0, 0, 4, 5], "attention_mask": [0, 0, 1, 1]},
-        ]
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_label_of_minus_100_leaves_its_bag(tmp_path, family):
+    """The first loss is that of its windows with those targets taken out by hand, and the tokens are read."""
+    labelled = masked_rows(0.4)
+    masked, plain = trainer_of(tmp_path, make_model(family), dataset=labelled), trainer_of(tmp_path, make_model(family))
+    lm = SuperposedLM(make_model(family))
+    item = next(iter(masked.get_train_dataloader()))
+    bags, asked = fold(item["input_ids"], 4), fold(item["target_mask"], 4)[:, 1:]
+    hidden, *_ = lm.parts().hidden_states(bags[:, :-1])
+    minus_log = -lm.parts().head(hidden).double().log_softmax(-1).gather(-1, bags[:, 1:])
+    filled = asked.any(-1)
+    expected = ((minus_log * asked).sum(-1)[filled] / asked.sum(-1)[filled]).mean().detach()
+    masked.train()
+    plain.train()
+    assert losses(masked)[0] == pytest.approx(float(expected), rel=1e-6)
+    assert losses(masked) != losses(plain)
+    with pytest.raises(ValueError, match="the labels of row 0 of train_dataset are others than its input_ids"):
+        trainer_of(tmp_path, dataset=[{"input_ids": [1] * 200, "labels": [2] * 200}], latents=LATENTS).train()
+
+
+def masked_rows(share):
+    generator = np.random.default_rng(1)
+    return [
+        {**row, "labels": [-100 if generator.random() < share else token for token in row["input_ids"]]}
+        for row in rows()
+    ]
+
+
+@pytest.mark.error(n=4)
+def test_masked_labels_count_the_same_under_accumulation(tmp_path):
+    whole = trainer_of(tmp_path / "a", dataset=masked_rows(0.8))
+    parts = trainer_of(
+        tmp_path / "b", dataset=masked_rows(0.8), per_device_train_batch_size=1, gradient_accumulation_steps=4
     )
-    assert len(tokens) == 5
-    assert tokens.row_length is None
-    assert tokens.read(1, 8).tolist() == [2, 3, 4, 5, 1, 2, 3, 4]
+    whole.train()
+    parts.train()
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-5)
+    same_weights(whole.model, parts.model, 1e-4)
 
 
-def test_what_does_not_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="max_steps is 10, the schedule's total_steps 20"):
-        trainer_of(tmp_path, schedule=Schedule(20, 4, 0.4))
-    with pytest.raises(ValueError, match="auto_find_batch_size"):
-        trainer_of(tmp_path, auto_find_batch_size=True)
-    with pytest.raises(ValueError, match="has no length"):
-        trainer_of(tmp_path, dataset=iter([])).train()
+@pytest.mark.parametrize("bag_size", [1, 4])
+def test_label_smoothing_is_that_of_transformers(tmp_path, bag_size):
+    """Of single tokens `LabelSmoother` itself; of bags the mean of what it gives for each token of the bag."""
+    schedule = Schedule(STEPS, bag_size, 0.4)
+    smoothed = trainer_of(tmp_path, make_model("llama"), schedule, label_smoothing_factor=0.3, eval_dataset=rows(4))
+    inputs, targets = split_window(next(iter(smoothed.get_train_dataloader()))["input_ids"], bag_size)
+    parts = SuperposedLM(make_model("llama")).parts()
+    logits = parts.head(parts.hidden_states(inputs)[0])
+    slots = targets.reshape(*inputs.shape[:2], bag_size)
+    expected = [LabelSmoother(0.3)({"logits": logits}, slots[..., slot].clone()) for slot in range(bag_size)]
+    smoothed.train()
+    assert losses(smoothed)[0] == pytest.approx(float(torch.stack(expected).mean().detach()), rel=1e-6)
+    batch = next_token_collator(rows(4))
+    with torch.no_grad():
+        logits = smoothed.model.eval()(input_ids=batch["input_ids"]).logits
+    evaluated = LabelSmoother(0.3)({"logits": logits}, batch["labels"], shift_labels=True)
+    assert smoothed.evaluate()["eval_loss"] == pytest.approx(float(evaluated), rel=1e-5)
+    with pytest.raises(ValueError, match="variant 'mce_alt' is not smoothed"):
+        trainer_of(tmp_path, label_smoothing_factor=0.3, variant="mce_alt")
+
+
+def test_input_tokens_are_counted(tmp_path):
+    settings = {
+        "include_num_input_tokens_seen": "all",
+        "save_strategy": "steps",
+        "save_steps": 7,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
+    trainer = trainer_of(tmp_path, **settings)
+    trainer.train()
+    logged = [r for r in trainer.state.log_history if "raw_tokens" in r]
+    assert [r["num_input_tokens_seen"] for r in logged] == [r["raw_tokens"] for r in logged]
+    assert trainer.state.num_input_tokens_seen == 4 * LATENTS * (4 * 4 + 6)
+    resumed = trainer_of(tmp_path, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    assert resumed.state.num_input_tokens_seen == trainer.state.num_input_tokens_seen
+
+
+@pytest.mark.error(n=8)
+@pytest.mark.parametrize("restore", [False, True])
+def test_another_schedule_at_resume_is_refused(tmp_path, restore):
+    saved = {"save_strategy": "steps", "save_steps": 6, "restore_callback_states_from_checkpoint": restore}
+    trainer_of(tmp_path, **saved).train()
+    checkpoint = str(tmp_path / "checkpoint-6")
+    both = re.escape(f"the run began by {Schedule(STEPS, 4, 0.4)}, with switches at steps [4], and would go on by ")
+    for other in (Schedule(20, 4, 0.4), Schedule(STEPS, 2, 0.4), Schedule(STEPS, 4, 0.5), Schedule(STEPS)):
+        trainer = trainer_of(tmp_path, schedule=other, **{**saved, "max_steps": other.total_steps})
+        with pytest.raises(ValueError, match=both + re.escape(str(other))):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        assert trainer.state.global_step == 6
+    trainer = trainer_of(tmp_path, schedule=Schedule(STEPS, 4, 0.4).lengthened(12), **{**saved, "max_steps": 12})
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert [r["bag_size"] for r in trainer.state.log_history if "bag_size" in r] == [4] * 4 + [1] * 8
+
+
+def test_a_checkpoint_without_a_schedule_goes_on_with_a_warning(tmp_path):
+    """As Trainer itself writes them, and superpose did."""
+    trainer_of(tmp_path, save_strategy="steps", save_steps=6).train()
+    state = tmp_path / "checkpoint-6" / "trainer_state.json"
+    stored = json.loads(state.read_text())
+    assert stored["stateful_callbacks"].pop("SwitchCallback")["args"]["schedule"]["bag_size"] == 4
+    state.write_text(json.dumps(stored))
+    with mock.patch.object(integration.logger, "warning") as warned:
+        trainer_of(tmp_path, save_strategy="steps", save_steps=6).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-6")
+        )
+    assert "the checkpoint holds no schedule to compare with" in warned.call_args.args[0]
+    again = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
+    assert again["stateful_callbacks"]["SwitchCallback"]["args"]["schedule"]["total_steps"] == STEPS
+
+
+def test_weights_that_nothing_trains_are_named_once(tmp_path):
+    model = make_model("llama")
+    model.register_parameter("spare", torch.nn.Parameter(torch.zeros(2)))
+    with mock.patch.object(integration.logger, "warning") as warned:
+        trainer_of(tmp_path, model).train()
+    assert [call.args[1] for call in warned.call_args_list] == ["spare"]
+
+
+def test_a_model_that_is_not_trained_as_it_is_is_refused_when_the_trainer_is_built(tmp_path):
+    model = make_model("llama")
+    theirs = model.forward
+
+    @wraps(theirs)
+    def forward(*args, **kwargs):
+        output = theirs(*args, **kwargs)
+        output.logits = 3 * output.logits
+        return output
+
+    model.forward = forward
+    with pytest.raises(ValueError, match="multiplies its logits by 3"):
+        trainer_of(tmp_path, model)
+
+
+def test_routers_that_are_balanced_by_a_bias_are_balanced(tmp_path):
+    """Once a step, of all its forward passes."""
+
+    def trained(name, **settings):
+        torch.manual_seed(0)
+        attention = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+        experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+        sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "moe_intermediate_size": 16}
+        heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "first_k_dense_replace": 1}
+        config = AutoConfig.for_model("deepseek_v3", **attention, **experts, **sizes, **heads)
+        trainer = trainer_of(tmp_path / name, AutoModelForCausalLM.from_config(config), **settings)
+        bias = trainer.model.model.layers[1].mlp.gate.e_score_correction_bias
+        assert not bias.any()
+        trainer.train()
+        return bias
+
+    whole = trained("a")
+    assert whole.any()
+    assert torch.equal(whole, trained("b", per_device_train_batch_size=1, gradient_accumulation_steps=4))
+
+
+def test_a_second_training_reads_by_the_arguments_of_then(tmp_path):
+    """As a search over them changes them."""
+    trainer = trainer_of(tmp_path)
+    trainer.args.per_device_train_batch_size = 2
+    assert len(next(iter(trainer.get_train_dataloader()))["input_ids"]) == 2
+    trainer.args.max_steps = 5
+    with pytest.raises(ValueError, match="max_steps is 5"):
+        trainer.train()
+
+
+def test_what_does_not_fit_is_refused_when_the_trainer_is_built(tmp_path):
     with pytest.raises(ValueError, match="holds no tokens"):
-        trainer_of(tmp_path, dataset=[{"input_ids": []}]).train()
+        trainer_of(tmp_path, dataset=[{"input_ids": []}])
     with pytest.raises(ValueError, match="give latents"):
-        trainer_of(tmp_path, dataset=[{"input_ids": [1]}, {"input_ids": [1, 2]}, {"input_ids": [3]}]).train()
+        trainer_of(tmp_path, dataset=[{"input_ids": [1]}, {"input_ids": [1, 2]}, {"input_ids": [3]}])
+    with pytest.raises(ValueError, match="LlamaForCausalLM is compiled"):
+        trainer_of(tmp_path, torch.compile(make_model("llama"), backend="eager"))
+    with pytest.raises(ValueError, match="row 3 of train_dataset holds the token id 50"):
+        trainer_of(tmp_path, dataset=[*rows(3), {"input_ids": [50] * 500}], latents=LATENTS).train()
+    trainer = SuperposeTrainer(make_model("llama"), arguments(tmp_path), schedule=Schedule(STEPS, 4, 0.4))
+    with pytest.raises(ValueError, match="has no train_dataset; give one to train"):
+        trainer.train()
 
 
 @pytest.mark.error(n=4)

@@ -32,7 +32,9 @@ def window_length(latents: int, bag_size: int, mode: Mode = "full") -> int:
     return latents + bag_size if mode == "output" else bag_size * (latents + 1)
 
 
-def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Tensor, Tensor]:
+def split_window(
+    window: Tensor, bag_size: int, mode: Mode = "full", target_mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Splits rows of tokens into model inputs and their targets, with nothing skipped, leaked or padded.
 
     A latent that holds nothing predicts nothing: where padding comes before text, its targets are ignored.
@@ -42,6 +44,7 @@ def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Te
         bag_size: S, tokens in a bag.
         mode: "full" bags in, next bag out; "input" bags in, first token of the next bag out;
             "output" tokens in, the next S tokens out.
+        target_mask: [B, as many as the window], 0 for tokens that are read but never asked for: labels of -100.
 
     Returns:
         inputs, a view of the window, and targets:
@@ -58,6 +61,15 @@ def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Te
     Raises:
         ValueError: the window's shape does not fit the bag size.
     """
+    inputs, targets = _cut(window, bag_size, mode)
+    empty = (inputs == IGNORE_INDEX) if inputs.dim() == 2 else (inputs == IGNORE_INDEX).all(dim=-1)
+    targets = targets.masked_fill(empty if targets.dim() == 2 else empty.unsqueeze(-1), IGNORE_INDEX)
+    if target_mask is not None:
+        targets = targets.masked_fill(_cut(target_mask, bag_size, mode)[1] == 0, IGNORE_INDEX)
+    return inputs, targets
+
+
+def _cut(window: Tensor, bag_size: int, mode: Mode) -> tuple[Tensor, Tensor]:
     if window.dim() != 2:
         raise ValueError(f"window has shape {list(window.shape)}; expected [rows, tokens]")
     length = window.shape[1]
@@ -79,8 +91,7 @@ def split_window(window: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Te
             )
         bags = fold(window, bag_size)
         inputs, targets = bags[:, :-1], bags[:, 1:] if mode == "full" else bags[:, 1:, 0]
-    empty = (inputs == IGNORE_INDEX) if inputs.dim() == 2 else (inputs == IGNORE_INDEX).all(dim=-1)
-    return inputs, targets.masked_fill(empty if targets.dim() == 2 else empty.unsqueeze(-1), IGNORE_INDEX)
+    return inputs, targets
 
 
 def shift_labels(labels: Tensor, bag_size: int) -> Tensor:

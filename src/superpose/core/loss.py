@@ -89,6 +89,7 @@ def multi_hot_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     reduction: Reduction = "mean",
     z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of logits against bags of targets; half-precision logits are summed in float32.
 
@@ -104,6 +105,8 @@ def multi_hot_cross_entropy(
         reduction: "mean", "sum" or "none", see the normalisation above.
         z_loss: adds z_loss * logsumexp(logits)^2 to each position that counts, which keeps logits from drifting
             (PaLM, arXiv 2204.02311, section 5).
+        label_smoothing: share e of the target that is spread evenly over the vocabulary: (1 - e) times the
+            cross-entropy plus e times the mean of -log p, as transformers' `LabelSmoother` has it for one target.
 
     Returns:
         A scalar, or [...] for "none" (0 for positions without a valid target).
@@ -116,7 +119,10 @@ def multi_hot_cross_entropy(
     shares = target_shares(targets, weights, ignore_index, logits.dtype)
     picked = logits.gather(-1, targets.masked_fill(targets == ignore_index, 0))
     lse = logits.logsumexp(dim=-1)
-    losses = lse - (shares * picked).sum(dim=-1) + z_loss * lse.square()
+    wanted = (shares * picked).sum(dim=-1)
+    if label_smoothing:
+        wanted = torch.lerp(wanted, logits.mean(dim=-1), label_smoothing)
+    losses = lse - wanted + z_loss * lse.square()
     losses = losses.masked_fill(shares.sum(dim=-1) == 0, 0)
     if reduction == "mean":
         return losses.sum() / count_positions(targets, weights, ignore_index).clamp(min=1)

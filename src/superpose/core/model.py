@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from superpose.core.ablations import Variant
 from superpose.core.experts import BiasBalance, balance_loss, router_coefficient
@@ -33,7 +34,7 @@ class SuperposedLM(nn.Module):
     Args:
         model: a causal LM of transformers. What its family does around its head, its experts and its side tables is
             found by its configuration; `check()` verifies that nothing is missed.
-        weighting, variant, z_loss: as in `superpose.SuperposedParts`.
+        weighting, variant, z_loss, label_smoothing: as in `superpose.SuperposedParts`.
         end_of_text: id of the token that ends documents, if latents are to attend inside their document alone, with
             position ids that restart there (`document_positions`); by default they attend to all of their row.
             `check()` verifies that the model does so.
@@ -61,8 +62,10 @@ class SuperposedLM(nn.Module):
         end_of_text: int | None = None,
         group: dist.ProcessGroup | None = None,
         z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
+        _check_wrapping(model)
         self.model: Any = model
         self.weighting = weighting
         self.variant = variant
@@ -74,6 +77,7 @@ class SuperposedLM(nn.Module):
             raise ValueError(
                 f"{type(model).__name__} reads more than text; train its text model alone, of type {text.model_type!r}"
             )
+        self.label_smoothing = label_smoothing
         self.router_coef = router_coefficient(model)
         self.biases = BiasBalance(model, group)
         self.parts()  # says at once what does not fit
@@ -86,11 +90,12 @@ class SuperposedLM(nn.Module):
         mode: Mode = "full",
         attention_mask: Tensor | None = None,
         normalizer: Tensor | float | None = None,
+        target_mask: Tensor | None = None,
     ) -> SuperposedOutput:
         """Loss of a batch of windows.
 
         Args:
-            window, bag_size, mode, normalizer: as in `superpose.SuperposedParts`.
+            window, bag_size, mode, normalizer, target_mask: as in `superpose.SuperposedParts`.
             attention_mask: [B, as many as the window], 0 for padding; needed only where padding comes before text,
                 since a causal model never looks ahead. Folded by bag: a bag with any real token is attended to.
 
@@ -106,7 +111,11 @@ class SuperposedLM(nn.Module):
         if self.router_coef is not None or self.biases:
             sides["counted"] = window != IGNORE_INDEX  # latents that hold nothing are no load
         parts = replace(self.parts(), sides=dict.fromkeys(sides, "any"))
-        return parts.output(window, bag_size, mode, normalizer, **sides)
+        units: tuple[Any, ...] = (parts.embedding, parts.head)
+        for part in units:
+            if isinstance(part, FSDPModule):  # the loss takes their weights and does not call them
+                part.unshard()
+        return parts.output(window, bag_size, mode, normalizer, target_mask, **sides)
 
     def balance(self) -> None:
         """Moves the biases of routers that are balanced by one, after an optimizer step; others have none to move.
@@ -145,6 +154,7 @@ class SuperposedLM(nn.Module):
             tables=self._tables(),
             end_of_text=self.end_of_text,
             router_coef=self.router_coef,
+            label_smoothing=self.label_smoothing,
         )
 
     def decoder(self) -> Any:
@@ -186,3 +196,18 @@ class SuperposedLM(nn.Module):
             chosen = self.model.num_experts_per_tok
             return hidden, *balance_loss(outputs.router_logits, chosen, counted, self.group)
         return hidden, None, self.biases.load() if training else None
+
+
+def _check_wrapping(model: nn.Module) -> None:
+    """Refuses what acts in the model's own forward pass alone, which the loss does not call."""
+    name = type(getattr(model, "_orig_mod", model)).__name__.removeprefix("FSDP")
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise ValueError(
+            f"{name} is compiled, but the loss calls its parts, which are not; give the model itself and compile "
+            f"SuperposedLM, or the model's blocks"
+        )
+    if isinstance(model, FSDPModule):
+        raise ValueError(
+            f"{name} is sharded as a whole, but the loss calls its parts; in place of fully_shard(model), call "
+            f"fully_shard(SuperposedLM(model))"
+        )

@@ -68,7 +68,7 @@ class SuperposedOutput(NamedTuple):
     expert_load: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # torch.compile hashes it before it has its fields
 class SuperposedParts:
     """The loss of a window, for any model that can be called in three parts.
 
@@ -88,6 +88,7 @@ class SuperposedParts:
         end_of_text: id of the token that ends documents, if latents are to attend inside their document alone: the
             backbone then gets `position_ids` [B, L] that restart where a document does, see `document_positions`.
         router_coef: factor of the router loss that the backbone returns.
+        label_smoothing: see `multi_hot_cross_entropy`; it takes whole logits.
 
     The same object serves both phases; at bag size 1 it is ordinary next-token cross-entropy::
 
@@ -111,6 +112,7 @@ class SuperposedParts:
     sides: Mapping[str, Folding] = field(default_factory=dict)
     end_of_text: int | None = None
     router_coef: float | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check_softcap(self.softcap)
@@ -118,6 +120,10 @@ class SuperposedParts:
             raise ValueError(f"variant is {self.variant!r}; choose one of {', '.join(get_args(Variant))}")
         if self.variant not in WEIGHTED and self.weighting != "uniform":
             raise ValueError(f"variant {self.variant!r} weighs no targets; leave weighting at 'uniform'")
+        if not 0 <= self.label_smoothing <= 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}; give a share of the target between 0 and 1")
+        if self.label_smoothing and self.variant != "mce":
+            raise ValueError(f"variant {self.variant!r} is not smoothed; leave label_smoothing at 0")
 
     def __call__(
         self,
@@ -125,6 +131,7 @@ class SuperposedParts:
         bag_size: int = 1,
         mode: Mode = "full",
         normalizer: Tensor | float | None = None,
+        target_mask: Tensor | None = None,
         **sides: Tensor,
     ) -> Tensor:
         """Loss of a batch of windows, a scalar in nats.
@@ -137,12 +144,13 @@ class SuperposedParts:
             normalizer: divides the sum of the positions' losses. By default the number of positions with a valid
                 target in this batch; under gradient accumulation that of the whole step, under data parallelism
                 (which averages gradients) the step's positions on all ranks / number of ranks.
+            target_mask: see `split_window`.
             sides: per-token side inputs, each [B, as many as the window, ...], or without the last bag.
 
         Raises:
             ValueError: the window does not fit the bag size, or a side input has no folding or no value.
         """
-        return self.output(window, bag_size, mode, normalizer, **sides).loss
+        return self.output(window, bag_size, mode, normalizer, target_mask, **sides).loss
 
     def output(
         self,
@@ -150,10 +158,11 @@ class SuperposedParts:
         bag_size: int = 1,
         mode: Mode = "full",
         normalizer: Tensor | float | None = None,
+        target_mask: Tensor | None = None,
         **sides: Tensor,
     ) -> SuperposedOutput:
         """The loss, as calling the object gives it, and what it is made of."""
-        inputs, targets = split_window(window, bag_size, mode)
+        inputs, targets = split_window(window, bag_size, mode, target_mask)
         hidden, router_loss, expert_load = self.hidden_states(inputs, **sides)
         if (router_loss is None) != (self.router_coef is None):
             raise ValueError("router_coef weighs the router loss that the backbone returns; give both or neither")
@@ -194,7 +203,7 @@ class SuperposedParts:
         """Sum over positions of the loss of hidden states [B, L, D] against targets [B, L, S]."""
         # A single target is asked for by cross-entropy, whatever asks for bags.
         ablated = self.variant != "mce" and targets.shape[-1] > 1
-        if isinstance(self.head, nn.Linear) and not ablated:
+        if isinstance(self.head, nn.Linear) and not ablated and not self.label_smoothing:
             return linear_multi_hot_cross_entropy(
                 hidden,
                 self.head.weight,
@@ -210,4 +219,6 @@ class SuperposedParts:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         if ablated:
             return ablated_loss(logits.flatten(0, 1), targets.flatten(0, 1), self.variant, weights, self.z_loss)
-        return multi_hot_cross_entropy(logits, targets, weights, reduction="sum", z_loss=self.z_loss)
+        return multi_hot_cross_entropy(
+            logits, targets, weights, reduction="sum", z_loss=self.z_loss, label_smoothing=self.label_smoothing
+        )

@@ -13,12 +13,13 @@ its own, so they cannot disagree. Everything here is a pure function of the step
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from superpose.core.fold import MODES, Mode
 
@@ -119,6 +120,55 @@ class Schedule:
                 ) from None
         return cls(total_steps, tuple(sizes), tuple(ratios), mode)
 
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it, to the bit: total_steps, bag_size, ratio and mode; see `from_dict`."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Schedule:
+        """The schedule that `to_dict` gave, also by way of JSON.
+
+        Raises:
+            ValueError: something else than a schedule's settings, or one of them out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        if not isinstance(stored, Mapping) or set(stored) != set(names):
+            raise ValueError(
+                f"{stored!r} is no schedule; expected {', '.join(names)}, as Schedule.to_dict() gives them"
+            )
+        return cls(**stored)
+
+    def check_same(self, stored: Mapping[str, Any]) -> None:
+        """Whether a run that began by another schedule, given as `to_dict`, goes on by this one as it began.
+
+        Both have the same stages. Recovery alone may end elsewhere: see `lengthened`.
+
+        Raises:
+            ValueError: the bag size, mode or end of a stage of superposition is another, or `stored` is no schedule.
+        """
+        began = Schedule.from_dict(stored)
+        if self._bags != began._bags:
+            raise ValueError(
+                f"the run began by {began}, with switches at steps {list(began.boundaries)}, and would go on by "
+                f"{self}, with switches at {list(self.boundaries)}; give the schedule it began by, or for more steps "
+                f"its lengthened({self.total_steps})"
+            )
+
+    def lengthened(self, total_steps: int) -> Schedule:
+        """The schedule of a run of more steps, or fewer, whose switches are where they are in this one.
+
+        Raises:
+            ValueError: the new steps end before superposition does.
+        """
+        bags = self._bags
+        if bags and total_steps < bags[-1].stop:
+            raise ValueError(f"total_steps is {total_steps}; superposition ends at {bags[-1].stop}, give that or more")
+        ratios = [stage.steps / total_steps for stage in bags]
+        if sum(map(_exact, ratios)) > 1:  # by the last digit
+            ratios = [math.nextafter(ratio, 0) for ratio in ratios]
+        return Schedule(total_steps, [stage.bag_size for stage in bags], ratios, self.mode)
+
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """All stages in order, without gaps; recovery, if any step is left for it, is the last."""
@@ -169,6 +219,10 @@ class Schedule:
             max(0, min(stage.stop, until) - stage.start) * stage.raw_tokens_per_latent * latents_per_step
             for stage in self.stages
         )
+
+    @property
+    def _bags(self) -> tuple[Stage, ...]:
+        return tuple(stage for stage in self.stages if stage.phase == "superposition")
 
     @property
     def _sizes_and_ratios(self) -> tuple[tuple[int, ...], tuple[float, ...]]:

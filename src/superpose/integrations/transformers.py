@@ -11,19 +11,17 @@ Evaluation is Trainer's own, on single tokens in both phases.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import copy
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property, wraps
+from itertools import islice
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow.compute
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -32,6 +30,7 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
 )
+from transformers.trainer_callback import ExportableState
 
 from superpose.core.ablations import Variant
 from superpose.core.fold import split_window
@@ -39,83 +38,28 @@ from superpose.core.loss import Weighting, count_positions, target_weights
 from superpose.core.model import SuperposedLM
 from superpose.core.schedule import Schedule
 from superpose.data.windows import WindowPlan
+from superpose.integrations.rows import RowTokens, StepWindows
+from superpose.integrations.trainer_settings import check_arguments, check_rows, never_asked
 from superpose.models.build import model_flops_per_latent
 
+logger = logging.getLogger(__name__)
 
-class RowTokens:
-    """The tokens of a dataset's rows, one row after another; padding is left out.
+
+class SwitchCallback(TrainerCallback, ExportableState):
+    """Logs, evaluates and saves where one stage ends, if the Trainer does so at all, and keeps the schedule.
+
+    So no logged loss is a mean over bags and single tokens, and there is a checkpoint of just before the switch. The
+    schedule stands in each checkpoint's trainer_state.json.
 
     Args:
-        rows: a dataset with `input_ids` in each row and, if rows are padded, `attention_mask`.
+        schedule: of the run, as it is or as `to_dict`, from which Trainer makes stored callbacks again.
     """
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-        self._ends = np.cumsum(self._lengths(), dtype=np.int64)
-        if not len(self):
-            raise ValueError("train_dataset holds no tokens; give rows with input_ids")
+    def __init__(self, schedule: Schedule | dict[str, Any]) -> None:
+        self.schedule = schedule if isinstance(schedule, Schedule) else Schedule.from_dict(schedule)
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    @cached_property
-    def row_length(self) -> int | None:
-        """Tokens of each row, if all but the last have the same number."""
-        lengths = set(np.diff(self._ends, prepend=0)[:-1].tolist()) or {len(self)}
-        return lengths.pop() if len(lengths) == 1 else None
-
-    def read(self, start: int, length: int) -> npt.NDArray[np.int64]:
-        """The `length` tokens from place `start` on: int64 [length]. After the last token comes the first again."""
-        tokens = np.empty(length, dtype=np.int64)
-        filled = 0
-        while filled < length:
-            place = (start + filled) % len(self)
-            number = bisect_right(self._ends, place)
-            row = self._row(number)
-            part = row[len(row) - (int(self._ends[number]) - place) :][: length - filled]
-            tokens[filled : filled + len(part)] = part
-            filled += len(part)
-        return tokens
-
-    def _row(self, number: int) -> npt.NDArray[np.int64]:
-        row = self.rows[number]
-        tokens = np.asarray(row["input_ids"], dtype=np.int64)
-        mask = row.get("attention_mask")
-        return tokens if mask is None else tokens[np.asarray(mask, dtype=bool)]
-
-    def _lengths(self) -> Any:
-        columns = getattr(self.rows, "column_names", None)
-        # Of a table on disk the lengths are known without reading a row, unless its rows were chosen or padded.
-        if columns and "attention_mask" not in columns and getattr(self.rows, "_indices", self) is None:
-            return pyarrow.compute.list_value_length(self.rows.data.column("input_ids")).to_numpy()
-        return np.array([len(self._row(number)) for number in range(len(self.rows))], dtype=np.int64)
-
-
-class StepWindows(Dataset[dict[str, Tensor]]):
-    """The windows of every forward pass of a run in turn, on one of the processes."""
-
-    def __init__(self, plan: WindowPlan, tokens: Any, accumulate: int, rank: int, world_size: int) -> None:
-        self.plan, self.tokens, self.accumulate = plan, tokens, accumulate
-        self.rank, self.world_size = rank, world_size
-
-    def __len__(self) -> int:
-        return self.plan.schedule.total_steps * self.accumulate
-
-    def __getitem__(self, number: int) -> dict[str, Tensor]:
-        step, part = divmod(number, self.accumulate)
-        # The parts of a step are shared out as if each were a process of its own.
-        place, places = self.rank * self.accumulate + part, self.world_size * self.accumulate
-        return {"window": self.plan.read(self.tokens, step, place, places)}
-
-
-class SwitchCallback(TrainerCallback):
-    """Logs, evaluates and saves where one stage ends, if the Trainer does so at all.
-
-    So no logged loss is a mean over bags and single tokens, and there is a checkpoint of just before the switch.
-    """
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.schedule = schedule
+    def state(self) -> dict[str, Any]:
+        return {"args": {"schedule": self.schedule.to_dict()}, "attributes": {}}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -125,6 +69,34 @@ class SwitchCallback(TrainerCallback):
             control.should_evaluate |= args.eval_strategy != "no"
             control.should_save |= args.save_strategy != "no"
         return control
+
+
+class StepCallback(TrainerCallback):
+    """Before training, compares the schedule with the checkpoint's; after each step, evens the load of experts and
+    counts the tokens read."""
+
+    def __init__(self, trainer: SuperposeTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        schedule, name = self.trainer.schedule, SwitchCallback.__name__
+        if name in state.stateful_callbacks:
+            schedule.check_same(state.stateful_callbacks[name]["args"]["schedule"])
+        else:
+            logger.warning("the checkpoint holds no schedule to compare with; going on by %s", schedule)
+            state.stateful_callbacks[name] = SwitchCallback(schedule).state()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.lm.balance()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if args.include_num_input_tokens_seen not in ("no", False):
+            # Trainer's own count has the bags in it that are only predicted.
+            state.num_input_tokens_seen = self.trainer.plan.raw_tokens(state.global_step)
 
 
 class SuperposeTrainer(Trainer):
@@ -138,15 +110,19 @@ class SuperposeTrainer(Trainer):
             another as a text. `data_collator` serves evaluation; by default labels are the tokens.
 
     The logged loss is called `bag_loss` during superposition, as it is not comparable with a next-token loss; beside
-    it stand `bag_size`, `raw_tokens` and `latents`. A mixture of experts adds its router loss if its config says so,
+    it stand `bag_size`, `raw_tokens` and `latents`. A mixture of experts is balanced as its family has it (docs/models.md),
     with the load counted over all processes. `per_device_train_batch_size` counts rows of L latents in both phases.
 
     Raises:
-        ValueError: steps that differ, a dataset without tokens or length, or a model that does not fit.
+        ValueError: a setting that would have no effect, a dataset without tokens or length, a model that does not fit;
+            in training, a row that does not hold what it should, or a checkpoint of a run with other bags or switches.
     """
 
     def __init__(
         self,
+        model: nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Any = None,
         *arguments: Any,
         schedule: Schedule,
         latents: int | None = None,
@@ -157,53 +133,62 @@ class SuperposeTrainer(Trainer):
     ) -> None:
         self.schedule, self.latents = schedule, latents
         self.weighting, self.variant, self.end_of_text = weighting, variant, end_of_text
-        named.setdefault("data_collator", next_token_collator)
-        super().__init__(*arguments, **named)
+        view = None if model is None else training_view(model)
+        super().__init__(view, args, data_collator or next_token_collator, *arguments, **named)
         self.loss_is_scaled_for_ga = True
-        if self.args.max_steps != schedule.total_steps:
-            raise ValueError(
-                f"TrainingArguments.max_steps is {self.args.max_steps}, the schedule's total_steps "
-                f"{schedule.total_steps}; give both the same number"
-            )
-        if self.args.n_gpu > 1:
-            raise ValueError("several GPUs in one process are not supported; start with accelerate launch or torchrun")
-        if self.args.auto_find_batch_size:
-            raise ValueError("auto_find_batch_size would change what each step reads; give per_device_train_batch_size")
+        check_arguments(self, schedule.total_steps)
+        check_rows(self)
+        self._never_asked = never_asked(self.data_collator)
+        self._superpose()
+        # Of a model that FSDP is to shard, the first process alone has to hold the weights yet.
+        if not self.is_fsdp_enabled or self.args.process_index == 0:
+            untrained = self._superposed(None).check()
+            if untrained and self.args.process_index == 0:
+                logger.warning("no loss trains these weights of the model: %s", ", ".join(untrained))
+        if self.train_dataset is not None:
+            self._plan()
         self.add_callback(SwitchCallback(schedule))
+        self.add_callback(StepCallback(self))
 
-    def _inner_training_loop(self, *arguments: Any, **named: Any) -> Any:
-        """All of `train` that comes after the model was built and a checkpoint loaded."""
-        group = dist.group.WORLD if self.args.world_size > 1 else None
-        lm = SuperposedLM(self.model, self.weighting, self.variant, self.end_of_text, group)
-        if not self.is_fsdp_enabled:  # then some processes hold no weights yet
-            lm.check()
-        with superposed_forward(lm):
-            return super()._inner_training_loop(*arguments, **named)
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A fresh model, as Trainer makes it at the start of each training."""
+        self.model = training_view(super().call_model_init(trial))
+        if hasattr(self, "lm"):
+            self._superpose()
+        return self.model
 
-    @cached_property
-    def plan(self) -> WindowPlan:
-        """What each step reads of `tokens`."""
+    def _superpose(self) -> None:
+        self.lm = self._superposed(dist.group.WORLD if self.args.world_size > 1 else None)
+        vars(self.model)["superposed"] = self.lm  # and is no part of it, with parameters to save
+
+    def _superposed(self, group: dist.ProcessGroup | None) -> SuperposedLM:
+        smoothing = self.args.label_smoothing_factor
+        return SuperposedLM(
+            self.model, self.weighting, self.variant, self.end_of_text, group, label_smoothing=smoothing
+        )
+
+    def _plan(self) -> None:
+        """What each step reads, of the dataset and arguments as they are now."""
         args = self.args
+        if self.train_dataset is None:
+            raise ValueError("SuperposeTrainer has no train_dataset; give one to train")
+        tokens: RowTokens | None = getattr(self, "tokens", None)
+        if tokens is None or tokens.rows is not self.train_dataset:
+            vocab_size = len(self.lm.model.get_input_embeddings().weight)
+            self.tokens = RowTokens(self.train_dataset, vocab_size, self._never_asked)
         latents = self.latents or self.tokens.row_length
         if latents is None:
             raise ValueError("the rows of train_dataset differ in length; give latents, the positions of a row")
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         seed = args.seed if args.data_seed is None else args.data_seed
-        return WindowPlan(self.schedule, rows, latents, len(self.tokens), seed)
-
-    @cached_property
-    def tokens(self) -> RowTokens:
-        """The training dataset as a stream."""
-        if not hasattr(self.train_dataset, "__len__") or not hasattr(self.train_dataset, "__getitem__"):
-            raise ValueError(
-                "train_dataset has no length: a streamed dataset cannot be read in a shuffled order and resumed; "
-                "give a dataset on disk, or prepare the text with: superpose prepare"
-            )
-        return RowTokens(self.train_dataset)
+        self.plan = WindowPlan(self.schedule, rows, latents, len(self.tokens), seed)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Windows of each forward pass; every process reads its own, so nothing is left to share out."""
         args = self.args
+        check_arguments(self, self.schedule.total_steps)  # a search may have changed them
+        self.lm.label_smoothing = args.label_smoothing_factor
+        self._plan()
         windows = StepWindows(
             self.plan, self.tokens, args.gradient_accumulation_steps, args.process_index, args.world_size
         )
@@ -215,6 +200,7 @@ class SuperposeTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory and torch.cuda.is_available(),
             prefetch_factor=args.dataloader_prefetch_factor,
             persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),
         )
 
     def compute_loss(
@@ -225,25 +211,32 @@ class SuperposeTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a window in training; anything else is Trainer's."""
-        if "window" not in inputs:
+        if "bag_size" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         stage = self.schedule.stage_at(self.state.global_step)
         # Processes average their gradients, so each divides by its own share of the step's latents.
         positions = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
-        output = model(window=inputs["window"], bag_size=stage.bag_size, mode=stage.mode, normalizer=positions)
+        output = model(
+            window=inputs["input_ids"],
+            bag_size=stage.bag_size,
+            mode=stage.mode,
+            normalizer=positions,
+            target_mask=inputs.get("target_mask"),
+        )
         return (output.loss, output) if return_outputs else output.loss
 
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Latents with a target in a whole step: all its forward passes, on all processes."""
-        if not batch_samples or "window" not in batch_samples[0]:
-            return super()._get_num_items_in_batch(batch_samples, device)
-        stage = self.schedule.stage_at(self.state.global_step)
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The windows of a step, and its latents with a target: of all its forward passes, on all processes."""
+        batches = list(islice(epoch_iterator, num_batches))
         positions = torch.zeros((), dtype=torch.int64)
-        for batch in batch_samples:
-            _, targets = split_window(batch["window"], stage.bag_size, stage.mode)
+        mode = self.schedule.mode
+        for batch in batches:
+            _, targets = split_window(batch["input_ids"], batch["bag_size"], mode, batch.get("target_mask"))
             targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
             positions += count_positions(targets, target_weights(targets, self.weighting))
-        return self.accelerator.gather(positions.to(device)).sum()
+        return batches, self.accelerator.gather(positions.to(device)).sum()
 
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
         """Adds what a step reads, and names a bag's loss what it is."""
@@ -259,39 +252,38 @@ class SuperposeTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Of a forward and a backward pass: latents count, not the tokens in their bags."""
-        if "window" not in inputs:
+        if "bag_size" not in inputs:
             return int(super().floating_point_ops(inputs))
-        return round(len(inputs["window"]) * self.plan.latents * self._flops_per_latent)
+        return round(len(inputs["input_ids"]) * self.plan.latents * self._flops_per_latent)
 
     @cached_property
     def _flops_per_latent(self) -> float:
         return model_flops_per_latent(self.accelerator.unwrap_model(self.model), self.plan.latents)
 
 
-@contextmanager
-def superposed_forward(lm: SuperposedLM) -> Iterator[None]:
-    """Meanwhile the model's forward pass, given a window, is that of `lm`; called otherwise it is its own.
+def training_view(model: nn.Module) -> nn.Module:
+    """The same model, with a forward pass that, given a window, is that of its `SuperposedLM`.
 
-    The loss has to be computed inside the forward pass of the module that DDP or FSDP wraps. The model's class, its
-    parameters and their names stay as they are.
+    The loss has to be computed inside the forward pass of the module that DDP, FSDP or torch.compile wraps. A wrapper
+    around the model would do that, but Trainer, its callbacks and accelerate look for the model's class, its methods
+    and the names of its parameters in what they train and save. So this is a second object on the same layers and
+    parameters, of a subclass with the model's own name; the model and its class are left as they are.
     """
-    model = lm.model
-    own = vars(model).get("forward")
-    ordinary = model.forward
+    kind: Any = type(model)
+    replaced = vars(model).get("forward")  # as Liger does with the models it speeds up
 
-    @wraps(ordinary)
-    def forward(*arguments: Any, window: Tensor | None = None, **named: Any) -> Any:
-        return ordinary(*arguments, **named) if window is None else lm(window, **named)
+    @wraps(kind.forward)
+    def forward(self: Any, *arguments: Any, window: Tensor | None = None, **named: Any) -> Any:
+        if window is not None:
+            return self.superposed(window, **named)
+        return kind.forward(self, *arguments, **named) if replaced is None else replaced(*arguments, **named)
 
-    model.forward = forward
-    try:
-        yield
-    finally:
-        # Where mixed precision has wrapped it since, taking it out is not ours; without a window it is the same.
-        if vars(model).get("forward") is forward:
-            del model.forward
-            if own is not None:
-                model.forward = own
+    names = {"forward": forward, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    names["_get_name"] = lambda self: kind.__name__  # by which Trainer knows, also under FSDP, that labels are shifted
+    view = copy.copy(model)
+    vars(view).pop("forward", None)
+    view.__class__ = type(kind.__name__, (kind,), names)
+    return view
 
 
 def next_token_collator(rows: list[Any]) -> dict[str, Any]:
