@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-commands test-wheel test-extras docs mutants bench-loss bench-data clean
+.PHONY: demo test test-commands test-wheel test-extras test-lowest docs mutants bench-loss bench-data clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -17,6 +17,7 @@ test: .venv/ready
 	$(MAKE) test-commands
 	$(MAKE) test-wheel
 	$(MAKE) test-extras
+	if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then $(MAKE) test-lowest; fi
 	$(MAKE) docs
 
 # What the documentation shows, carried out on a little text: processes, comparisons and searches, so apart.
@@ -30,6 +31,14 @@ test-wheel: .venv/ready
 # What the extras need: TorchTitan, which asks for another version of datasets, and lm-eval, in one environment apart.
 test-extras: .venv-extras/ready
 	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py
+
+# The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
+# Newer packages below them may call what they use deprecated, which is no fault. On Python 3.11, the lowest as well.
+# `make test-lowest LOWEST=tests` runs all.
+LOWEST ?= tests/cli tests/core tests/data tests/integrations/test_transformers.py tests/models tests/report tests/share \
+	tests/train/test_families.py tests/train/test_checkpoint.py tests/train/test_config.py
+test-lowest: .venv-lowest/ready
+	.venv-lowest/bin/pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(LOWEST)
 
 # The documentation as a site in site/, which opens from the folder; any warning is an error.
 docs: .venv-docs/ready
@@ -56,6 +65,11 @@ bench-data: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch .venv/ready
 
+.venv-lowest/ready: pyproject.toml constraints-lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
+	touch .venv-lowest/ready
+
 .venv-extras/ready: pyproject.toml constraints-extras.txt
 	$(PYTHON) -m venv .venv-extras
 	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt \
@@ -68,4 +82,4 @@ bench-data: .venv/ready
 	touch .venv-docs/ready
 
 clean:
-	rm -rf .venv .venv-extras .venv-docs site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-extras .venv-lowest .venv-docs site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 import superpose
 
@@ -37,6 +38,20 @@ def test_the_citation_is_of_this_version():
 def test_every_script_is_listed(folder):
     page = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     listed = {name.removesuffix(".py") for name in re.findall(r"^\| ([\w.]+) \|", page, re.MULTILINE)} - {"script"}
-    scripts = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__", "measure"}
+    scripts = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__", "measure", "tiny_models"}
     packages = {path.parent.name for path in (ROOT / folder).glob("*/__main__.py")}
     assert listed == scripts | packages
+
+
+def test_the_lowest_versions_are_those_of_the_project():
+    """`make test-lowest` installs what pyproject.toml promises, for the command, reports, trackers and Trainer."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    promised = [
+        *project["dependencies"],
+        *(one for name in ("train", "report", "track", "huggingface") for one in extras[name]),
+    ]
+    bounds = dict(one.split(">=") for one in promised if ">=" in one)
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: Version(pin) for name, pin in pins.items()} == {name: Version(low) for name, low in bounds.items()}

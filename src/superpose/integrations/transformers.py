@@ -110,8 +110,8 @@ class SuperposeTrainer(Trainer):
             another as a text. `data_collator` serves evaluation; by default labels are the tokens.
 
     The logged loss is called `bag_loss` during superposition, as it is not comparable with a next-token loss; beside
-    it stand `bag_size`, `raw_tokens` and `latents`. A mixture of experts is balanced as its family has it (docs/models.md),
-    with the load counted over all processes. `per_device_train_batch_size` counts rows of L latents in both phases.
+    it stand `bag_size`, `raw_tokens` and `latents`. A mixture of experts is balanced by what its family has, with the
+    load counted over all processes. `per_device_train_batch_size` counts rows of L latents in both phases.
 
     Raises:
         ValueError: a setting that would have no effect, a dataset without tokens or length, a model that does not fit;
