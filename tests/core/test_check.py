@@ -204,6 +204,12 @@ def test_weights_that_no_loss_trains_are_named():
     assert SuperposedLM(model).check() == []
 
 
+def test_weights_of_a_bag_are_no_matter_of_the_check():
+    lm = SuperposedLM(tiny(), weighting=[4.0, 3.0, 2.0, 1.0])
+    assert lm.check() == []
+    assert lm.weighting == [4.0, 3.0, 2.0, 1.0]
+
+
 def test_a_row_of_a_few_positions_is_enough():
     SuperposedLM(tiny("gpt2", n_positions=64, max_position_embeddings=64)).check()
     config = tiny_config("gpt2")

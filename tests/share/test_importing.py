@@ -1,8 +1,10 @@
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from superpose.data.config import prepare
 from superpose.data.prepare import prepare_store
@@ -12,6 +14,7 @@ from superpose.train.config import load_recipe, with_settings, write_recipe
 from superpose.train.loop import train
 from superpose.train.step import build_state
 from tests.train.test_loop import ALONE, changed, weights
+from tiny_models import tiny_config
 
 
 @pytest.fixture
@@ -43,6 +46,35 @@ def test_without_a_recipe_training_is_ordinary(exported, tmp_path):
     text = (tmp_path / "on.toml").read_text()
     for line in ("ratio = 0.0", "latents = 16", 'corpus = "python"', "lr = 0.002", "steps = 3000"):
         assert line in text
+
+
+def test_any_family_is_taken_in_or_refused_by_name(exported, tmp_path):
+    """A state-space model has no longest row; a wrapper has a text model; a tokenizer may be larger than its model."""
+
+    def saved(family, vocab_size=300, **wrapper):
+        config = tiny_config(family)
+        config.vocab_size = vocab_size
+        directory = tmp_path / f"{family}-{vocab_size}"
+        AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(exported / name, directory / name)
+        if wrapper:
+            (directory / "config.json").write_text(json.dumps({**wrapper, "text_config": config.to_dict()}))
+        return directory
+
+    assert import_model(saved("mamba"), tmp_path / "mamba.toml").train.latents == 128
+    with pytest.raises(UserError, match="reads more than text; its text model is 'gemma3_text'"):
+        import_model(saved("gemma3_text", model_type="gemma3"), tmp_path / "gemma3.toml")
+    with pytest.raises(
+        UserError, match="has 290 entries but the tokenizer 300; take the tokenizer it was trained with"
+    ):
+        import_model(saved("llama", vocab_size=290), tmp_path / "llama.toml")
+    with pytest.raises(UserError, match="looks ahead"):
+        bert = saved("bert")
+        (bert / "config.json").write_text(
+            (bert / "config.json").read_text().replace('"is_decoder": true', '"is_decoder": false')
+        )
+        import_model(bert, tmp_path / "bert.toml")
 
 
 def test_a_model_of_bags_is_taken_in_and_named(run, tmp_path):

@@ -279,6 +279,7 @@ def _some(names: list[str]) -> str:
 def _as_it_was(lm: SuperposedLM) -> Iterator[None]:
     """Gives back what the checks change."""
     modes = {module: module.training for module in lm.modules()}
+    weighting, lm.weighting = lm.weighting, "uniform"  # numbers are for bags of their own size
     gradients = {parameter: parameter.grad for parameter in lm.parameters()}
     _reshard(lm)
     weights = [(parameter, _local(parameter).to("cpu", copy=True)) for parameter in lm.parameters()]
@@ -296,6 +297,7 @@ def _as_it_was(lm: SuperposedLM) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes.items():
             module.training = mode
+        lm.weighting = weighting
         lm.biases.forget()
 
 
