@@ -69,11 +69,10 @@ def test_any_family_is_taken_in_or_refused_by_name(exported, tmp_path):
         UserError, match="has 290 entries but the tokenizer 300; take the tokenizer it was trained with"
     ):
         import_model(saved("llama", vocab_size=290), tmp_path / "llama.toml")
+    bert = saved("bert")
+    config = (bert / "config.json").read_text()
+    (bert / "config.json").write_text(config.replace('"is_decoder": true', '"is_decoder": false'))
     with pytest.raises(UserError, match="looks ahead"):
-        bert = saved("bert")
-        (bert / "config.json").write_text(
-            (bert / "config.json").read_text().replace('"is_decoder": true', '"is_decoder": false')
-        )
         import_model(bert, tmp_path / "bert.toml")
 
 
