@@ -113,3 +113,13 @@ def test_compiled_it_is_one_graph():
 def test_shapes_that_are_no_bags_are_refused():
     with pytest.raises(ValueError, match="bags"):
         embed_bags(torch.zeros(3, dtype=torch.long), torch.zeros(4, 2))
+
+
+@pytest.mark.error(n=6)
+def test_a_hook_on_the_embedding_is_heard_in_both_phases():
+    """As NEFTune and others add to what an embedding gives."""
+    embedding = torch.nn.Embedding(20, 4)
+    embedding.register_forward_hook(lambda module, inputs, output: output * 3)
+    bags = torch.randint(20, (2, 5, 3))
+    torch.testing.assert_close(embed_tokens(bags, embedding), 3 * embedding.weight[bags].mean(dim=2))
+    torch.testing.assert_close(embed_tokens(bags[..., 0], embedding), 3 * embedding.weight[bags[..., 0]])
