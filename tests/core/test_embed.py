@@ -121,5 +121,5 @@ def test_a_hook_on_the_embedding_is_heard_in_both_phases():
     embedding = torch.nn.Embedding(20, 4)
     embedding.register_forward_hook(lambda module, inputs, output: output * 3)
     bags = torch.randint(20, (2, 5, 3))
-    torch.testing.assert_close(embed_tokens(bags, embedding), 3 * embedding.weight[bags].mean(dim=2))
-    torch.testing.assert_close(embed_tokens(bags[..., 0], embedding), 3 * embedding.weight[bags[..., 0]])
+    torch.testing.assert_close(embed.embed_tokens(bags, embedding), 3 * embedding.weight[bags].mean(dim=2))
+    torch.testing.assert_close(embed.embed_tokens(bags[..., 0], embedding), 3 * embedding.weight[bags[..., 0]])
