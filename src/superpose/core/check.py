@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from superpose.core.head import find_head
+from superpose.core.sharding import is_sharded, reshard
+from superpose.errors import first_line
 
 if TYPE_CHECKING:
     from superpose.core.model import SuperposedLM
@@ -50,7 +51,9 @@ def check_model(lm: SuperposedLM) -> list[str]:
         ValueError: in one sentence, what the model does that its loss here would not.
     """
     device = lm.model.get_input_embeddings().weight.device
-    if isinstance(lm, FSDPModule) and "within" not in vars(lm):
+    if is_sharded(lm) and "within" not in vars(lm):
+        from torch.distributed.fsdp import register_fsdp_forward_method
+
         register_fsdp_forward_method(lm, "within")
     with _as_it_was(lm), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
@@ -79,15 +82,16 @@ class _Check:
         limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
         self.latents = max(2, min([8, *(limit for limit in limits if isinstance(limit, int) and limit > 0)]))
         place = torch.arange(2 * (self.latents + 1), device=device)
-        kept_out = {lm.end_of_text, _padding(config)} - {None}
-        usual = torch.tensor([token for token in range(self.vocab_size) if token not in kept_out], device=device)
+        usual = torch.arange(self.vocab_size, device=device)
+        for kept_out in {lm.end_of_text, _padding(config)} - {None}:
+            usual = usual[usual != kept_out]
         self.window = usual[place * 7919 % len(usual)].view(2, -1)
         self.tokens = self.window[:, :-1]
 
     def scale_head(self) -> None:
         """Scales the head until the largest of the model's own logits is about 30."""
         largest = float(self._own(self.tokens).logits.abs().max())
-        _reshard(self.lm)
+        reshard(self.lm)
         local = _local(find_head(self.model).linear.weight)
         local *= _LARGEST_LOGIT / max(largest, 1e-6)
 
@@ -162,13 +166,13 @@ class _Check:
             "bags": lambda: self._loss(self.window.repeat_interleave(2, dim=1), 2),
         }
         for how, loss in losses.items():
-            _reshard(self.lm)
+            reshard(self.lm)
             for parameter in self.model.parameters():
                 parameter.grad = None
             torch.manual_seed(0)
             with torch.enable_grad():
                 self._called(loss().backward, f"the backward pass of {how}")
-            _reshard(self.lm)
+            reshard(self.lm)
             reached[how] = {
                 name
                 for name, parameter in self.model.named_parameters()
@@ -177,7 +181,7 @@ class _Check:
         for how in ("single tokens", "bags"):
             if missed := sorted(reached["its own loss"] - reached[how]):
                 raise ValueError(
-                    f"{self.name} would not be trained as a whole: of {how}, no gradient reaches {_some(missed)}, "
+                    f"{self.name} would not be trained as a whole: of {how}, no gradient reaches {some_of(missed)}, "
                     f"which the model's own loss trains"
                 )
         trained = reached["single tokens"] | reached["bags"]
@@ -190,11 +194,7 @@ class _Check:
 
     def _own(self, tokens: Tensor) -> Any:
         routed = {} if self.lm.router_coef is None else {"output_router_logits": True}
-        model = self.model
-        run = self.lm.within
-        return self._called(
-            lambda: run(lambda: model(input_ids=tokens, use_cache=False, **routed)), "its own forward pass"
-        )
+        return self._within(lambda: self.model(input_ids=tokens, use_cache=False, **routed), "its own forward pass")
 
     def _ours(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits [B, L, V] and router loss, as they go into the loss."""
@@ -202,19 +202,17 @@ class _Check:
 
         def run() -> tuple[Tensor, Tensor | None]:
             hidden, router_loss, _ = parts.hidden_states(inputs)
-            logits = parts.head(hidden)
-            if parts.softcap is not None:
-                logits = parts.softcap * torch.tanh(logits / parts.softcap)
-            return logits, router_loss
+            return parts.logits(hidden), router_loss
 
-        returned: tuple[Tensor, Tensor | None] = self._called(lambda: self.lm.within(run), "its embeddings")
+        returned: tuple[Tensor, Tensor | None] = self._within(run, "its embeddings")
         return returned
 
     def _hidden(self, inputs: Tensor) -> Tensor:
-        hidden: Tensor = self._called(
-            lambda: self.lm.within(lambda: self.lm.parts().hidden_states(inputs)[0]), "its embeddings"
-        )
+        hidden: Tensor = self._within(lambda: self.lm.parts().hidden_states(inputs)[0], "its embeddings")
         return hidden
+
+    def _within(self, call: Callable[[], Any], what: str) -> Any:
+        return self._called(lambda: self.lm.within(call), what)
 
     def _called(self, call: Callable[[], Any], what: str) -> Any:
         try:
@@ -222,8 +220,7 @@ class _Check:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{self.name} cannot be run by {what}: {line}") from error
+            raise ValueError(f"{self.name} cannot be run by {what}: {first_line(error)}") from error
 
     def _compare_logits(self, own: Tensor, ours: Tensor) -> None:
         if own.shape != ours.shape:
@@ -251,7 +248,7 @@ class _Check:
             logits: Tensor = self.model(inputs_embeds=vectors, use_cache=False).logits
             return logits
 
-        logits: Tensor = self._called(lambda: self.lm.within(run), "its embeddings")
+        logits: Tensor = self._within(run, "its embeddings")
         return logits
 
     def _far(self, one: Tensor, other: Tensor, scale: float | None = None) -> bool:
@@ -271,7 +268,8 @@ def _bags(tokens: Tensor) -> Tensor:
     return torch.stack([tokens, tokens + (tokens == tokens.max()).logical_not()], dim=-1)
 
 
-def _some(names: list[str]) -> str:
+def some_of(names: list[str]) -> str:
+    """The first three, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -281,13 +279,13 @@ def _as_it_was(lm: SuperposedLM) -> Iterator[None]:
     modes = {module: module.training for module in lm.modules()}
     weighting, lm.weighting = lm.weighting, "uniform"  # numbers are for bags of their own size
     gradients = {parameter: parameter.grad for parameter in lm.parameters()}
-    _reshard(lm)
+    reshard(lm)
     weights = [(parameter, _local(parameter).to("cpu", copy=True)) for parameter in lm.parameters()]
     buffers = [(buffer, buffer.clone()) for buffer in lm.buffers()]
     try:
         yield
     finally:
-        _reshard(lm)
+        reshard(lm)
         with torch.no_grad():
             for parameter, weight in weights:
                 _local(parameter).copy_(weight)
@@ -318,10 +316,3 @@ def _draw_weights(model: nn.Module) -> None:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a weight."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def _reshard(lm: nn.Module) -> None:
-    """Gives back weights that FSDP2 still holds gathered, after a forward pass that no backward pass followed."""
-    for module in lm.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()

@@ -106,15 +106,15 @@ class BiasBalance:
     def counting(self, counted: Tensor | None) -> Iterator[None]:
         """Meanwhile choices are counted, of latents with `counted` [B, L] other than 0 alone."""
         if not self._counts:
-            self._counts = [torch.zeros(self._bias(number).numel()) for number in range(len(self))]
+            biases = map(self._bias, range(len(self)))
+            self._counts = [torch.zeros(bias.numel(), device=bias.device) for bias in biases]
 
         def count(number: int) -> Any:
             def hook(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
                 picks = [*arguments, *named.values()][1].detach().flatten(0, -2)
                 ones = torch.ones_like(picks, dtype=torch.float32)
                 weight = ones if counted is None else ones * counted.reshape(-1, 1)
-                counts = self._counts[number].to(picks.device)
-                self._counts[number] = counts.scatter_add(0, picks.flatten(), weight.flatten())
+                self._counts[number].scatter_add_(0, picks.flatten(), weight.flatten())
 
             return hook
 

@@ -11,19 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from superpose.core.ablations import Variant
 from superpose.core.experts import BiasBalance, balance_loss, router_coefficient
 from superpose.core.fold import IGNORE_INDEX, Mode
-from superpose.core.head import find_head
+from superpose.core.head import Head, find_head
 from superpose.core.loss import Weighting
 from superpose.core.parts import SuperposedOutput, SuperposedParts
+from superpose.core.sharding import is_sharded
 
 _Result = TypeVar("_Result")
 
@@ -112,9 +113,8 @@ class SuperposedLM(nn.Module):
             sides["counted"] = window != IGNORE_INDEX  # latents that hold nothing are no load
         parts = replace(self.parts(), sides=dict.fromkeys(sides, "any"))
         units: tuple[Any, ...] = (parts.embedding, parts.head)
-        for part in units:
-            if isinstance(part, FSDPModule):  # the loss takes their weights and does not call them
-                part.unshard()
+        for part in filter(is_sharded, units):  # the loss takes their weights and does not call them
+            part.unshard()
         return parts.output(window, bag_size, mode, normalizer, target_mask, **sides)
 
     def balance(self) -> None:
@@ -145,7 +145,7 @@ class SuperposedLM(nn.Module):
         head = find_head(self.model)
         return SuperposedParts(
             self.model.get_input_embeddings(),
-            self._backbone,
+            partial(self._backbone, head),
             head.linear,
             self.weighting,
             self.variant,
@@ -178,7 +178,12 @@ class SuperposedLM(nn.Module):
         return {"per_layer_inputs": lambda ids: lookup(ids).flatten(-2)}
 
     def _backbone(
-        self, vectors: Tensor, attention_mask: Tensor | None = None, counted: Tensor | None = None, **named: Tensor
+        self,
+        head: Head,
+        vectors: Tensor,
+        attention_mask: Tensor | None = None,
+        counted: Tensor | None = None,
+        **named: Tensor,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the head multiplies [B, L, D] of vectors [B, L, D]; of experts their loss [] and their load [E]."""
         if (layers := named.get("per_layer_inputs")) is not None:
@@ -191,7 +196,7 @@ class SuperposedLM(nn.Module):
             outputs = self.decoder()(
                 inputs_embeds=vectors, attention_mask=attention_mask, use_cache=False, **named, **routed
             )
-        hidden = find_head(self.model).prepare(outputs.last_hidden_state)
+        hidden = head.prepare(outputs.last_hidden_state)
         if self.router_coef is not None:
             chosen = self.model.num_experts_per_tok
             return hidden, *balance_loss(outputs.router_logits, chosen, counted, self.group)
@@ -206,7 +211,7 @@ def _check_wrapping(model: nn.Module) -> None:
             f"{name} is compiled, but the loss calls its parts, which are not; give the model itself and compile "
             f"SuperposedLM, or the model's blocks"
         )
-    if isinstance(model, FSDPModule):
+    if is_sharded(model):
         raise ValueError(
             f"{name} is sharded as a whole, but the loss calls its parts; in place of fully_shard(model), call "
             f"fully_shard(SuperposedLM(model))"

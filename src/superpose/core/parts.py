@@ -199,6 +199,11 @@ class SuperposedParts:
             )
         return returned
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [B, L, V] of hidden states [B, L, D], capped; the loss of an `nn.Linear` never holds them."""
+        logits = self.head(hidden)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
     def _sum_of_losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Sum over positions of the loss of hidden states [B, L, D] against targets [B, L, S]."""
         # A single target is asked for by cross-entropy, whatever asks for bags.
@@ -214,9 +219,7 @@ class SuperposedParts:
                 z_loss=self.z_loss,
                 softcap=self.softcap,
             )
-        logits = self.head(hidden)
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
+        logits = self.logits(hidden)
         if ablated:
             return ablated_loss(logits.flatten(0, 1), targets.flatten(0, 1), self.variant, weights, self.z_loss)
         return multi_hot_cross_entropy(

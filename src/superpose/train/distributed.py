@@ -19,7 +19,7 @@ import torch.distributed as dist
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from superpose.core.model import SuperposedLM
 from superpose.errors import ReportedError, UserError, first_line
@@ -159,13 +159,6 @@ def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) ->
     for block in blocks(lm.model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=args.reshard)
     fully_shard(lm, mesh=mesh, mp_policy=policy)
-
-
-def reshard(module: nn.Module) -> None:
-    """Gives back weights that are still gathered, after a forward pass that no backward pass followed."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

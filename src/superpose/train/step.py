@@ -15,17 +15,19 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
+from superpose.core.check import some_of
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.model import SuperposedLM
 from superpose.core.parts import SuperposedOutput
 from superpose.core.schedule import Stage
+from superpose.core.sharding import reshard
 from superpose.data.store import Split, TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model
 from superpose.models.load import load_weights
 from superpose.train.checkpoint import Parts, State, training_state
 from superpose.train.config import Recipe, TrainArgs
-from superpose.train.distributed import Ranks, blocks, reshard, shard
+from superpose.train.distributed import Ranks, blocks, shard
 from superpose.train.optim import Average, build_optimizers, clip_gradients
 
 
@@ -119,8 +121,7 @@ def build_state(recipe: Recipe, store: TokenStore, ranks: Ranks) -> TrainState:
         module = DistributedDataParallel(lm, device_ids=on_device, find_unused_parameters=bool(untrained))
     notes = []
     if untrained:
-        some = ", ".join(untrained[:3]) + ("" if len(untrained) < 4 else f" and {len(untrained) - 3} more")
-        notes.append(f"the loss of a {config.model_type} trains no {some}; they keep their first values")
+        notes.append(f"the loss of a {config.model_type} trains no {some_of(untrained)}; they keep their first values")
     if lm.unbalanced:
         notes.append(f"nothing balances the load of a {config.model_type}'s experts: its family has nothing for it")
     average = Average(model, train.average) if train.average else None
