@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
@@ -108,9 +109,7 @@ class RowTokens:
             pyarrow.compute.list_value_length(columns["input_ids"]).fill_null(-1).to_numpy().astype(np.int64)
         )
         if mask is not None:
-            full = [chunk.slice(start, _MASKS_AT_A_TIME)
-                for chunk in mask.chunks for start in range(0, len(chunk), _MASKS_AT_A_TIME)]  # fmt: skip
-            sums = np.concatenate([_sums(part) for part in full]) if full else np.zeros(0, dtype=np.int64)
+            sums = np.concatenate([np.zeros(0, dtype=np.int64), *map(_sums, _pieces(mask))])
             lengths = np.where((lengths < 0) | (sums < 0), lengths, sums)
         chosen = self.rows._indices  # of select, shuffle and the like; None for the whole table
         lengths = lengths if chosen is None else lengths[chosen.column(0).to_numpy()]
@@ -160,6 +159,13 @@ def _columns(rows: Any) -> dict[str, pyarrow.ChunkedArray] | None:
     if not hasattr(rows, "_indices") or not isinstance(form, dict) or form["type"] == "custom":
         return None
     return {name: rows.data.column(name) for name in form["columns"]}
+
+
+def _pieces(masks: pyarrow.ChunkedArray) -> Iterator[pyarrow.Array]:
+    """A column a few rows at a time, since each token of them takes memory while it is counted."""
+    for chunk in masks.chunks:
+        for start in range(0, len(chunk), _MASKS_AT_A_TIME):
+            yield chunk.slice(start, _MASKS_AT_A_TIME)
 
 
 def _sums(masks: pyarrow.Array) -> npt.NDArray[np.int64]:

@@ -17,8 +17,10 @@ from transformers import (
 
 from superpose.integrations.rows import COLUMNS
 
-_WEIGHTS = ("weight", "weights", "sample_weight", "sample_weights", "loss_weight", "loss_weights", "loss_mask",
-            "completion_mask", "assistant_masks")  # fmt: skip
+_WEIGHTS = (
+    *("weight", "weights", "sample_weight", "sample_weights", "loss_weight", "loss_weights", "loss_mask"),
+    *("completion_mask", "assistant_masks"),
+)
 """Columns that weigh rows or tokens in other trainers."""
 
 

@@ -115,7 +115,6 @@ def longest_row(config: Any) -> int | None:
 
 def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
     """A configuration of the architecture with the recipe's settings over the given ones."""
-    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     _known_architecture(args.architecture, "model.architecture")
@@ -126,21 +125,16 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
     # A family's own name for one of them, where the recipe has it, comes first.
     aliases = CONFIG_MAPPING[args.architecture].attribute_map
     settings = {name: value for name, value in settings.items() if aliases.get(name) not in args.config}
-    try:
-        config: Any = AutoConfig.for_model(args.architecture, **{**settings, **args.config})
-        heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
-        if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
-            if "num_key_value_heads" in args.config:
-                raise UserError(
-                    f"model.config.num_key_value_heads is {groups}, which does not divide num_attention_heads, {heads}"
-                )
-            # The family's default is that of a large model; without groups there are as many as heads.
-            given = {**settings, "num_key_value_heads": heads, **args.config}
-            config = AutoConfig.for_model(args.architecture, **given)
-    except UserError:
-        raise
-    except Exception as error:  # transformers raises a class of its own for each kind of bad value
-        raise UserError(f"model.config: {last_line(error)}") from None
+    given = {**settings, **args.config}
+    config = _config_of(args.architecture, given, "model.config")
+    heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
+        if "num_key_value_heads" in args.config:
+            raise UserError(
+                f"model.config.num_key_value_heads is {groups}, which does not divide num_attention_heads, {heads}"
+            )
+        # The family's default is that of a large model; without groups there are as many as heads.
+        config = _config_of(args.architecture, {**given, "num_key_value_heads": heads}, "model.config")
     known = {field.name for field in fields(config)} | set(config.attribute_map) | {"attn_implementation", "head_dim"}
     for name in args.config:
         if name not in known:
@@ -152,8 +146,6 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
 
 def _read_config(args: ModelArgs, vocab_size: int) -> Any:
     """The configuration in a file of the recipe."""
-    from transformers import AutoConfig
-
     path = args.stored_config
     assert path is not None
     settings = read_json(path)
@@ -161,16 +153,22 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
     refuse_code_of_others(settings, f"{path}: ")
     architecture = str(settings.pop("model_type", ""))
     _known_architecture(architecture, f"{path}: model_type")
-    try:
-        config: Any = AutoConfig.for_model(architecture, **settings)
-    except Exception as error:  # as above
-        raise UserError(f"{path}: {last_line(error)}") from None
+    config = _config_of(architecture, settings, str(path))
     if args.init_from and config.vocab_size < vocab_size:
         raise UserError(
             f"{path}: the model's vocabulary has {config.vocab_size} entries but the tokenizer {vocab_size}; take the "
             f"tokenizer it was trained with, or enlarge the model by resize_token_embeddings and save it anew"
         )
     return config
+
+
+def _config_of(architecture: str, settings: dict[str, Any], place: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(architecture, **settings)
+    except Exception as error:  # transformers raises a class of its own for each kind of bad value
+        raise UserError(f"{place}: {last_line(error)}") from None
 
 
 def _known_architecture(name: str, place: str) -> None:
