@@ -145,7 +145,7 @@ def right(name: str, store: TokenStore, place: Path) -> dict[str, Any]:
     resumed(recipe, store, folder)
     export(folder / "whole", folder / "exported")
     exported = AutoModelForCausalLM.from_pretrained(folder / "exported", dtype=torch.float32).eval()
-    own = own_loss(exported, store)
+    own = own_loss(exported, store, LATENTS)
     assert abs(own - result["val_loss"]) < 1e-3, f"val_loss is {result['val_loss']:.4f}, the exported model's {own:.4f}"
     lm = SuperposedLM(model)
     notes = [record for record in read_metrics(folder / "whole" / "metrics.jsonl") if record["kind"] == "warning"]
@@ -188,13 +188,13 @@ def resumed(recipe: Recipe, store: TokenStore, folder: Path) -> None:
 
 
 @torch.no_grad()
-def own_loss(model: Any, store: TokenStore) -> float:
-    """Held-out loss by the model's own forward pass, in rows of `LATENTS` tokens, each but the first predicted."""
+def own_loss(model: Any, store: TokenStore, latents: int) -> float:
+    """Held-out loss by the model's own forward pass, in rows of as many tokens, each but the first predicted."""
     tokens = torch.from_numpy(store.val.tokens.read(0, len(store.val.tokens)))
     total = 0.0
-    for start in range(0, len(tokens) - 1, LATENTS):
-        row = tokens[start : start + LATENTS + 1]
-        whole = F.pad(row, (0, LATENTS + 1 - len(row)))  # what follows changes nothing in a causal model
+    for start in range(0, len(tokens) - 1, latents):
+        row = tokens[start : start + latents + 1]
+        whole = F.pad(row, (0, latents + 1 - len(row)))  # what follows changes nothing in a causal model
         logits = model(input_ids=whole[None, :-1], use_cache=False).logits[0, : len(row) - 1]
         total += float(F.cross_entropy(logits.double(), row[1:], reduction="sum"))
     return total / (len(tokens) - 1)

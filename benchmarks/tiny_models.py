@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB_SIZE = 300
@@ -195,6 +197,15 @@ def tiny_config(model_type: str) -> Any:
         text = known.get_text_config(decoder=True)
         kind, known = (kind, known) if type(text) is type(known) else (type(text), text)
     return _small(kind, dict(known.to_dict()) if known is not None else {}, _OWN.get(kind.model_type, {}))
+
+
+def tiny_model(model_type: str, **settings: Any) -> Any:
+    """A model of it from random weights, the same each time, with settings of the configuration over the small ones."""
+    config = tiny_config(model_type)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def _small(kind: Any, known: dict[str, Any], own: dict[str, Any]) -> Any:

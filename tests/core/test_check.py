@@ -8,15 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from superpose.core.model import SuperposedLM
-from tiny_models import tiny_config
-
-
-def tiny(family="llama", **settings):
-    config = tiny_config(family)
-    for name, value in settings.items():
-        setattr(config, name, value)
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config)
+from tiny_models import tiny_config, tiny_model
 
 
 def with_forward(model, change):
@@ -132,7 +124,7 @@ def trains_a_part(model):
     ],
 )
 def test_a_fault_is_refused(fault, said):
-    model = tiny()
+    model = tiny_model("llama")
     SuperposedLM(model).check()
     fault(model)
     before = copy.deepcopy(model.state_dict())
@@ -152,20 +144,20 @@ def test_a_fault_is_refused(fault, said):
 )
 def test_families_that_cannot_be_trained_are_refused(family, settings, said):
     with pytest.raises(ValueError, match=said):
-        SuperposedLM(tiny(family, **settings)).check()
+        SuperposedLM(tiny_model(family, **settings)).check()
 
 
 @pytest.mark.error(n=6)
 @pytest.mark.parametrize("family", ["jamba", "falcon_h1", "mamba2", "bloom", "granitemoehybrid"])
 def test_state_that_carries_over_documents_is_refused(family):
-    model = tiny(family)
+    model = tiny_model(family)
     SuperposedLM(model).check()
     with pytest.raises(ValueError, match="does not keep attention inside documents"):
         SuperposedLM(model, end_of_text=1).check()
 
 
 def test_a_router_loss_of_its_own_is_refused(monkeypatch):
-    model = tiny("mixtral")
+    model = tiny_model("mixtral")
     monkeypatch.setattr("superpose.core.model.balance_loss", lambda *args: (torch.tensor(3.0), torch.ones(4) / 4))
     with pytest.raises(
         ValueError, match=r"balances its experts by a loss that is not supported: its own is 2\.\d+, ours 3"
@@ -176,7 +168,7 @@ def test_a_router_loss_of_its_own_is_refused(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", ["gpt2", "deepseek_v3", "gemma2", "granitemoehybrid"])
 def test_everything_is_left_as_it_was(family, dtype):
-    model = tiny(family).to(dtype)
+    model = tiny_model(family).to(dtype)
     model.eval()
     model.get_input_embeddings().train()
     first = next(model.parameters())
@@ -197,22 +189,22 @@ def test_everything_is_left_as_it_was(family, dtype):
 
 
 def test_weights_that_no_loss_trains_are_named():
-    untrained = SuperposedLM(tiny("bart")).check()
+    untrained = SuperposedLM(tiny_model("bart")).check()
     assert untrained
     assert all("encoder_attn" in name for name in untrained)
-    model = tiny()
+    model = tiny_model("llama")
     model.model.norm.weight.requires_grad_(False)
     assert SuperposedLM(model).check() == []
 
 
 def test_weights_of_a_bag_are_no_matter_of_the_check():
-    lm = SuperposedLM(tiny(), weighting=[4.0, 3.0, 2.0, 1.0])
+    lm = SuperposedLM(tiny_model("llama"), weighting=[4.0, 3.0, 2.0, 1.0])
     assert lm.check() == []
     assert lm.weighting == [4.0, 3.0, 2.0, 1.0]
 
 
 def test_a_row_of_a_few_positions_is_enough():
-    SuperposedLM(tiny("gpt2", n_positions=64, max_position_embeddings=64)).check()
+    SuperposedLM(tiny_model("gpt2", n_positions=64, max_position_embeddings=64)).check()
     config = tiny_config("gpt2")
     config.n_positions = 4
     SuperposedLM(AutoModelForCausalLM.from_config(config)).check()

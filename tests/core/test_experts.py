@@ -2,13 +2,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from superpose.core.experts import balance_loss, router_biases
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.model import SuperposedLM
 from tests.ranks import on_ranks
-from tiny_models import tiny_config
+from tiny_models import tiny_model
 
 
 def slow(router_logits: list[Tensor], chosen: int, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,11 +75,6 @@ def test_ranks_count_the_load_together():
     on_ranks(2, ranks_equal_one_process)
 
 
-def tiny(family: str):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(tiny_config(family))
-
-
 def window() -> Tensor:
     return torch.randint(2, 300, (2, 3 * 9))
 
@@ -89,7 +83,7 @@ def window() -> Tensor:
 @pytest.mark.parametrize("family", ["deepseek_v3", "ernie4_5_moe", "afmoe", "longcat_flash"])
 def test_biases_move_towards_an_even_load(family):
     """By the rate, against what was chosen since they moved last: counted here from what the experts were given."""
-    lm = SuperposedLM(tiny(family))
+    lm = SuperposedLM(tiny_model(family))
     layers = [module for name, module in lm.model.named_modules() if name.endswith(".experts")]
     chosen: list[list[Tensor]] = [[] for _ in layers]
     for number, layer in enumerate(layers):
@@ -115,7 +109,7 @@ def test_biases_move_towards_an_even_load(family):
 @pytest.mark.error(n=6)
 @pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
 def test_latents_that_hold_nothing_are_no_load(family):
-    model = tiny(family)
+    model = tiny_model(family)
     lm = SuperposedLM(model)
     short = window()[:, :18]
     padded = torch.cat([torch.full((2, 9), IGNORE_INDEX), short], dim=1)
@@ -140,7 +134,7 @@ def test_latents_that_hold_nothing_are_no_load(family):
 
 def test_a_family_balances_by_default():
     """Without `output_router_logits`, which is off in most configurations."""
-    model = tiny("mixtral")
+    model = tiny_model("mixtral")
     assert not model.config.output_router_logits
     output = SuperposedLM(model)(window(), 3)
     torch.testing.assert_close(output.loss, output.cross_entropy + model.router_aux_loss_coef * output.router_loss)
@@ -150,15 +144,15 @@ def test_a_family_balances_by_default():
 
 
 def test_experts_without_balance_are_known():
-    assert SuperposedLM(tiny("aria_text")).unbalanced
-    assert not any(SuperposedLM(tiny(family)).unbalanced for family in ("llama", "mixtral", "deepseek_v3"))
+    assert SuperposedLM(tiny_model("aria_text")).unbalanced
+    assert not any(SuperposedLM(tiny_model(family)).unbalanced for family in ("llama", "mixtral", "deepseek_v3"))
 
 
 def biases_count_over_all_ranks(rank, group):
     torch.manual_seed(0)
     rows = window().repeat(2, 1)
     rows[2:] = rows[2:].flip(1)
-    whole, part = (SuperposedLM(tiny("deepseek_v3"), group=of) for of in (None, group))
+    whole, part = (SuperposedLM(tiny_model("deepseek_v3"), group=of) for of in (None, group))
     for lm in (whole, part):  # so that no choice hangs on the order of a sum
         lm.model.model.layers[1].mlp.gate.weight.data *= 100
     whole(rows, 3).loss.backward()

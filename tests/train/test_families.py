@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from models import own_loss
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs
 from superpose.train.config import Recipe
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
+from tests.train.test_loop import KilledError, killed_after, weights
 from tiny_models import tiny_config
 
 
@@ -24,36 +24,19 @@ def recipe_of(recipe: Recipe, family: str, folder, **settings) -> Recipe:
     return recipe.model_copy(update={"model": ModelArgs(config_file=str(folder / "config.json")), "train": train})
 
 
-@torch.no_grad()
-def own_loss(directory, store, latents: int) -> float:
-    """By the model's own forward pass, in rows of as many tokens as the run's validation has."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-    tokens = torch.from_numpy(store.val.tokens.read(0, len(store.val.tokens)))
-    total = 0.0
-    for start in range(0, len(tokens) - 1, latents):
-        row = tokens[start : start + latents + 1].unsqueeze(0)
-        logits = model(input_ids=row[:, :-1], use_cache=False).logits
-        total += float(F.cross_entropy(logits[0].double(), row[0, 1:], reduction="sum"))
-    return total / (len(tokens) - 1)
-
-
 @pytest.mark.error(n=6)
 @pytest.mark.parametrize("family", ["falcon_h1", "deepseek_v3", "gemma3n_text", "recurrent_gemma", "mamba2", "electra"])
 def test_the_loss_of_a_run_is_the_models_own(family, recipe, store, tmp_path):
     """falcon_h1 with `lm_head_multiplier = 0.0195`, as official checkpoints have; electra transforms at its head."""
     mine = recipe_of(recipe, family, tmp_path / "family")
     result = train(mine, store, tmp_path / "run")
-    own = own_loss(tmp_path / "run" / "model", store, mine.train.latents)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32).eval()
+    own = own_loss(model, store, mine.train.latents)
     assert own == pytest.approx(result["val_loss"], abs=1e-3)
-
-    def dies(record):
-        if record["kind"] == "training" and record["step"] >= 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(mine, store, tmp_path / "again", listener=dies)
+    with pytest.raises(KilledError):
+        train(mine, store, tmp_path / "again", listener=killed_after(5))
     train(mine, store, tmp_path / "again", resume=True)
-    one, other = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("run", "again"))
+    one, other = (weights(tmp_path / run) for run in ("run", "again"))
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
