@@ -126,7 +126,7 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
     aliases = CONFIG_MAPPING[args.architecture].attribute_map
     settings = {name: value for name, value in settings.items() if aliases.get(name) not in args.config}
     given = {**settings, **args.config}
-    config = _config_of(args.architecture, given, "model.config")
+    config = _config_of(args.architecture, given, "model.config: ")
     heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
     if isinstance(heads, int) and isinstance(groups, int) and groups and heads % groups:
         if "num_key_value_heads" in args.config:
@@ -134,7 +134,7 @@ def _new_config(args: ModelArgs, settings: dict[str, Any]) -> Any:
                 f"model.config.num_key_value_heads is {groups}, which does not divide num_attention_heads, {heads}"
             )
         # The family's default is that of a large model; without groups there are as many as heads.
-        config = _config_of(args.architecture, {**given, "num_key_value_heads": heads}, "model.config")
+        config = _config_of(args.architecture, {**given, "num_key_value_heads": heads}, "model.config: ")
     known = {field.name for field in fields(config)} | set(config.attribute_map) | {"attn_implementation", "head_dim"}
     for name in args.config:
         if name not in known:
@@ -153,7 +153,7 @@ def _read_config(args: ModelArgs, vocab_size: int) -> Any:
     refuse_code_of_others(settings, f"{path}: ")
     architecture = str(settings.pop("model_type", ""))
     _known_architecture(architecture, f"{path}: model_type")
-    config = _config_of(architecture, settings, str(path))
+    config = _config_of(architecture, settings, f"{path}: ")
     if args.init_from and config.vocab_size < vocab_size:
         raise UserError(
             f"{path}: the model's vocabulary has {config.vocab_size} entries but the tokenizer {vocab_size}; take the "
@@ -168,7 +168,7 @@ def _config_of(architecture: str, settings: dict[str, Any], place: str) -> Any:
     try:
         return AutoConfig.for_model(architecture, **settings)
     except Exception as error:  # transformers raises a class of its own for each kind of bad value
-        raise UserError(f"{place}: {last_line(error)}") from None
+        raise UserError(f"{place}{last_line(error)}") from None
 
 
 def _known_architecture(name: str, place: str) -> None:
