@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from superpose.errors import UserError
 
@@ -25,7 +25,7 @@ def is_file(location: str) -> bool:
 
 
 def list_files(location: str) -> list[str]:
-    """The files below a folder or that match a pattern, in the order of their names; hidden ones are left out of folders.
+    """The files below a folder, without hidden ones, or that match a pattern; in the order of their names.
 
     Raises:
         UserError: a folder cannot be listed.
@@ -47,3 +47,10 @@ def walk(top: str, suffix: str = "", onerror: Callable[[OSError], None] | None =
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out")
+
+
+def map_arrow(location: str) -> Any:
+    """A file as pyarrow reads it, without a copy where that is possible."""
+    import pyarrow as pa
+
+    return pa.memory_map(location)

@@ -19,24 +19,40 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import accumulate, chain, count, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from pydantic import TypeAdapter
 
+from superpose.data.account import (
+    Account,
+    Dropped,
+    Drops,
+    account_for,
+    described_drops,
+    expect_little_damage,
+    joined,
+    note,
+)
+from superpose.data.compressed import UntrustedError
 from superpose.data.readers import Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
 from superpose.data.store import FORMAT, TokenStore
+from superpose.data.text_files import PIECE
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Progress, Run, available_cores, workers
 from superpose.errors import UserError
 from superpose.files import file_sha256, one_at_a_time, read_json, sync, whole_file, write_json
 from superpose.places import stat_of
+
+# A single document is cut into pieces of at least so many characters.
+_SMALLEST_PIECE = 256
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,8 @@ class Preparation:
     """Of held-out text that is kept."""
     seed: int = 0
     """Of the order of the documents."""
+    max_damaged: float = 0.01
+    """Share of a source that may be damaged; more is an error."""
 
 
 def prepare_store(
@@ -78,8 +96,9 @@ def prepare_store(
         UserError: a source or the tokenizer cannot be read, there is too little text, or `path` holds something else.
     """
     progress("looking at the sources and the tokenizer" if preparation.tokenizer else "looking at the sources", 0)
-    parts = [part for source in preparation.sources for part in find_parts(source)]
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
+    tells = (given.vocab_size, given.end_of_text) if given else ()
+    parts = [part for source in preparation.sources for part in find_parts(source, *tells)]
     if given is None and any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
     inputs = _hash_of_inputs(preparation, parts)
@@ -108,13 +127,13 @@ def _prepare(
         for folder in ("index", "spill", "shards"):
             (work / folder).mkdir(parents=True)
         write_json(mark, {"inputs": inputs})
-    selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run)
+    selection, jobs, accounts = _select(preparation, parts, work, given.end_of_text if given else None, run)
     if not len(selection.train.documents) or not len(selection.val.documents):
         where = ", ".join(source.location for source in preparation.sources)
-        unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
+        dropped = described_drops(joined(account.dropped for account in accounts))
         raise UserError(
-            f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some "
-            f"and hold out others; give more text, or hold out a larger share"
+            f"{where}: {', '.join([f'{selection.documents} different documents', *dropped])} were found, too few to "
+            f"train on some and hold out others; give more text"
         )
     if not (work / "tokenizer").is_dir():
         keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
@@ -141,9 +160,7 @@ def _prepare(
                 name: value for name, value in asdict(preparation).items() if value not in (float("inf"), None, "")
             },
             "documents": selection.documents,
-            "repeated_documents": selection.repeated,
-            "unreadable_files": selection.unreadable,
-            "left_out_bytes": selection.left_out_bytes,
+            "accounts": [account.model_dump() for account in accounts],
             "vocab_size": tokenizer.vocab_size,
             "end_of_text": tokenizer.end_of_text,
             "dtype": dtype,
@@ -174,7 +191,7 @@ def train_on_sources(
         raise UserError("a source holds tokens already, and a tokenizer is trained on text")
     with workers(min(processes or available_cores(), len(parts)), progress) as run, TemporaryDirectory() as folder:
         (Path(folder) / "index").mkdir()
-        selection, jobs = _select(preparation, parts, Path(folder), None, run)
+        selection, jobs, _ = _select(preparation, parts, Path(folder), None, run)
         if not len(selection.train.documents):
             raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")
         return train_tokenizer(_first_texts(run, jobs, selection), vocab_size, special_tokens)
@@ -199,37 +216,82 @@ def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
 
 
 def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
-    """Step 2: writes the index of a part."""
+    """Step 2: writes the index of a part, and what was dropped of it."""
     number, part = job
     path = work / "index" / f"{number:06d}.npy"
-    if not path.exists():
-        entries = np.fromiter(map(index_entry, read_part(part, end_of_text)), dtype=INDEX)
-        with whole_file(path) as aside, aside.open("wb") as file:
-            np.save(file, entries, allow_pickle=False)
+    if path.exists():
+        return
+    drops: Drops = {}
+
+    def entries() -> Iterator[tuple[int, int, int, int]]:
+        for document in read_part(part, end_of_text):
+            if isinstance(document, Dropped):
+                note(drops, document)
+                continue
+            entry = index_entry(document)
+            if isinstance(document, str) and not entry[-1]:
+                note(drops, Dropped("white_space", len(document.encode())))
+            yield entry
+
+    try:
+        index = np.fromiter(entries(), dtype=INDEX)
+    except UntrustedError as error:
+        # What was read before may be wrong, too.
+        index, drops = np.empty(0, INDEX), {}
+        note(drops, Dropped("files", sum(stat_of(file)[0] for file in part.files), where=str(error)))
+    write_json(path.with_suffix(".json"), {reason: count.model_dump() for reason, count in drops.items()})
+    with whole_file(path) as aside, aside.open("wb") as file:
+        np.save(file, index, allow_pickle=False)
 
 
 def _select(
-    preparation: Preparation, parts: list[Part], work: Path, end_of_text: int | None, run: Run
-) -> tuple[Selection, list[Job]]:
-    """Step 2: the selection, and of each part that has some of it the places in the store."""
-    run(partial(_scan, work, end_of_text), list(enumerate(parts)), "reading text")
-    indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in range(len(parts))]
+    preparation: Preparation, parts: list[Part], work: Path, end_of_text: int | None, run: Run, first: int = 0
+) -> tuple[Selection, list[Job], list[Account]]:
+    """Step 2: the selection, of each part that has some of it the places in the store, and where all bytes went.
+
+    `first` is the number of the first part.
+    """
+    numbers = range(first, first + len(parts))
+    run(partial(_scan, work, end_of_text), list(zip(numbers, parts, strict=True)), "reading text")
+    indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in numbers]
     bounds = [0, *accumulate(map(len, indexes))]
-    sources = [preparation.sources.index(part.source) for part in parts]
+    index = np.concatenate(indexes)
+    of_part = [preparation.sources.index(part.source) for part in parts]
+    sources = np.repeat(of_part, np.diff(bounds))
     selection = select(
-        np.concatenate(indexes),
-        np.repeat(sources, np.diff(bounds)),
+        index,
+        sources,
         preparation.weights,
         preparation.max_bytes,
         preparation.val_fraction,
         preparation.val_bytes,
         preparation.seed,
     )
+    size = int(index["size"].sum())
+    if selection.documents == 1 and first == 0 and preparation.val_fraction and size >= 2 * _SMALLEST_PIECE:
+        # Of a single document some can be held out when it is cut.
+        piece = max(_SMALLEST_PIECE, min(PIECE, size // 20))
+        cut = [replace(part, piece=piece // 4 if part.is_tokens else piece) for part in parts]
+        return _select(preparation, cut, work, end_of_text, run, len(parts))
+    dropped = [
+        joined(_dropped(work, number) for number, source in zip(numbers, of_part, strict=True) if source == wanted)
+        for wanted in range(len(preparation.sources))
+    ]
+    sizes = [part.bytes_read(of["size"].astype(np.int64)) for part, of in zip(parts, indexes, strict=True)]
+    names = [source.location for source in preparation.sources]
+    accounts = account_for(names, selection, sources, np.concatenate(sizes), dropped)
+    for account, source in zip(accounts, preparation.sources, strict=True):
+        expect_little_damage(account, preparation.max_damaged, source.encoding)
     order = np.concatenate([selection.val.documents, selection.train.documents])
     places = np.full(bounds[-1], -1, dtype=np.int64)
     places[order] = np.arange(len(order))
-    of_part = [places[start:stop] for start, stop in pairwise(bounds)]
-    return selection, [job for job in zip(count(), parts, of_part) if (job[2] >= 0).any()]
+    by_part = [places[start:stop] for start, stop in pairwise(bounds)]
+    return selection, [job for job in zip(numbers, parts, by_part, strict=True) if (job[2] >= 0).any()], accounts
+
+
+def _dropped(work: Path, number: int) -> Drops:
+    found = read_json(work / "index" / f"{number:06d}.json")
+    return TypeAdapter(Drops).validate_python(found)
 
 
 def _first_texts(run: Run, jobs: list[Job], selection: Selection) -> Iterator[str]:
