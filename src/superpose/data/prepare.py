@@ -131,10 +131,8 @@ def _prepare(
     if not len(selection.train.documents) or not len(selection.val.documents):
         where = ", ".join(source.location for source in preparation.sources)
         dropped = described_drops(joined(account.dropped for account in accounts))
-        raise UserError(
-            f"{where}: {', '.join([f'{selection.documents} different documents', *dropped])} were found, too few to "
-            f"train on some and hold out others; give more text"
-        )
+        found = ", ".join([f"{selection.documents} different documents", *dropped])
+        raise UserError(f"{where}: {found} were found, too few to train on some and hold out others; give more text")
     if not (work / "tokenizer").is_dir():
         keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
     tokenizer = kept_tokenizer(work)
