@@ -114,6 +114,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def cache_directory() -> Path:
+    """`$SUPERPOSE_CACHE`, or `superpose` in the user's cache directory."""
+    if chosen := os.environ.get("SUPERPOSE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
+
+
 def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
