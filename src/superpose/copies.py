@@ -15,7 +15,7 @@ from pathlib import Path
 
 from superpose.errors import UserError
 from superpose.files import cache_directory, file_sha256, one_at_a_time, read_json, sync, whole_file, write_json
-from superpose.places import exists, explained, filesystem, join, list_files, open_binary, stat_of
+from superpose.places import explained, filesystem, is_file, join, list_files, open_binary, stat_of
 
 
 def write_folder(folder: Path, location: str, last: Sequence[str]) -> None:
@@ -57,7 +57,7 @@ def refuse_whole(location: str, last: str) -> None:
     Raises:
         UserError: there is a folder already, made whole by the file `last`.
     """
-    if exists(join(location, last)):
+    if is_file(join(location, last)):
         raise UserError(f"{location} is there already; give a new place, or remove it")
 
 

@@ -5,11 +5,12 @@
 A location is a string. Whatever a remote place says, or does not, ends in a sentence that names it.
 """
 
+import glob
 import io
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -39,7 +40,7 @@ def join(location: str, name: str) -> str:
     return f"{location.rstrip('/')}/{name}" if is_remote(location) else str(Path(location, name))
 
 
-def exists(location: str) -> bool:
+def is_file(location: str) -> bool:
     """Whether there is a file; a UserError if a remote place does not answer."""
     if not is_remote(location):
         return Path(location).is_file()
@@ -82,27 +83,50 @@ def has_ranges(location: str) -> bool:
 
 
 def list_files(location: str) -> list[str]:
-    """The files that a remote location names, a pattern stands for or a folder holds, hidden ones left out; sorted.
+    """The files below a folder or that match a pattern, in the order of their names, without a folder's hidden ones.
 
-    Empty if there are none.
+    A remote location can also be that of one file.
+
+    Raises:
+        UserError: a folder cannot be listed.
     """
+    if is_remote(location):
+        return _list_remote(location)
+    if Path(location).is_dir():
+        return list(walk(location, onerror=_refuse))
+    return sorted(name for name in glob.glob(location, recursive=True) if is_file(name))  # noqa: PTH207
+
+
+def walk(top: str, suffix: str = "", onerror: Callable[[OSError], None] | None = None) -> Iterator[str]:
+    """The files below a local folder whose names end so, without hidden ones."""
+    for folder, folders, names in os.walk(top, onerror=onerror):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if name.endswith(suffix) and not name.startswith(".") and path.is_file():
+                yield str(path)
+
+
+def _refuse(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out")
+
+
+def _list_remote(location: str) -> list[str]:
     system, path = filesystem(location)
+    pattern = re.search(r"[*?\[]", location)
+    # A pattern's folder is what is before it.
+    folder = (
+        location[: max(location.rfind("/", 0, pattern.start()), location.index("://") + 3)] if pattern else location
+    )
+    above = filesystem(folder)[1].rstrip("/")
     with explained(location):
         system.invalidate_cache()
-        if re.search(r"[*?\[]", path):
-            found = system.glob(path, detail=True)
-        elif _information(location) is not None:
+        if not pattern and _information(location) is not None:
             return [location]
-        else:
-            found = system.find(path, detail=True)
-        # Of what is below the folder or pattern, not of the folder itself.
-        above = re.split(r"[*?\[]", path)[0].rsplit("/", 1)[0] if re.search(r"[*?\[]", path) else path.rstrip("/")
-        names = [
-            name
-            for name, information in found.items()
-            if information["type"] == "file" and not re.search(r"(^|/)\.", name.removeprefix(above))
-        ]
-        return sorted(str(system.unstrip_protocol(name)) for name in names)
+        found = system.glob(path, detail=True) if pattern else system.find(path, detail=True)
+    names = [name.removeprefix(above) for name, about in found.items() if about["type"] == "file"]
+    # Hidden is what is so below the folder, not above it.
+    return sorted(join(folder, name.lstrip("/")) for name in names if "/." not in name)
 
 
 def list_names(location: str) -> list[str]:

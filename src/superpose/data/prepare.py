@@ -36,6 +36,7 @@ from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokeniz
 from superpose.data.workers import Progress, Run, available_cores, workers
 from superpose.errors import UserError
 from superpose.files import file_sha256, one_at_a_time, read_json, sync, whole_file, write_json
+from superpose.places import stat_of
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def cache_directory() -> Path:
 def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
     """Of all that decides what a store holds; files go in by path, size and time, not by reading them."""
     files = sorted({file for part in parts for file in part.files})
-    stats = [(file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files]
+    stats = [(file, *stat_of(file)) for file in files]
     path = Path(preparation.tokenizer)
     file = path / "tokenizer.json" if path.is_dir() else path
     tokenizer = file_sha256(file) if preparation.tokenizer and file.is_file() else ""

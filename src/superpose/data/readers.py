@@ -8,12 +8,11 @@ they can be counted first and fetched later. No part needs much more memory than
 at line ends, Parquet at its row groups, and compressed files are read as a stream.
 """
 
-import glob
 import gzip
 import os
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from superpose.data.text_files import open_parquet, read_arrow, read_json_lines,
 from superpose.data.token_files import find_documents, megatron_documents, open_megatron, open_tokens
 from superpose.errors import UserError, first_line
 from superpose.files import read_json
+from superpose.places import list_files, stat_of, walk
 
 PYTHON_SOURCES = "python"
 """Names the default corpus: the Python sources installed on this machine."""
@@ -83,7 +83,7 @@ def find_parts(source: Source) -> list[Part]:
         b" ".decode(source.encoding, "replace")
     except (LookupError, ValueError):
         raise UserError(f"there is no encoding {source.encoding!r}; name one of Python's, such as utf-8") from None
-    files = files_of(source.location)
+    files = [Path(file) for file in files_of(source.location)]
     # Megatron's index and tokens are one source.
     tokens = {file for file in files if file.suffix == ".bin"}
     files = [file for file in files if file.suffix != ".idx" or file.with_suffix(".bin") not in tokens]
@@ -94,7 +94,7 @@ def find_parts(source: Source) -> list[Part]:
     size = 0
     for file, kind in zip(files, kinds, strict=True):
         with _explained(str(file)):
-            file_size = file.stat().st_size
+            file_size, _ = stat_of(str(file))
         large = file_size > RANGE
         if kind != "text" or large:
             names = (file.with_suffix(".bin"), file.with_suffix(".idx")) if kind == "megatron" else (file,)
@@ -192,7 +192,7 @@ def _explained(name: str) -> Iterator[None]:
         raise UserError(f"{name} cannot be read ({first_line(error)}); make it again or leave it out") from None
 
 
-def files_of(location: str) -> list[Path]:
+def files_of(location: str) -> list[str]:
     """The files of a source, in an order that depends on nothing but their names; a UserError if there are none."""
     if location == PYTHON_SOURCES:
         return list(_python_files())
@@ -200,7 +200,7 @@ def files_of(location: str) -> list[Path]:
         raise UserError("a source has no name; give a file, a folder or a pattern")
     path = Path(location)
     if path.is_file():
-        return [path]
+        return [location]
     if (path / "dataset_dict.json").is_file():
         splits = read_json(path / "dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not splits or not all(isinstance(name, str) for name in splits):
@@ -215,15 +215,13 @@ def files_of(location: str) -> list[Path]:
                 f"{path} was saved with an index over its rows; call dataset.flatten_indices() and save again"
             )
         try:
-            return [path / _plain(entry["filename"], path) for entry in state["_data_files"]]
+            return [str(path / _plain(entry["filename"], path)) for entry in state["_data_files"]]
         except (KeyError, TypeError):
             raise UserError(
                 f"{path / 'state.json'} does not list the dataset's files; save the dataset again"
             ) from None
-    if path.is_dir():
-        return list(_walk(path, onerror=_refuse))
-    matching = sorted(Path(name) for name in glob.glob(location, recursive=True) if Path(name).is_file())  # noqa: PTH207
-    if not matching:
+    matching = list_files(location)
+    if not matching and not path.is_dir():
         raise UserError(
             f"source {location} is not there; give a file, a folder, a pattern, or '{PYTHON_SOURCES}' "
             f"for the Python sources of this machine"
@@ -237,23 +235,10 @@ def _plain(name: str, folder: Path) -> str:
     return name
 
 
-def _python_files() -> Iterator[Path]:
+def _python_files() -> Iterator[str]:
     """Python sources of the standard library and of the installed packages."""
     paths = sysconfig.get_paths()
-    library = Path(paths["stdlib"])
-    yield from (path for path in _walk(library, ".py") if "site-packages" not in path.parts[len(library.parts) :])
+    library = paths["stdlib"]
+    yield from (path for path in walk(library, ".py") if "site-packages" not in path[len(library) :].split(os.sep))
     for packages in sorted({paths["purelib"], paths["platlib"]}):
-        yield from _walk(Path(packages), ".py")
-
-
-def _refuse(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out")
-
-
-def _walk(top: Path, suffix: str = "", onerror: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    for folder, folders, names in os.walk(top, onerror=onerror):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            path = Path(folder, name)
-            if name.endswith(suffix) and not name.startswith(".") and path.is_file():
-                yield path
+        yield from walk(packages, ".py")
