@@ -41,15 +41,19 @@ def write_folder(folder: Path, location: str, last: Sequence[str]) -> None:
         target = join(location, name)
         if name in there and written.get(name) == list(stat_of(target)):
             continue
-        system, path = filesystem(target)
-        with explained(target):
-            system.makedirs(path.rpartition("/")[0], exist_ok=True)
-            system.put_file(str(folder / name), path)
+        _send(folder / name, target)
         written[name] = stat_of(target)
         if written[name][0] != (folder / name).stat().st_size:
             raise UserError(f"{target} is not as it was written; start the same command again")
         write_json(record, written)
     record.unlink()
+
+
+def _send(file: Path, location: str) -> None:
+    system, path = filesystem(location)
+    with explained(location):
+        system.makedirs(path.rpartition("/")[0], exist_ok=True)
+        system.put_file(str(file), path)
 
 
 def refuse_whole(location: str, last: str) -> None:

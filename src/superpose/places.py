@@ -20,10 +20,10 @@ from superpose.errors import UserError, first_line, missing_package
 _BUFFER = 2**20
 """Bytes that are asked for at a time where less would be read."""
 _STAMPS = (
-    *("ETag", "etag", "VersionId", "version_id", "generation", "md5Hash", "Content-MD5", "content_md5", "Digest"),
-    *("blob_id", "oid", "sha256", "LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created"),
+    *("ETag", "etag", "md5Hash", "Content-MD5", "content_md5", "Digest", "blob_id", "sha256", "generation"),
+    *("LastModified", "last_modified", "Last-Modified", "updated", "mtime", "created"),
 )
-"""Names, by file system, of what tells a file from the one that was there before."""
+"""Names, by file system, of what tells a file from the one that was there before; first those of its content."""
 
 
 class MissingError(UserError):
@@ -58,8 +58,8 @@ def stat_of(location: str) -> tuple[int, int | str]:
         return stat.st_size, stat.st_mtime_ns
     if (information := _information(location)) is None:
         raise MissingError(f"{location} is not there; check the address")
-    stamps = [f"{name}={information[name]}" for name in _STAMPS if information.get(name) is not None]
-    return int(information.get("size") or 0), " ".join(stamps)
+    stamps = (f"{name} {information[name]}" for name in _STAMPS if information.get(name) is not None)
+    return int(information.get("size") or 0), next(stamps, "")
 
 
 def open_binary(location: str) -> BinaryIO:
