@@ -4,21 +4,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from threading import Thread
 
-import fsspec
 import pytest
 
 from superpose.errors import UserError
 from superpose.places import is_file, is_remote, join, list_files, list_names, open_binary, stat_of
-
-
-@pytest.fixture
-def memory():
-    """A remote place, empty."""
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    system.pseudo_dirs[:] = [""]
-    yield system
-    system.store.clear()
 
 
 def test_addresses_are_told_from_paths():

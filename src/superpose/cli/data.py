@@ -107,7 +107,7 @@ def train_a_tokenizer(
 
 
 data_app = typer.Typer(help="Look at token stores.", no_args_is_help=True)
-Store = Annotated[Path, Argument(help="Directory of a store.")]
+Store = Annotated[str, Argument(help="Directory of a store, or a place such as s3://bucket/store.")]
 
 
 @data_app.command()

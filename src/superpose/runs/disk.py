@@ -79,6 +79,7 @@ class RunOnDisk:
         """The text it read, if it is still where it was, and whole."""
         about = read_json(self.path / "store.json")
         try:
+            # As a path, whatever it is: a run from elsewhere has nothing fetched.
             store = TokenStore.open(Path(str(about.get("path", ""))))
         except UserError:
             return None

@@ -9,6 +9,7 @@ import torch
 
 from superpose.core.model import SuperposedLM
 from superpose.data.config import DataArgs
+from superpose.data.store import TokenStore
 from superpose.data.tokenizer import load_tokenizer
 from superpose.errors import UserError
 from superpose.files import file_sha256
@@ -72,7 +73,7 @@ def _data(data: DataArgs, directory: Path, end_of_text: str) -> DataArgs:
         fresh = DataArgs.model_fields["vocab_size"].default
         tokenizer = str(directory.resolve())
         return data.model_copy(update={"tokenizer": tokenizer, "vocab_size": fresh, "end_of_text": end_of_text})
-    own, stored = directory / "tokenizer.json", data.store / "tokenizer" / "tokenizer.json"
+    own, stored = directory / "tokenizer.json", TokenStore.open(data.store).tokenizer_path / "tokenizer.json"
     if not stored.is_file() or file_sha256(own) != file_sha256(stored):
         raise UserError(
             f"{data.store} was prepared with another tokenizer than the model's; prepare its text again with: "
