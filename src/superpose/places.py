@@ -5,6 +5,7 @@
 A location is a string. Whatever a remote place says, or does not, ends in a sentence that names it.
 """
 
+import errno
 import glob
 import io
 import os
@@ -26,8 +27,16 @@ _STAMPS = (
 """Names, by file system, of what tells a file from the one that was there before; first those of its content."""
 
 
-class MissingError(UserError):
-    """A remote place answers, and does not have the file."""
+class UnreachableError(UserError, OSError):
+    """A remote place does not give what was asked for; an error of the system's, and not of what is in a file."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.errno = errno.EIO
+
+
+class MissingError(UnreachableError):
+    """It answers, and does not have the file."""
 
 
 def is_remote(location: str) -> bool:
@@ -38,6 +47,12 @@ def is_remote(location: str) -> bool:
 def join(location: str, name: str) -> str:
     """The location of a file in a folder."""
     return f"{location.rstrip('/')}/{name}" if is_remote(location) else str(Path(location, name))
+
+
+def name_of(location: str) -> str:
+    """What a file is called; of an address of the web without the query."""
+    name = location.rstrip("/").rpartition("/")[2]
+    return name.partition("?")[0] if is_remote(location) else name
 
 
 def is_file(location: str) -> bool:
@@ -83,7 +98,7 @@ def has_ranges(location: str) -> bool:
 
 
 def list_files(location: str) -> list[str]:
-    """The files below a folder or that match a pattern, in the order of their names, without a folder's hidden ones.
+    """The files below a folder, without hidden ones, or that match a pattern; in the order of their names.
 
     A remote location can also be that of one file.
 
@@ -109,6 +124,13 @@ def walk(top: str, suffix: str = "", onerror: Callable[[OSError], None] | None =
 
 def _refuse(error: OSError) -> None:
     raise UserError(f"{error.filename} cannot be read ({error.strerror}); make it readable or leave it out")
+
+
+def map_arrow(location: str) -> Any:
+    """A file as pyarrow reads it, without a copy where that is possible."""
+    import pyarrow as pa
+
+    return pa.PythonFile(open_binary(location)) if is_remote(location) else pa.memory_map(location)
 
 
 def _list_remote(location: str) -> list[str]:
@@ -171,7 +193,7 @@ def explained(location: str) -> Iterator[None]:
             if not isinstance(cause, OSError) or answered:
                 raise MissingError(f"{location} is not there; check the address") from None
             said = cause
-        raise UserError(
+        raise UnreachableError(
             f"{location} cannot be reached ({first_line(said)}); check the address, your rights there and the "
             f"connection, then start the same command again"
         ) from None

@@ -72,7 +72,9 @@ def test_small_shards_and_spills_change_nothing_but_the_files(tmp_path, monkeypa
 
 def test_repeats_are_left_out_and_counted(tmp_path):
     store = prepared(tmp_path, records(tmp_path / "a.jsonl", DOCUMENTS + DOCUMENTS[:50] + ["  " + DOCUMENTS[0]]))
-    assert store.manifest["repeated_documents"] == 51
+    (account,) = store.accounts
+    assert account.repeated.count == 51
+    assert "in 51 repeated documents" in store.describe()
     assert store.train.documents + store.val.documents == 400
 
 
@@ -87,7 +89,7 @@ def test_a_mixture_of_sources(tmp_path):
     store = prepared(tmp_path, a, b, weights=(1.0, 1.0))
     first = [text[0] for text in decoded(store, "train")]
     assert abs(first.count("a") - first.count("b")) <= 1
-    assert store.manifest["left_out_bytes"] > 0
+    assert [account.beyond_train.bytes > 0 for account in store.accounts] == [True, False]
     assert "ab" in "".join(first[:50])
 
 
@@ -100,7 +102,7 @@ def test_tokens_made_by_others_are_taken_over(tmp_path):
     from_tokens = prepared(tmp_path, str(tmp_path / "tokens.bin"), tokenizer=str(tmp_path / "tokenizer"))
     assert sorted([*decoded(from_tokens, "train"), *decoded(from_tokens, "val")]) == sorted(DOCUMENTS)
     assert from_tokens.train.bytes == sum(len(text.encode()) for text in decoded(from_tokens, "train"))
-    with pytest.raises(UserError, match=r"tokens\.bin holds token \d+, but the tokenizer has 257"):
+    with pytest.raises(UserError, match=r"tokens\.bin has no header.*no ids of a vocabulary of 257"):
         prepared(tmp_path, str(tmp_path / "tokens.bin"), name="other")
     with pytest.raises(UserError, match="name the tokenizer"):
         prepared(tmp_path, str(tmp_path / "tokens.bin"), name="none", tokenizer="", vocab_size=300)
@@ -216,10 +218,15 @@ def test_files_that_are_not_text_are_counted_and_left_out(tmp_path):
     for number, text in enumerate(DOCUMENTS[:150]):
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
-    (tmp_path / "texts" / "binary").write_bytes(b"\xff\xfe\xfd\x00\x01")
+    (tmp_path / "texts" / "binary").write_bytes(b"\x89PNG\x00\x01\x02\x03\x04")
     store = prepared(tmp_path, str(tmp_path / "texts"))
-    assert store.manifest["unreadable_files"] == 1
-    assert "1 unreadable files" in store.describe()
+    (account,) = store.accounts
+    assert account.dropped["not_text"].model_dump() == {
+        "count": 1,
+        "bytes": 9,
+        "first": str(tmp_path / "texts" / "binary"),
+    }
+    assert "9 in 1 files that are not text" in store.describe()
 
 
 def test_a_tokenizer_is_trained_on_text_from_all_over(tmp_path):

@@ -67,7 +67,7 @@ def test_an_id_outside_the_vocabulary_is_never_read(copied):
 
 def test_a_store_of_another_version_is_refused(copied):
     path = copied / "manifest.json"
-    path.write_text(path.read_text().replace("superpose tokens 2", "superpose tokens 9"))
+    path.write_text(path.read_text().replace("superpose tokens 3", "superpose tokens 9"))
     with pytest.raises(UserError, match="superpose tokens 9"):
         TokenStore.open(copied)
 
@@ -102,7 +102,16 @@ def test_a_tokenizer_is_no_code_and_lies_inside(copied, name):
         TokenStore.open(copied)
 
 
-@pytest.mark.parametrize("name", ["repeated_documents", "unreadable_files", "left_out_bytes", "preparation"])
+def test_an_account_that_does_not_add_up_is_altered(copied):
+    file = copied / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["accounts"][0]["train"]["bytes"] += 1
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"was altered: accounts\.0.*-1 bytes are unaccounted for"):
+        TokenStore.open(copied)
+
+
+@pytest.mark.parametrize("name", ["accounts", "preparation"])
 def test_what_is_told_of_a_store_is_checked_too(copied, name):
     file = copied / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), name: "many"}))

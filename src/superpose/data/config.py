@@ -1,12 +1,15 @@
 """What a recipe says of its text, and the store that comes of it."""
 
-from typing import Annotated, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
 from superpose.data.store import TokenStore, is_store
+from superpose.data.streams import Streams
+from superpose.data.token_files import TokenType
 from superpose.data.tokenizer import load_tokenizer
 from superpose.data.workers import Progress
 from superpose.errors import UserError
@@ -22,9 +25,9 @@ class SourceArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     field: str = "text"
     """Of JSON lines, Parquet and datasets: where a record keeps its text."""
     encoding: str = "utf-8"
-    """Of text files."""
-    dtype: Literal["auto", "uint16", "uint32"] = "auto"
-    """Of .bin files without a header; auto takes them for uint16."""
+    """Of text and JSON lines."""
+    dtype: TokenType = "auto"
+    """Of .bin files without a header; auto looks at their numbers."""
 
 
 class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -50,6 +53,8 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The token of `tokenizer` that ends documents; empty for its `eos_token`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the order of the documents, which also decides which of them `max_megabytes` leaves out."""
+    max_damaged: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of a source that may be damaged, such as bytes that are not in its encoding; more is an error."""
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -79,17 +84,25 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
             val_fraction=self.val_fraction,
             val_bytes=self.val_megabytes * 1e6,
             seed=self.seed,
+            max_damaged=self.max_damaged,
         )
 
 
-def prepare(args: DataArgs, progress: Progress = lambda what, share: None) -> TokenStore:
+def prepare(
+    args: DataArgs, progress: Progress = lambda what, share: None, streams: Streams = MappingProxyType({})
+) -> TokenStore:
     """The store of a recipe: opened if it was prepared before, by the user or into the cache, else prepared.
+
+    Args:
+        args: the recipe's.
+        progress: told what is being done.
+        streams: iterables of records for a corpus `stream:NAME`, see `prepare_store`.
 
     Raises:
         UserError: the text cannot be read, there is too little of it, or a setting does not apply to a store.
     """
     if args.store is None:
-        return prepare_store(args.preparation, progress=progress)
+        return prepare_store(args.preparation, progress=progress, streams=streams)
     ignored = [
         f"data.{name}"
         for name, field in DataArgs.model_fields.items()

@@ -19,15 +19,16 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from superpose.copies import local_copy
+from superpose.data.account import Account
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
 from superpose.files import file_sha256, read_json
 from superpose.places import is_file, is_remote, join
 
-FORMAT = "superpose tokens 2"
+FORMAT = "superpose tokens 3"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,15 @@ class _Shard(BaseModel):
 _Side = Annotated[dict[Literal["shards"], Annotated[list[_Shard], Field(min_length=1)]], Field(min_length=1)]
 
 
+def _balanced(account: Account) -> Account:
+    if account.balance:
+        raise ValueError(f"{account.balance} bytes are unaccounted for")
+    return account
+
+
+_Balanced = Annotated[Account, AfterValidator(_balanced)]
+
+
 class _Manifest(BaseModel, strict=True):
     """What is relied on; paths stay inside the store."""
 
@@ -66,9 +76,7 @@ class _Manifest(BaseModel, strict=True):
     dtype: Literal["<u2", "<u4"]
     splits: Annotated[dict[Literal["train", "val"], _Side], Field(min_length=2)]
     preparation: dict[str, Any]
-    repeated_documents: int = 0
-    unreadable_files: int = 0
-    left_out_bytes: int = 0
+    accounts: Annotated[list[_Balanced], Field(min_length=1)]
     sha256: dict[Annotated[str, Field(pattern=r"^([\w-][\w.-]*|tokenizer/[\w-][\w.-]*\.(json|jinja))$")], str]
 
 
@@ -141,6 +149,11 @@ class TokenStore:
         return int(self.manifest["end_of_text"])
 
     @property
+    def accounts(self) -> list[Account]:
+        """Where the bytes of each source went."""
+        return [Account.model_validate(account) for account in self.manifest["accounts"]]
+
+    @property
     def fingerprint(self) -> str:
         """Identifies tokens and tokenizer; equal for equal text and settings, wherever the text lay."""
         return str(self.manifest["fingerprint"])
@@ -177,12 +190,8 @@ class TokenStore:
                 f"{side}: {split.documents:,} documents, {len(split.tokens):,} tokens, {split.bytes / 1e6:,.1f} MB of "
                 f"text ({split.bytes / len(split.tokens):.2f} bytes per token), {shards} shard{'s' * (shards > 1)}"
             )
-        counts = {name: self.manifest.get(name, 0) for name in ("repeated_documents", "unreadable_files")}
-        left = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
-        lines.append(
-            f"vocabulary {self.vocab_size:,}, end of text {self.end_of_text}; left out: {left}, "
-            f"{self.manifest.get('left_out_bytes', 0) / 1e6:,.1f} MB beyond the mixture or the limit"
-        )
+        lines.append(f"vocabulary {self.vocab_size:,}, end of text {self.end_of_text}")
+        lines += (account.describe() for account in self.accounts)
         return "\n".join(lines)
 
     def verify(self) -> list[str]:

@@ -16,6 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from superpose.data.encodings import sound
 from superpose.errors import UserError, first_line, missing_package
 from superpose.files import read_json, whole_file, write_json
 
@@ -114,17 +115,18 @@ def texts_of(stream: Stream, field: str) -> Iterator[str | None]:
         yield _text_of(record, field, f"{stream.location}, record {number}")
 
 
-def keep(job: tuple[Path, Stream, str, int]) -> None:
+def keep(job: tuple[Path, Stream | tuple[str, int], str, int]) -> None:
     """Writes the texts of a stream into a folder, as Arrow files that all processes can read.
 
     Args:
-        job: the folder, which may hold what an interrupted reading kept; the stream; the field of the text; characters
-            of a file.
+        job: the folder, which may hold what an interrupted reading kept; the stream, or of one from `datasets` its
+            location and a shard's number; the field of the text; characters of a file.
 
     Raises:
         UserError: the stream breaks off, or says something else than when it was interrupted.
     """
-    folder, stream, field, most = job
+    folder, given, field, most = job
+    stream = given if isinstance(given, Stream) else _from_hub(given[0]).shard(given[1])
     done = folder / "whole.json"
     if done.is_file():
         return
@@ -210,7 +212,6 @@ def _digest(text: object) -> str:
 def _write(path: Path, texts: list[str | None], field: str) -> None:
     import pyarrow as pa
 
-    sound = [None if text is None else text.encode("utf-8", "replace").decode() for text in texts]
-    table = pa.table({field: pa.array(sound, pa.large_string())})
+    table = pa.table({field: pa.array([None if text is None else sound(text) for text in texts], pa.large_string())})
     with whole_file(path) as aside, pa.OSFile(str(aside), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
         out.write_table(table, max_chunksize=4096)
