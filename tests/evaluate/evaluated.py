@@ -14,7 +14,9 @@ def evaluated(model, tmp_path, name="model", context=64):
 
     text_tokenizer = load_tokenizer("bytes")
     save_tokenizer(text_tokenizer, tmp_path)
-    return EvaluatedModel(name, tmp_path, model, AutoTokenizer.from_pretrained(tmp_path), text_tokenizer, context, None)
+    return EvaluatedModel(
+        name, str(tmp_path), tmp_path, model, AutoTokenizer.from_pretrained(tmp_path), text_tokenizer, context, None
+    )
 
 
 class HandMade:
