@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from superpose.core.fold import IGNORE_INDEX, window_length
 from superpose.core.schedule import Schedule
@@ -205,7 +205,7 @@ class WindowStream(IterableDataset[dict[str, Any]]):
         if self._rows is not None and not self._ahead:
             own = getattr(self.source, "state_dict", None)
             source = copy.deepcopy(own()) if own is not None and self._read else None
-            self._ahead.extend(self._next_rows(self._rows))
+            self._ahead.extend(self._next_rows(self._rows, self._read))
             self._mark = {"source": source, "read": self._read, "next": [_digest(row) for row in self._ahead]}
         step, part = divmod(self.position, self.accumulate)
         return {
@@ -255,14 +255,15 @@ class WindowStream(IterableDataset[dict[str, Any]]):
 
     def _goes_on(self, rows: Iterator[Any]) -> bool:
         """Whether a source, read up to the mark, goes on with the rows that came then; if so it is gone on with."""
-        self._rows, self._ahead = rows, deque(self._next_rows(rows) if self._mark["next"] else ())
+        self._rows = rows
+        self._ahead = deque(self._next_rows(rows, self._mark["read"]) if self._mark["next"] else ())
         same: bool = [_digest(row) for row in self._ahead] == self._mark["next"]
         for _ in range(self._read - self._mark["read"] if same else 0):
             self._ahead.popleft()
         return same
 
-    def _next_rows(self, rows: Iterator[Any]) -> list[npt.NDArray[np.int64]]:
-        return [self.reader(row, self._read + ahead) for ahead, row in zip(range(_AHEAD), rows, strict=False)]
+    def _next_rows(self, rows: Iterator[Any], first: int) -> list[npt.NDArray[np.int64]]:
+        return [self.reader(row, number) for number, row in zip(range(first, first + _AHEAD), rows, strict=False)]
 
     def _fill(self, count: int, step: int) -> None:
         """Reads rows until there are so many tokens."""
@@ -287,3 +288,22 @@ class WindowStream(IterableDataset[dict[str, Any]]):
 
 def _digest(row: npt.NDArray[np.int64]) -> str:
     return hashlib.sha256(row.tobytes()).hexdigest()[:16]
+
+
+class StreamSteps(Dataset[dict[str, Any]]):
+    """A stream by the numbers of forward passes, for a loader that skips those of steps done before.
+
+    They are read in ascending order; what is left out on the way is read and dropped.
+    """
+
+    def __init__(self, stream: WindowStream) -> None:
+        self.stream = stream
+
+    def __len__(self) -> int:
+        return self.stream.passes
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        assert self.stream.position <= number
+        while self.stream.position < number:
+            self.stream.read()
+        return self.stream.read()
