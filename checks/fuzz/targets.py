@@ -30,7 +30,9 @@ from checks.fuzz.damage import (
     text,
     without_null,
 )
+from checks.fuzz.elsewhere import feed_place, feed_stream
 from checks.fuzz.judging import Feed, FindingError, expect_sentence, judge
+from checks.fuzz.models import feed_evaluate, feed_export, feed_import
 from checks.fuzz.samples import Samples
 from superpose.errors import UserError
 
@@ -379,6 +381,11 @@ TARGETS: dict[str, tuple[Feed, int]] = {
     "tokenizer": (feed_tokenizer, 1200),
     "run folder": (feed_run, 1000),
     "text and tokens": (feed_text, 2000),
+    "export": (feed_export, 700),
+    "import": (feed_import, 700),
+    "evaluate": (feed_evaluate, 700),
+    "stream": (feed_stream, 1000),
+    "remote place": (feed_place, 1000),
 }
 """What is fed, and how many inputs by default."""
 

@@ -13,8 +13,9 @@ Sources = Annotated[
     list[str],
     Argument(
         metavar="SOURCE...",
-        help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin); a saved dataset; "
-        "or 'python' for the Python sources of this machine.",
+        help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin), also in a place "
+        "such as s3://bucket/texts; a saved dataset; datasets:NAME:CONFIG:SPLIT for what datasets streams; or 'python' "
+        "for the Python sources of this machine.",
     ),
 ]
 Field = Annotated[str, Option(help="Of JSON lines, Parquet and datasets: where a record keeps its text.")]
@@ -24,7 +25,7 @@ Processes = Annotated[int, Option(min=0, help="At a time; 0 for one on each core
 
 def prepare(
     sources: Sources,
-    out: Annotated[Path, Option(help="Directory of the store.")],
+    out: Annotated[str, Option(help="Directory of the store, or a place such as s3://bucket/store.")],
     tokenizer: Annotated[
         str, Option(help="A tokenizer.json, a directory that holds one, or 'bytes'.", show_default=False)
     ] = "",
@@ -110,7 +111,7 @@ def train_a_tokenizer(
 
 
 data_app = typer.Typer(help="Look at token stores.", no_args_is_help=True)
-Store = Annotated[Path, Argument(help="Directory of a store.")]
+Store = Annotated[str, Argument(help="Directory of a store, or a place such as s3://bucket/store.")]
 
 
 @data_app.command()

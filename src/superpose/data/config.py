@@ -1,13 +1,14 @@
 """What a recipe says of its text, and the store that comes of it."""
 
-from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
-from superpose.data.store import TokenStore
+from superpose.data.store import TokenStore, is_store
+from superpose.data.streams import Streams
 from superpose.data.token_files import TokenType
 from superpose.data.tokenizer import load_tokenizer
 from superpose.data.workers import Progress
@@ -36,7 +37,8 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         PYTHON_SOURCES
     )
     """`python` (the Python sources installed on this machine); a file, folder or pattern of text, JSON lines, Parquet
-    or tokens; a saved dataset; a prepared store; or several sources with weights."""
+    or tokens; a saved dataset; a prepared store; each of them also in a place such as `s3://bucket/texts`; what
+    `datasets` streams, as `datasets:NAME:CONFIG:SPLIT`; or several sources with weights."""
     max_megabytes: Annotated[float, Field(gt=0)] = 32
     """Size of the training side, in 10^6 bytes of text."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -63,10 +65,9 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         return self
 
     @property
-    def store(self) -> Path | None:
-        """The prepared store that `corpus` is, if it is one."""
-        path = Path(self.corpus) if isinstance(self.corpus, str) else None
-        return path if path is not None and (path / "manifest.json").is_file() else None
+    def store(self) -> str | None:
+        """The location of the prepared store that `corpus` is, if it is one."""
+        return self.corpus if isinstance(self.corpus, str) and is_store(self.corpus) else None
 
     @property
     def preparation(self) -> Preparation:
@@ -87,14 +88,21 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         )
 
 
-def prepare(args: DataArgs, progress: Progress = lambda what, share: None) -> TokenStore:
+def prepare(
+    args: DataArgs, progress: Progress = lambda what, share: None, streams: Streams = MappingProxyType({})
+) -> TokenStore:
     """The store of a recipe: opened if it was prepared before, by the user or into the cache, else prepared.
+
+    Args:
+        args: the recipe's.
+        progress: told what is being done.
+        streams: iterables of records for a corpus `stream:NAME`, see `prepare_store`.
 
     Raises:
         UserError: the text cannot be read, there is too little of it, or a setting does not apply to a store.
     """
     if args.store is None:
-        return prepare_store(args.preparation, progress=progress)
+        return prepare_store(args.preparation, progress=progress, streams=streams)
     ignored = [
         f"data.{name}"
         for name, field in DataArgs.model_fields.items()

@@ -6,9 +6,9 @@ from typing import Literal, NamedTuple
 from superpose.data.compressed import GZIP, ZSTD, Codec, read_chunks
 from superpose.data.record_files import is_record
 from superpose.errors import UserError
-from superpose.places import is_file, open_binary, stat_of
+from superpose.places import is_file, name_of, open_binary, stat_of
 
-Kind = Literal["text", "json", "parquet", "arrow", "tokens", "megatron"]
+Kind = Literal["text", "json", "parquet", "arrow", "tokens", "megatron", "stream"]
 
 _JSON = (".jsonl", ".ndjson", ".json")
 _CODECS: dict[str, Codec] = {".gz": "gz", ".zst": "zst"}
@@ -48,7 +48,8 @@ def format_of(file: str, field: str, alone: bool) -> Format:
     """
     with open_binary(file) as stream:
         start = stream.read(2**12)
-    outer = PurePath(file).suffix.lower()
+    name = name_of(file)
+    outer = PurePath(name).suffix.lower()
     codec: Codec = "gz" if start.startswith(GZIP) else "zst" if _is_zstd(start) else ""
     named = _CODECS.get(outer, "")
     if named and start and codec != named:
@@ -56,7 +57,7 @@ def format_of(file: str, field: str, alone: bool) -> Format:
             f"{file} is named {outer} but does not begin as such a file does; if it is not compressed, rename it, else "
             f"fetch it again or leave it out"
         )
-    inner = PurePath(PurePath(file).stem).suffix.lower() if named else outer
+    inner = PurePath(PurePath(name).stem).suffix.lower() if named else outer
     codec = codec or named
     if inner in _JSON:
         return Format("json", codec)
@@ -80,8 +81,13 @@ def foreign_format(start: bytes) -> str | None:
 
 def sibling(file: str, suffix: str) -> str | None:
     """The file of the same name but for its suffix, in small or capital letters."""
-    names = (str(PurePath(file).with_suffix(written)) for written in (suffix, suffix.upper()))
+    names = (with_suffix(file, written) for written in (suffix, suffix.upper()))
     return next(filter(is_file, names), None)
+
+
+def with_suffix(file: str, suffix: str) -> str:
+    """The location of the file that is named the same but for its suffix."""
+    return file.removesuffix(PurePath(file).suffix) + suffix
 
 
 def _is_zstd(start: bytes) -> bool:

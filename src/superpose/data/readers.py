@@ -8,11 +8,14 @@ they can be counted first and fetched later. No part needs much more memory than
 at line ends, Parquet at its row groups, and what cannot be entered in the middle is read as a stream.
 """
 
+import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,7 @@ from superpose.data.compressed import Codec
 from superpose.data.encodings import check_encoding
 from superpose.data.formats import Kind, format_of, sibling
 from superpose.data.record_files import is_systems, open_parquet, read_arrow, read_json_lines, read_parquet
+from superpose.data.streams import Streams, is_stream, open_stream, texts_of
 from superpose.data.text_files import PIECE, can_be_entered, pieces, read_text
 from superpose.data.token_files import (
     TOKEN_PIECE,
@@ -34,8 +38,8 @@ from superpose.data.token_files import (
     read_tokens,
 )
 from superpose.errors import UserError, first_line
-from superpose.files import read_json
-from superpose.places import list_files, stat_of, walk
+from superpose.files import parse_json
+from superpose.places import has_ranges, is_file, is_remote, join, list_files, open_binary, stat_of, walk
 
 PYTHON_SOURCES = "python"
 """Names the default corpus: the Python sources installed on this machine."""
@@ -56,7 +60,8 @@ class Source:
     """One thing to read."""
 
     location: str
-    """`PYTHON_SOURCES`, a file, a folder, or a pattern such as `dump/*.jsonl.gz`."""
+    """`PYTHON_SOURCES`, a file, a folder, or a pattern such as `dump/*.jsonl.gz`, here or in a remote place; or a
+    stream, see `superpose.data.streams`."""
     field: str = "text"
     """Of JSON lines, Parquet and datasets: where a record keeps its text."""
     encoding: str = "utf-8"
@@ -75,9 +80,9 @@ class Part:
     codec: Codec = ""
     """How its files are compressed."""
     start: int = 0
-    """First byte, row group, token or document, by kind; moved to where a line or document begins."""
+    """First byte, row group, token or document, by kind; moved to where a line or document begins. A stream's shard."""
     stop: int = 0
-    """The next part's `start`; 0 for all of the files."""
+    """The next part's `start`; 0 for all of the files. Of a stream, how many shards there are."""
     piece: int = 0
     """Characters or tokens of the pieces that documents are cut into, about; 0 for whole ones."""
     layout: Layout | None = None
@@ -92,18 +97,24 @@ class Part:
         return sizes if self.layout is None else sizes // 4 * self.layout.width
 
 
-def find_parts(source: Source, vocab_size: int = 2**16, end_of_text: int = 0) -> list[Part]:
+def find_parts(
+    source: Source, vocab_size: int = 2**16, end_of_text: int = 0, streams: Streams = MappingProxyType({})
+) -> list[Part]:
     """The parts of a source, in an order that depends on nothing but its files.
 
     Args:
         source: to read.
         vocab_size: of the tokenizer, by which tokens are told from other numbers.
         end_of_text: the token that ends documents in stores of tokens.
+        streams: those the caller gives, by name.
 
     Raises:
         UserError: it cannot be read, or what it is cannot be told.
     """
     check_encoding(source.encoding)
+    if is_stream(source.location):
+        shards = open_stream(source.location, streams).shards
+        return [Part("stream", (source.location,), source, start=shard, stop=shards) for shard in range(shards)]
     files = files_of(source.location)
     # Megatron's index and tokens are one source.
     names = set(files)
@@ -164,6 +175,9 @@ def _read(part: Part, file: str, end_of_text: int | None) -> Iterator[Document |
         yield from _cut_to(part.piece, read_parquet(file, source.field, start, stop))
     elif part.kind == "arrow":
         yield from _cut_to(part.piece, read_arrow(file, source.field))
+    elif part.kind == "stream":
+        for text in texts_of(open_stream(file, {}).shard(start), source.field):
+            yield text if text else Dropped("no_text", 0)
     else:
         assert end_of_text is not None
         assert part.layout is not None
@@ -194,6 +208,8 @@ def _whole(source: Source, file: str, alone: bool) -> Part:
 def _ranges(whole: Part, size: int, vocab_size: int, end_of_text: int) -> list[Part]:
     """A file as parts of about `RANGE` bytes each, where it can be entered in the middle."""
     (file,), source = whole.files, whole.source
+    # What can only be sent whole is one part, or it would be sent for each.
+    most = RANGE if has_ranges(file) else sys.maxsize
     if whole.kind == "parquet":
         try:
             with open_parquet(file) as table:
@@ -203,17 +219,17 @@ def _ranges(whole: Part, size: int, vocab_size: int, end_of_text: int) -> list[P
             if is_systems(error):
                 raise
             return [whole]  # which tells when it is read
-        return _grouped(whole, sizes, RANGE)
+        return _grouped(whole, sizes, most)
     if whole.kind == "tokens":
         layout = layout_of(file, source.dtype, vocab_size)
         piece = 0 if has_documents(file, layout, end_of_text) else TOKEN_PIECE
-        return _cut(replace(whole, layout=layout, piece=piece), layout.count, RANGE // 2)
+        return _cut(replace(whole, layout=layout, piece=piece), layout.count, most // 2)
     if whole.kind == "megatron":
         data, layout, bounds = megatron_index(file)
-        return _grouped(replace(whole, files=(data,), layout=layout), np.diff(bounds), RANGE // 2)
+        return _grouped(replace(whole, files=(data,), layout=layout), np.diff(bounds), most // 2)
     if whole.kind == "arrow" or whole.codec or not can_be_entered(file, source.encoding, whole.kind == "json"):
         return [whole]
-    return _cut(whole, size, RANGE)
+    return _cut(whole, size, most)
 
 
 def _cut(whole: Part, size: int, step: int) -> list[Part]:
@@ -256,30 +272,27 @@ def files_of(location: str) -> list[str]:
         return list(_python_files())
     if not location:
         raise UserError("a source has no name; give a file, a folder or a pattern")
-    path = Path(location)
-    if path.is_file():
+    if is_file(location):
         return [location]
-    if (path / "dataset_dict.json").is_file():
-        splits = read_json(path / "dataset_dict.json").get("splits")
+    if is_file(splits_file := join(location, "dataset_dict.json")):
+        splits = _json(splits_file).get("splits")
         if not isinstance(splits, list) or not splits or not all(isinstance(name, str) for name in splits):
-            raise UserError(f"{path / 'dataset_dict.json'} names no splits; save the dataset again")
+            raise UserError(f"{splits_file} names no splits; save the dataset again")
         if "train" not in splits and len(splits) > 1:
-            raise UserError(f"{path} has the splits {', '.join(splits)}; give the folder of one of them")
-        return files_of(str(path / _plain("train" if "train" in splits else splits[0], path)))
-    if (path / "state.json").is_file():
-        state = read_json(path / "state.json")
+            raise UserError(f"{location} has the splits {', '.join(splits)}; give the folder of one of them")
+        return files_of(join(location, _plain("train" if "train" in splits else splits[0], location)))
+    if is_file(state_file := join(location, "state.json")):
+        state = _json(state_file)
         if state.get("_indices_name") or state.get("_indices_data_files"):
             raise UserError(
-                f"{path} was saved with an index over its rows; call dataset.flatten_indices() and save again"
+                f"{location} was saved with an index over its rows; call dataset.flatten_indices() and save again"
             )
         try:
-            return [str(path / _plain(entry["filename"], path)) for entry in state["_data_files"]]
+            return [join(location, _plain(entry["filename"], location)) for entry in state["_data_files"]]
         except (KeyError, TypeError):
-            raise UserError(
-                f"{path / 'state.json'} does not list the dataset's files; save the dataset again"
-            ) from None
+            raise UserError(f"{state_file} does not list the dataset's files; save the dataset again") from None
     matching = list_files(location)
-    if not matching and not path.is_dir():
+    if not matching and (is_remote(location) or not Path(location).is_dir()):
         raise UserError(
             f"source {location} is not there; give a file, a folder, a pattern, or '{PYTHON_SOURCES}' "
             f"for the Python sources of this machine"
@@ -287,7 +300,12 @@ def files_of(location: str) -> list[str]:
     return matching
 
 
-def _plain(name: str, folder: Path) -> str:
+def _json(location: str) -> dict[str, Any]:
+    with _explained(location), open_binary(location) as stream:
+        return parse_json(stream.read(), location)
+
+
+def _plain(name: str, folder: str) -> str:
     if Path(name).name != name:
         raise UserError(f"{folder} names {name!r}, which is outside it; save the dataset again")
     return name

@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import PurePath
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from superpose.data.account import Dropped
-from superpose.data.formats import foreign_format, sibling
+from superpose.data.formats import foreign_format, sibling, with_suffix
 from superpose.errors import UserError
 from superpose.places import open_binary, stat_of
 
@@ -190,7 +189,7 @@ def megatron_index(file: str) -> tuple[str, Layout, npt.NDArray[np.int64]]:
     """The data file of Megatron's indexed dataset, how its tokens lie, and documents' bounds; from either name."""
     index, data = sibling(file, ".idx"), sibling(file, ".bin")
     if index is None or data is None:
-        absent = str(PurePath(file).with_suffix(".idx" if index is None else ".bin"))
+        absent = with_suffix(file, ".idx" if index is None else ".bin")
         raise UserError(f"{absent} is not there; Megatron's .bin and .idx belong together")
     with open_binary(index) as stream:
         content = stream.read()

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from superpose.data.tokenizer import TextTokenizer, load_tokenizer
+from superpose.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_identity
 from superpose.errors import UserError, first_line
 from superpose.evaluate.evaluation import ModelFigures
-from superpose.files import file_sha256
 from superpose.models.load import load_with_tokenizer
+from superpose.places import is_remote
 from superpose.runs.disk import model_directory
 
 
@@ -19,15 +19,17 @@ class EvaluatedModel:
 
     Attributes:
         name: short, and different from the others'.
+        place: as it was given.
         model_directory: the Hugging Face directory.
         model: of transformers, on its device, set to evaluation.
-        tokenizer: of transformers, for tasks.
-        text_tokenizer: the same as preparation uses it, for text.
+        tokenizer: of transformers, for tasks; the same ids come of it as of `text_tokenizer`.
+        text_tokenizer: as preparation uses it, for text.
         context: positions the model was made for, where its configuration says so.
         run: its run's directory, if it is of a run.
     """
 
     name: str
+    place: str
     model_directory: Path
     model: Any
     tokenizer: Any
@@ -38,13 +40,13 @@ class EvaluatedModel:
     @property
     def vocabulary(self) -> str:
         """The same for models whose tokens are comparable."""
-        return file_sha256(self.model_directory / "tokenizer.json")
+        return tokenizer_identity(self.model_directory / "tokenizer.json")
 
     @property
     def facts(self) -> ModelFigures:
         return ModelFigures(
             name=self.name,
-            path=str(self.run or self.model_directory),
+            path=self.place,
             model=self.model.config.model_type,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             context=self.context,
@@ -52,22 +54,22 @@ class EvaluatedModel:
         )
 
 
-def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
+def load_models(places: Sequence[str | Path], device: str) -> list[EvaluatedModel]:
     """Loads several models, named by their directories; a UserError if one holds no model, or is given twice."""
-    for place in places:
-        if list(places).count(place) > 1:
+    locations = [str(place) if is_remote(str(place)) else str(Path(place)) for place in places]
+    absolute = [place if is_remote(place) else str(Path(place).absolute()) for place in locations]
+    for place, known in zip(locations, absolute, strict=True):
+        if absolute.count(known) > 1:
             raise UserError(f"{place} is given twice; give each model once")
-    return [_load(place, name, device) for place, name in zip(places, _names(places), strict=True)]
+    return [_load(place, name, device) for place, name in zip(locations, _names(locations), strict=True)]
 
 
-def _load(place: Path, name: str, device: str) -> EvaluatedModel:
-    if not place.is_dir():
+def _load(place: str, name: str, device: str) -> EvaluatedModel:
+    if not is_remote(place) and not Path(place).is_dir():
         raise UserError(f"{place} is not there; give a finished run's directory, or one that save_pretrained wrote")
     directory = model_directory(place)
     model, tokenizer = load_with_tokenizer(directory)
     text_tokenizer = load_tokenizer(str(directory))
-    # Where a text spells out a special token, it is text, as in preparation.
-    text_tokenizer.tokenizer.encode_special_tokens = True
     if text_tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {text_tokenizer.vocab_size} entries and the model predicts "
@@ -78,15 +80,14 @@ def _load(place: Path, name: str, device: str) -> EvaluatedModel:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device is {device!r}, which PyTorch cannot use here: {first_line(error)}") from None
-    return EvaluatedModel(
-        name, directory, model, tokenizer, text_tokenizer, context, None if directory == place else place
-    )
+    run = None if is_remote(place) or directory == Path(place) else Path(place)
+    return EvaluatedModel(name, place, directory, model, tokenizer, text_tokenizer, context, run)
 
 
-def _names(places: Sequence[Path]) -> list[str]:
+def _names(places: Sequence[str]) -> list[str]:
     """The shortest ends of the paths that tell them apart; a link says more than what it leads to in the pool."""
     names, length = [""] * len(places), 0
     while len(set(names)) < len(names) or not length:
         length += 1
-        names = ["/".join(place.absolute().parts[-length:]) for place in places]
+        names = ["/".join(Path(place).absolute().parts[-length:]) for place in places]
     return names

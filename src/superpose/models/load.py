@@ -8,12 +8,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from superpose.copies import local_copy
 from superpose.errors import UserError, first_line, last_line
 from superpose.files import read_json
+from superpose.places import is_remote, list_names
 
 ABOUT = "superpose.json"
 """File of an exported model that says what it predicts, and where it comes from."""
+_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+"""Of the files of a model and its tokenizer."""
 NEXT_TOKEN = "next token"  # noqa: S105  # no password
+
+
+def on_this_machine(place: str | Path) -> Path:
+    """The directory itself or, of a model in a remote place, a copy of its files in the cache.
+
+    Raises:
+        UserError: a file cannot be read, or is not what the model's superpose.json says.
+    """
+    if not is_remote(str(place)):
+        return Path(place)
+    there = [name for name in list_names(str(place)) if name.endswith(_SUFFIXES)]
+    # It is written last.
+    if "config.json" not in there:
+        raise UserError(f"{place} holds no config.json; give the place of a whole model")
+    known: dict[str, Any] = {}
+    if ABOUT in there:
+        known = read_json(local_copy(str(place), {ABOUT: None}) / ABOUT).get("sha256", {})
+    return local_copy(str(place), {name: known.get(name) for name in there})
 
 
 def is_model(place: Path) -> bool:
@@ -94,16 +116,27 @@ def load_with_tokenizer(directory: Path) -> tuple[Any, Any]:
     Raises:
         UserError: they cannot be loaded, or the model predicts bags.
     """
-    from transformers import AutoTokenizer
-
     if predicts := predicts_bags(directory):
         raise UserError(f"{directory} predicts {predicts}, not the next token, so what it generated would be noise")
-    model = load_model(directory).eval()
+    return load_model(directory).eval(), text_tokenizer_of(directory)
+
+
+def text_tokenizer_of(directory: Path) -> Any:
+    """A tokenizer of transformers that reads text as training does (`superpose.data.tokenizer`).
+
+    Whatever class and template the directory names, it is `tokenizer.json` that is read, and nothing is put around a
+    text.
+
+    Raises:
+        UserError: the directory holds no tokenizer that can be loaded.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    plain = {"split_special_tokens": True, "add_bos_token": False, "add_eos_token": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True, **plain)
     except Exception as error:  # whatever transformers raises for a file that is missing or was altered
         raise UserError(f"{directory} holds no tokenizer that can be loaded: {first_line(error)}") from None
-    return model, tokenizer
 
 
 def refuse_code_of_others(settings: dict[str, Any], place: str) -> None:

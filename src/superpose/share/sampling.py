@@ -22,10 +22,13 @@ def generate(
 ) -> str:
     """Continues a text with the model of a finished run or of a Hugging Face directory; see `sample`.
 
+    Args:
+        place: a directory, or a remote place that holds a model.
+
     Raises:
         UserError: there is neither, its model was last trained in superposition, or the text is too long for it.
     """
-    model, tokenizer = load_with_tokenizer(model_directory(Path(place)))
+    model, tokenizer = load_with_tokenizer(model_directory(place))
     return sample(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
 
 
@@ -42,7 +45,8 @@ def sample(
     """The prompt and its continuation, until the end of text or `max_new_tokens`.
 
     Args:
-        model, tokenizer: of transformers.
+        model, tokenizer: of transformers. The prompt is encoded as text is for training: without the tokenizer's
+            template, and a special token that it spells out is text.
         max_new_tokens: by default what the context the model was trained on leaves room for.
         temperature: of sampling; 0 always takes the likeliest token.
         top_p: sample from the likeliest tokens that hold this share of the probability.
@@ -70,7 +74,8 @@ def sample(
     start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     try:
-        ids = torch.tensor([tokenizer(prompt)["input_ids"] or start])
+        encoded = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = torch.tensor([encoded or start])
         if ids.numel() == 0:
             raise UserError("the model's tokenizer has no end of text to start from; give a prompt")
         torch.manual_seed(seed)
