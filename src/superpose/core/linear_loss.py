@@ -19,8 +19,6 @@ Precision
 Shapes: N positions (B rows x L latents), n of a chunk, S targets of a position (a bag), D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +28,7 @@ from torch import Tensor
 
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.loss import Reduction, bagged, check_softcap, count_positions, sum_dtype, target_shares
-from superpose.core.multi_hot_op import linear_multi_hot
+from superpose.core.multi_hot_op import Settings, linear_multi_hot
 
 
 def _cpu_halves() -> set[torch.dtype]:
@@ -56,7 +54,7 @@ class VocabShard:
     group: dist.ProcessGroup
 
     @classmethod
-    def even(cls, vocab_size: int, group: dist.ProcessGroup) -> VocabShard:
+    def even(cls, vocab_size: int, group: dist.ProcessGroup) -> "VocabShard":
         """This rank's part as PyTorch cuts a dimension: parts of one size, the last ones shorter or empty."""
         return cls(dist.get_rank(group) * -(-vocab_size // dist.get_world_size(group)), group)
 
@@ -120,6 +118,16 @@ def linear_multi_hot_cross_entropy(
     leading = hidden.shape[:-1]
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
     product_dtype = _product_dtype(hidden, lm_head_weight)
+    settings = Settings(
+        wanted=[tensor is not None and tensor.requires_grad for tensor in (hidden, lm_head_weight, bias)],
+        z_loss=z_loss,
+        softcap=softcap or 0.0,
+        vocab_size=max(0, min(vocab_size - start, entries)),
+        vocab_start=start,
+        chunk_positions=_chunk(chunk_positions, hidden, entries),
+        group=group,
+        product_dtype=product_dtype,
+    )
     total, losses, *_ = linear_multi_hot(
         hidden,
         lm_head_weight,
@@ -127,15 +135,7 @@ def linear_multi_hot_cross_entropy(
         targets.masked_fill(targets == ignore_index, 0),
         target_shares(targets, weights, ignore_index, sum_dtype(product_dtype)),
         torch.is_grad_enabled() and reduction != "none",
-        None,
-        [tensor is not None and tensor.requires_grad for tensor in (hidden, lm_head_weight, bias)],
-        z_loss,
-        softcap or 0.0,
-        max(0, min(vocab_size - start, entries)),
-        start,
-        group,
-        product_dtype,
-        _chunk(chunk_positions, hidden, entries),
+        *settings.packed(),
     )
     loss: Tensor = losses.reshape(leading) if reduction == "none" else total
     return loss / count_positions(targets, weights, ignore_index).clamp(min=1) if reduction == "mean" else loss

@@ -2,9 +2,9 @@
 
 While a chunk's logits are at hand
 
-    1. one pass finds each position's maximum, one exponentiates in place, one sums: value and softmax from one exp;
-    2. one pass scales the exponentials to the softmax, and at the S targets of a position their shares are taken off;
-    3. two products turn that into the chunk's gradients, added up in float32.
+    1. one pass reads them: the logits at the targets, maxima and normalisers, hence the losses;
+    2. one pass turns them into their gradients, in place (`superpose.core.passes`);
+    3. two products turn those into the chunk's gradients, added up in float32.
 
 torch.compile sees one operator, `superpose::linear_multi_hot`, with a shape function and a backward pass: the graph
 stays whole and the operator is not traced into.
@@ -15,15 +15,52 @@ a token twice.
 Shapes: N positions (B rows x L latents), n of a chunk, S targets of a position (a bag), D width, V vocabulary.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from superpose.core.passes import passes_for
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loss is, beside its tensors. An operator takes no objects, so they travel `packed`.
+
+    Args:
+        wanted: of hidden, weight and bias, those that need a gradient.
+        vocab_size: entries of the head that are vocabulary, the rest is padding.
+        vocab_start: id of the first of them, where the others are on other ranks.
+        group: name of the process group of those ranks; "" if there are none.
+        product_dtype: of the operands of the matrix products.
+        chunk_positions: positions at a time.
+    """
+
+    wanted: Sequence[bool]
+    z_loss: float
+    softcap: float
+    vocab_size: int
+    vocab_start: int
+    chunk_positions: int
+    group: str
+    product_dtype: torch.dtype
+
+    def packed(self) -> tuple[Sequence[bool], Sequence[float], Sequence[int], str, torch.dtype]:
+        """The operators' last arguments."""
+        sizes = self.vocab_size, self.vocab_start, self.chunk_positions
+        return self.wanted, (self.z_loss, self.softcap), sizes, self.group, self.product_dtype
+
+    @classmethod
+    def of(
+        cls, wanted: Sequence[bool], numbers: Sequence[float], sizes: Sequence[int], group: str, dtype: torch.dtype
+    ) -> "Settings":
+        """Undoes `packed`."""
+        z_loss, softcap = numbers
+        vocab_size, vocab_start, chunk_positions = sizes
+        return cls(wanted, z_loss, softcap, vocab_size, vocab_start, chunk_positions, group, dtype)
 
 
 @torch.library.custom_op("superpose::linear_multi_hot", mutates_args=())
@@ -34,122 +71,171 @@ def linear_multi_hot(
     targets: Tensor,
     shares: Tensor,
     form_gradients: bool,
-    upstream: Tensor | None,
     wanted: Sequence[bool],
-    z_loss: float,
-    softcap: float,
-    vocab_size: int,
-    vocab_start: int,
+    numbers: Sequence[float],
+    sizes: Sequence[int],
     group: str,
     product_dtype: torch.dtype,
-    chunk_positions: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sum of the positions' losses [], the losses [N], and, if they are to be formed, the gradients of the sum.
 
     Args:
         targets: [N, S], token 0 in place of ignored ones.
-        shares: [N, S] of each target in its bag, 0 for ignored ones.
+        shares: [N, S] of each target in its bag, 0 for ignored ones; their dtype is that of all sums.
         form_gradients: of hidden, weight and bias, those that are `wanted`; the others come back empty.
-        upstream: [N], a factor for each position in the gradients; 1 if not given.
-        vocab_size: entries of `weight` that are vocabulary, the rest is padding.
-        vocab_start: id of the first of them, where the others are on other ranks.
-        group: name of the process group of those ranks; "" if there are none.
+        wanted, numbers, sizes, group, product_dtype: `Settings.packed`.
     """
-    wide = shares.dtype
-    wants_hidden, wants_weight, wants_bias = (form_gradients and want for want in wanted)
-    losses, grad_hidden, grad_weight, grad_bias = _outputs(hidden, weight, bias, shares, form_gradients, wanted)
+    settings = Settings.of(wanted if form_gradients else [False] * 3, numbers, sizes, group, product_dtype)
+    losses, gradients = _sweep(hidden, weight, bias, targets, shares, None, settings)
+    return losses.sum(), losses, *gradients
+
+
+@torch.library.custom_op("superpose::linear_multi_hot_gradients", mutates_args=())
+def linear_multi_hot_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shares: Tensor,
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    numbers: Sequence[float],
+    sizes: Sequence[int],
+    group: str,
+    product_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias, for an upstream gradient [N] that positions meet."""
+    settings = Settings.of(wanted, numbers, sizes, group, product_dtype)
+    return _sweep(hidden, weight, bias, targets, shares, upstream, settings)[1]
+
+
+def _sweep(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shares: Tensor,
+    upstream: Tensor | None,
+    settings: Settings,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The losses [N] and the gradients of their sum, or of their product with `upstream`."""
+    wants_hidden, wants_weight, wants_bias = settings.wanted
+    vocab_size = settings.vocab_size
+    losses = shares.new_empty(len(hidden))
+    gradients = grad_hidden, grad_weight, grad_bias = _gradients(hidden, weight, bias, shares, settings.wanted)
     grad_hidden.zero_()
     grad_bias.zero_()
 
-    head = weight[:vocab_size].to(product_dtype)
+    head = weight[:vocab_size].to(settings.product_dtype)
+    bias = None if bias is None else bias[:vocab_size]
     # Written anew for each chunk: memory that is asked for again and again is cleared again and again.
-    chunk_positions = max(1, min(chunk_positions, hidden.shape[0]))
-    buffer = torch.empty(chunk_positions, vocab_size, dtype=wide, device=hidden.device)
-    narrow_buffer = buffer if product_dtype == wide else torch.empty_like(buffer, dtype=product_dtype)
+    chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))
+    buffer = head.new_empty(chunk_positions, vocab_size)
+    buffers = passes_for(buffer.device).work_for(buffer, shares.dtype, settings.softcap)
 
-    for start in range(0, hidden.shape[0], chunk_positions):
+    for start in range(0, len(hidden), chunk_positions):
         part = slice(start, start + chunk_positions)
-        states, share, counts = hidden[part].to(product_dtype), shares[part], shares[part].sum(-1, keepdim=True) > 0
-        logits, narrow = buffer[: len(states)], narrow_buffer[: len(states)]
-
-        torch.mm(states, head.t(), out=narrow)
-        if narrow is not logits:
-            logits.copy_(narrow)
-        if bias is not None:
-            logits += bias[:vocab_size]
-        slope = None
-        if softcap:
-            logits.div_(softcap).tanh_()
-            slope = 1 - logits.square() if form_gradients else None
-            logits.mul_(softcap)
-
-        places = targets[part] - vocab_start
-        owned = None
-        if group:
-            owned = (places >= 0) & (places < vocab_size)
-            places = places.masked_fill(~owned, 0)
-        picked, top, normalizer = _pick_and_exponentiate(logits, places, owned, group)
-        lse = top + normalizer.log()
-
-        bag = (share * picked).sum(-1, keepdim=True)
-        losses[part] = torch.where(counts, lse - bag + z_loss * lse.square(), 0).squeeze(-1)
-        if not form_gradients or vocab_size == 0:
+        states = hidden[part].to(settings.product_dtype)
+        logits, work = buffer[: len(states)], [room[: len(states)] for room in buffers]
+        torch.mm(states, head.t(), out=logits)
+        bags = _bags(targets[part], shares[part], settings)
+        losses[part], lse, own_top, to_softmax = _forward(logits, work, bias, bags, settings)
+        if not any(settings.wanted) or vocab_size == 0:
             continue
-
-        # d loss / d logits = (1 + 2 z_loss lse) softmax - shares at the targets
-        factor = counts.to(wide) if upstream is None else counts * upstream[part].unsqueeze(-1)
-        softmax_factor = factor * (1 + 2 * z_loss * lse) / normalizer
-        share = torch.where(counts, factor * share, 0)
-        at_targets = logits.gather(-1, places) * softmax_factor - _merged(share, places, owned)
-        torch.mul(logits, softmax_factor, out=narrow)
-        narrow.scatter_(-1, places, at_targets.to(narrow.dtype))
-        if slope is not None:
-            narrow *= slope
-
+        factor = bags.counts.to(shares.dtype) if upstream is None else bags.counts * upstream[part].unsqueeze(-1)
+        _gradient(logits, work, bias, bags, factor, lse, own_top, to_softmax, settings)
         if wants_hidden:
-            grad_hidden[part] = narrow @ head
+            grad_hidden[part] = logits @ head
         if wants_weight:
-            _add_product(grad_weight[:vocab_size], narrow.t(), states, first=start == 0)
+            _add_product(grad_weight[:vocab_size], logits.t(), states, first=start == 0)
         if wants_bias:
-            grad_bias[:vocab_size] += narrow.sum(dim=0, dtype=wide)
+            grad_bias[:vocab_size] += logits.sum(dim=0, dtype=shares.dtype)
 
     if wants_weight:
         grad_weight[vocab_size if len(hidden) else 0 :] = 0  # what no product has written
-    if group and wants_hidden:
-        dist.all_reduce(grad_hidden, group=_group(group))
-    return losses.sum(), losses, grad_hidden, grad_weight, grad_bias
+    if settings.group and wants_hidden:
+        dist.all_reduce(grad_hidden, group=_group(settings.group))
+    return losses, gradients
 
 
-def _outputs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, form_gradients: bool, wanted: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for the losses [N] and the gradients of hidden, weight and bias; no room for those not to be formed."""
+def _gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of hidden, weight and bias; none for those that are not wanted."""
     like = (hidden, hidden.dtype), (weight, shares.dtype), (bias, shares.dtype)
     hidden_grad, weight_grad, bias_grad = (
-        torch.empty_like(of, dtype=dtype) if form_gradients and want and of is not None else shares.new_empty(0)
+        torch.empty_like(of, dtype=dtype) if want and of is not None else shares.new_empty(0)
         for (of, dtype), want in zip(like, wanted, strict=True)
     )
-    return shares.new_empty(hidden.shape[0]), hidden_grad, weight_grad, bias_grad
+    return hidden_grad, weight_grad, bias_grad
 
 
-def _pick_and_exponentiate(
-    logits: Tensor, places: Tensor, owned: Tensor | None, group: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits at the targets [n, S], maxima [n, 1] and sums of exp(logits - maximum) [n, 1].
+@dataclass(frozen=True)
+class _Bags:
+    """Targets of a chunk.
 
-    Leaves exp(logits - maximum) in `logits`. With a group, all three are those of the whole vocabulary.
+    Attributes:
+        places: [n, S], columns of this rank's logits.
+        owned: [n, S], False where a target is another rank's; None where there are none.
+        share: [n, S] in its position's loss.
+        counts: [n, 1], whether a position has a target that counts.
     """
-    if logits.shape[1] == 0:  # a shard of padding alone
-        picked = logits.new_zeros(places.shape)
-        top = logits.new_full((len(logits), 1), -math.inf)
-    else:
-        picked, top = logits.gather(-1, places), logits.amax(-1, keepdim=True)
-    if owned is None:
-        return picked, top, logits.sub_(top).exp_().sum(-1, keepdim=True)
-    dist.all_reduce(top, dist.ReduceOp.MAX, group=_group(group))
-    sums = torch.cat([picked.masked_fill_(~owned, 0), logits.sub_(top).exp_().sum(-1, keepdim=True)], dim=-1)
-    dist.all_reduce(sums, group=_group(group))
-    return sums[:, :-1], top, sums[:, -1:]
+
+    places: Tensor
+    owned: Tensor | None
+    share: Tensor
+    counts: Tensor
+
+
+def _bags(targets: Tensor, share: Tensor, settings: Settings) -> _Bags:
+    counts = share.sum(-1, keepdim=True) > 0
+    if not settings.group:
+        return _Bags(targets, None, share, counts)
+    places = targets - settings.vocab_start
+    owned = (places >= 0) & (places < settings.vocab_size)
+    return _Bags(places.masked_fill(~owned, 0), owned, share, counts)
+
+
+def _forward(
+    logits: Tensor, work: list[Tensor], bias: Tensor | None, bags: _Bags, settings: Settings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses of a chunk [n]; logsumexps, this rank's maxima, and what makes its exponentials probabilities [n, 1]."""
+    picked, own_top, normalizer = passes_for(logits.device).read_logits(
+        logits, work, bias, settings.softcap, bags.places, bags.owned
+    )
+    top, own = own_top, torch.ones_like(own_top)
+    if settings.group:
+        group = _group(settings.group)
+        top = own_top.clone()
+        dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+        own = (own_top - top).exp()
+        sums = torch.cat([picked, normalizer * own], dim=-1)
+        dist.all_reduce(sums, group=group)
+        picked, normalizer = sums[:, :-1], sums[:, -1:]
+    lse = top + normalizer.log()
+    bag = (bags.share * picked).sum(-1, keepdim=True)
+    losses = torch.where(bags.counts, lse - bag + settings.z_loss * lse.square(), 0)
+    return losses.squeeze(-1), lse, own_top, own / normalizer
+
+
+def _gradient(
+    logits: Tensor,
+    work: list[Tensor],
+    bias: Tensor | None,
+    bags: _Bags,
+    factor: Tensor,
+    lse: Tensor,
+    own_top: Tensor,
+    to_softmax: Tensor,
+    settings: Settings,
+) -> None:
+    """d loss / d logits = (1 + 2 z_loss lse) softmax - shares at the targets, times `factor`; in place."""
+    share = torch.where(bags.counts, factor * bags.share, 0)
+    softmax_factor = factor * (1 + 2 * settings.z_loss * lse) * to_softmax
+    merged = _merged(share, bags.places, bags.owned)
+    passes_for(logits.device).write_gradient(
+        logits, work, bias, settings.softcap, own_top, softmax_factor, bags.places, merged
+    )
 
 
 def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
@@ -189,36 +275,51 @@ def _(
     targets: Tensor,
     shares: Tensor,
     form_gradients: bool,
-    upstream: Tensor | None,
     wanted: Sequence[bool],
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return shares.new_empty(()), *_outputs(hidden, weight, bias, shares, form_gradients, wanted)
+    gradients = _gradients(hidden, weight, bias, shares, wanted if form_gradients else [False] * 3)
+    return shares.new_empty(()), shares.new_empty(hidden.shape[0]), *gradients
+
+
+@linear_multi_hot_gradients.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shares: Tensor,
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(hidden, weight, bias, shares, wanted)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, targets, shares, formed, _, *settings = inputs
+    hidden, weight, bias, targets, shares, formed, *packed = inputs
     _, _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.formed, ctx.settings = formed, settings
+    ctx.formed, ctx.packed = formed, packed
     ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
     ctx.save_for_backward(*(gradients if formed else (hidden, weight, bias, targets, shares)))
 
 
 def _backward(ctx: Any, grad_total: Tensor | None, grad_losses: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    wanted = ctx.settings[0]
+    wanted = ctx.packed[0]
+    no_gradients = (None,) * (3 + len(ctx.packed))  # of targets, shares, form_gradients and the settings
     if (grad_total if ctx.formed else grad_losses) is None:
-        return (None,) * (7 + len(ctx.settings))
+        return None, None, None, *no_gradients
     if ctx.formed:
-        gradients = [gradient * grad_total for gradient in ctx.saved_tensors]
+        gradients = tuple(gradient * grad_total for gradient in ctx.saved_tensors)
     else:
-        _, _, *gradients = linear_multi_hot(*ctx.saved_tensors, True, grad_losses, *ctx.settings)
+        gradients = linear_multi_hot_gradients(*ctx.saved_tensors, grad_losses, *ctx.packed)
     weight_dtype, bias_dtype = ctx.dtypes
     dtypes = gradients[0].dtype, weight_dtype, bias_dtype
     return (
         *(g.to(dtype) if want else None for g, dtype, want in zip(gradients, dtypes, wanted, strict=True)),
-        *[None] * (4 + len(ctx.settings)),
+        *no_gradients,
     )
 
 
