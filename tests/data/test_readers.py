@@ -54,7 +54,7 @@ def compressed(path, content):
     return Source(str(path))
 
 
-@given(paragraphs, st.integers(1, 60), st.integers(7, 40))
+@given(paragraphs, st.integers(1, 60), st.integers(13, 40))
 def test_one_text_is_cut_at_lines_and_nothing_is_lost(tmp_path_factory, text, size, piece):
     folder = tmp_path_factory.mktemp("text")
     with pytest.MonkeyPatch.context() as patch:

@@ -3,19 +3,24 @@
 from types import SimpleNamespace
 
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from superpose.data.tokenizer import load_tokenizer, save_tokenizer
 from superpose.evaluate.models import EvaluatedModel
+from superpose.models.load import text_tokenizer_of
 
 
 def evaluated(model, tmp_path, name="model", context=64):
-    """A model that reads bytes."""
-    from transformers import AutoTokenizer
-
-    text_tokenizer = load_tokenizer("bytes")
-    save_tokenizer(text_tokenizer, tmp_path)
+    """A model that reads bytes; its tokenizer's template would put the end of text around them."""
+    made = load_tokenizer("bytes")
+    save_tokenizer(made, tmp_path)
+    end = made.end_of_text_token
+    around = TemplateProcessing(single=f"{end} $A {end}", special_tokens=[(end, made.end_of_text)])
+    made.tokenizer.post_processor = around
+    made.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text_tokenizer = load_tokenizer(str(tmp_path))
     return EvaluatedModel(
-        name, str(tmp_path), tmp_path, model, AutoTokenizer.from_pretrained(tmp_path), text_tokenizer, context, None
+        name, str(tmp_path), tmp_path, model, text_tokenizer_of(tmp_path), text_tokenizer, context, None
     )
 
 

@@ -100,6 +100,14 @@ def test_a_text_that_spells_out_the_end_of_text_is_text(run):
     assert offsets.tolist() == [0, len(ids)]
 
 
+@given(st.text() | st.text("<|endoftx>").map("a{}<|endoftext|>".format))
+def test_tasks_and_lm_eval_read_what_texts_read(small, text):
+    """And nothing that the tokenizer's template would put around it."""
+    (ids,) = small.text_tokenizer.encode([text])
+    assert small.text_tokenizer.tokenizer.decode(ids.tolist(), skip_special_tokens=False) == text
+    assert small.tokenizer(text)["input_ids"] == small.tokenizer.encode(text, add_special_tokens=False) == ids.tolist()
+
+
 def test_broken_weights_are_said(small, tmp_path):
     model = make_model("llama", vocab_size=257).eval()
     with torch.no_grad():

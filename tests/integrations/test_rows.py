@@ -140,7 +140,7 @@ def test_padding_on_either_side_adds_no_row_and_no_token(sides):
         ({}, "row 1 of train_dataset has no input_ids"),
         ({"input_ids": None}, "row 1 of train_dataset has no input_ids"),
         (None, "row 1 of train_dataset has no input_ids"),
-        ([1, 2], "row 1 of train_dataset has no list of integers as its input_ids"),
+        ([1, 2.5], "row 1 of train_dataset has no list of integers as its input_ids"),
         ({"input_ids": 3}, "row 1 of train_dataset has no list of integers as its input_ids"),
         ({"input_ids": [1, None]}, "row 1 of train_dataset has no list of integers as its input_ids"),
         ({"input_ids": ["a"]}, "row 1 of train_dataset has no list of integers as its input_ids"),

@@ -237,16 +237,7 @@ class Streamed(torch.utils.data.IterableDataset):
         return iter(rows())
 
 
-class StreamedWithLength(Streamed):
-    def __len__(self):
-        return 200
-
-
-@pytest.mark.parametrize("stream", [Streamed(), StreamedWithLength(), iter([])])
-def test_a_streamed_dataset_is_refused_when_the_trainer_is_built(tmp_path, stream):
-    assert "has no length: a streamed dataset cannot be read" in refusal(tmp_path, stream)
-
-
-def test_a_streamed_dataset_of_the_datasets_library(tmp_path):
-    library = pytest.importorskip("datasets")
-    assert "has no length" in refusal(tmp_path, library.Dataset.from_list(rows()).to_iterable_dataset())
+def test_what_does_not_fit_a_streamed_dataset_is_refused(tmp_path):
+    assert "give latents, the positions of a row" in refusal(tmp_path, Streamed())
+    assert "dataloader_num_workers is not for a streamed" in refusal(tmp_path, Streamed(), dataloader_num_workers=1)
+    assert "object, which has neither a length nor rows to go through" in refusal(tmp_path, object())

@@ -15,11 +15,14 @@ import torch
 
 pytest.importorskip("accelerate")
 
+from torch.utils.data import IterableDataset
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
 from superpose import Schedule, SuperposedLM, fold, split_window
+from superpose.data.stream import WindowStream
 from superpose.data.windows import WindowPlan
+from superpose.errors import UserError
 from superpose.integrations import transformers as integration
 from superpose.integrations.transformers import SuperposeTrainer, next_token_collator
 from superpose.models.build import build_config, build_model
@@ -161,6 +164,104 @@ def test_resuming_goes_on_to_the_bit(tmp_path, step):
     assert losses(resumed) == losses(through)
     for name, tensor in through.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+class Streamed(IterableDataset):
+    """Rows of any length with a state, as datasets streams them."""
+
+    def __init__(self):
+        self.rows = [{"input_ids": row} for row in np.split(np.concatenate([r["input_ids"] for r in rows(400)]), CUTS)]
+        self.start = 0
+
+    def __iter__(self):
+        start, self.start = self.start, 0
+        for number, row in enumerate(self.rows[start:], start):
+            self.read = number + 1
+            yield row
+
+    def state_dict(self):
+        return {"at": self.read}
+
+    def load_state_dict(self, state):
+        self.start = state["at"]
+
+
+CUTS = np.cumsum(np.random.default_rng(2).integers(1, 30, 180))
+STREAMED = {
+    "stream": lambda store: Streamed(),
+    "generator": lambda store: (row["input_ids"] for row in rows(400)),
+    "store": lambda store: store,
+}
+
+
+@pytest.mark.error(n=9)
+@pytest.mark.parametrize("kind", STREAMED)
+def test_streams_and_stores_are_gone_on_with_to_the_bit(tmp_path, store, kind):
+    def build(**settings):
+        model = make_model("llama", vocab_size=store.vocab_size)
+        settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+        return trainer_of(tmp_path, model, dataset=STREAMED[kind](store), latents=LATENTS, **settings)
+
+    through = build(save_strategy="steps", save_steps=1)
+    through.train()
+    for step in (2, 4, 7):  # in superposition, at the switch, in recovery
+        resumed = build(restore_callback_states_from_checkpoint=step == 4)
+        resumed.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{step}"))
+        assert losses(resumed) == losses(through)
+        for name, tensor in through.model.state_dict().items():
+            assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.error(n=9)
+def test_a_stream_is_read_in_its_order_and_by_its_own_state(tmp_path):
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "latents": LATENTS}
+    trainer = trainer_of(tmp_path, dataset=Streamed(), **settings, save_strategy="steps", save_steps=7)
+    expected = WindowStream(Streamed(), trainer.schedule, 4, LATENTS, accumulate=2)
+    for batch, other in zip(trainer.get_train_dataloader(), expected, strict=True):
+        assert torch.equal(batch["input_ids"], other["input_ids"])
+    trainer.train()  # reads it from its start again
+    assert losses(trainer)[0] == pytest.approx(np.log(50), rel=0.1)
+    logged = [r for r in trainer.state.log_history if "raw_tokens" in r]
+    assert [r["raw_tokens"] for r in logged] == [expected.raw_tokens(step + 1) for step in range(STEPS)]
+    checkpoint = tmp_path / "checkpoint-7"
+    source = Streamed()
+    resumed = trainer_of(tmp_path, dataset=source, **settings)
+    source.rows[:30] = [None] * 30  # never asked for again
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    state = checkpoint / "trainer_state.json"
+    stored = json.loads(state.read_text())
+    assert stored["stateful_callbacks"]["SwitchCallback"].pop("stream")["step"] == 7
+    state.write_text(json.dumps(stored))
+    with mock.patch.object(integration.logger, "warning") as warned:
+        again = trainer_of(tmp_path, dataset=Streamed(), **settings)
+        again.train(resume_from_checkpoint=str(checkpoint))
+    assert "does not say where the stream stood" in warned.call_args.args[0]
+    assert losses(again) == losses(resumed)
+
+
+def test_a_stream_of_one_token_a_row_trains_as_its_rows_do_and_what_it_lacks_is_said(tmp_path):
+    singly = [[token] for row in rows(400) for token in row["input_ids"]]
+    one = trainer_of(tmp_path / "one", dataset=iter(singly), latents=LATENTS)
+    other = trainer_of(tmp_path / "other", dataset=iter(rows(400)), latents=LATENTS)
+    one.train()
+    other.train()
+    assert losses(one) == losses(other)
+    with pytest.raises(UserError, match="the stream ended at step 0 of 10, after 3 rows"):
+        trainer_of(tmp_path, dataset=iter(rows(3)), latents=LATENTS).train()
+    with pytest.raises(ValueError, match="train_dataset's column weight would weigh nothing"):
+        trainer_of(tmp_path, dataset=iter([{"input_ids": [1], "weight": 1}]), latents=LATENTS).train()
+    with pytest.raises(ValueError, match="row 1 of train_dataset holds the token id 50"):
+        trainer_of(tmp_path, dataset=iter([[1], [50]]), latents=LATENTS).train()
+
+
+def test_a_store_is_read_as_superpose_train_reads_it(tmp_path, store):
+    model = make_model("llama", vocab_size=store.vocab_size)
+    trainer = trainer_of(tmp_path, model, dataset=store, latents=LATENTS, seed=5)
+    plan = WindowPlan(trainer.schedule, 4, LATENTS, len(store.train.tokens), 5)
+    for step, batch in enumerate(trainer.get_train_dataloader()):
+        assert torch.equal(batch["input_ids"], plan.read(store.train.tokens, step))
+    with pytest.raises(ValueError, match=r"has a vocabulary of .*, the model embeds 50 tokens; build the model for"):
+        trainer_of(tmp_path, dataset=store, latents=LATENTS)
 
 
 @pytest.mark.error(n=9)

@@ -237,3 +237,15 @@ def test_what_an_interrupted_export_left_is_no_model_and_is_gone_on_with(run, me
         generate("memory://bucket/model", "the", 2)
     export(run, "memory://bucket/model")
     assert generate("memory://bucket/model", "the", 2)
+
+
+def test_a_tokenizer_that_the_kind_of_model_changes_is_named(run, exported, tmp_path, monkeypatch):
+    assert "AutoTokenizer.from_pretrained" in (exported / "README.md").read_text()
+    assert "tokenizer" not in read_json(exported / "superpose.json")
+    compared = []
+    monkeypatch.setattr(module, "difference", lambda own, at: compared.append((own, at)) or "Other reads 'a' as [1]")
+    assert export(run, tmp_path / "named").tokenizer == "Other reads 'a' as [1]"
+    card = (tmp_path / "named" / "README.md").read_text()
+    assert "tokenizer = PreTrainedTokenizerFast.from_pretrained(" in card
+    assert "AutoTokenizer would not give the tokens of training: Other reads 'a' as" in card
+    assert compared[0][0].end_of_text == AutoTokenizer.from_pretrained(exported).eos_token_id

@@ -1,9 +1,11 @@
 import json
 import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from superpose.errors import UserError
@@ -44,6 +46,25 @@ def test_temperature_0_takes_the_likeliest_token_whatever_the_seed(run, say):
     expected = greedy(*loaded(run), "the alpha", 8)
     assert say("the alpha", temperature=0.0) == say("the alpha", temperature=0.0, seed=7) == expected
     assert len(expected) > len("the alpha")
+
+
+def test_a_prompt_is_read_as_training_read_it(run):
+    """Whatever is put around text by the tokenizer that is given."""
+    model, tokenizer = loaded(run)
+    prompts = []
+    model.register_forward_hook(lambda module, args, kwargs, out: prompts.append(kwargs["input_ids"]), with_kwargs=True)
+    expected = tokenizer("the alpha")["input_ids"]
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{end} $A {end}", special_tokens=[(end, tokenizer.eos_token_id)]
+    )
+    assert tokenizer("the alpha")["input_ids"] == [tokenizer.eos_token_id, *expected, tokenizer.eos_token_id]
+    tokenizer.split_special_tokens = False
+    sample(model, tokenizer, "the alpha", 1, 0.0, 1.0, 0, lambda text: None)
+    assert prompts[0].tolist() == [expected]
+    prompts.clear()
+    sample(model, tokenizer, f"the{end}", 1, 0.0, 1.0, 0, lambda text: None)
+    assert tokenizer.eos_token_id not in prompts[0]
 
 
 def test_a_seed_decides_what_is_sampled(say):
@@ -180,7 +201,7 @@ def test_code_beside_a_model_is_neither_run_nor_asked_about(run, tmp_path, monke
     settings |= {"auto_map": {**named, "AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
     settings |= {"model_type": "evil"} if name == "config.json" else {"tokenizer_class": "Evil"}
     (model / name).write_text(json.dumps(settings))
-    with pytest.raises(UserError, match="loaded"):
+    with pytest.raises(UserError, match="loaded") if name == "config.json" else nullcontext():
         loaded(tmp_path / "run")
     assert not (tmp_path / "canary").exists()
 

@@ -14,8 +14,8 @@ Sources = Annotated[
     Argument(
         metavar="SOURCE...",
         help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin), also in a place "
-        "such as s3://bucket/texts; a saved dataset; datasets:NAME:CONFIG:SPLIT for what datasets streams; or 'python' for "
-        "the Python sources of this machine.",
+        "such as s3://bucket/texts; a saved dataset; datasets:NAME:CONFIG:SPLIT for what datasets streams; or 'python' "
+        "for the Python sources of this machine.",
     ),
 ]
 Field = Annotated[str, Option(help="Of JSON lines, Parquet and datasets: where a record keeps its text.")]

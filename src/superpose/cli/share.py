@@ -40,6 +40,8 @@ def export(
     typer.echo(f"{directory}: {facts.parameters:,} parameters of step {facts.step:,}; the card is README.md")
     if facts.bag_size > 1:
         typer.echo(f"It predicts {facts.predicts} and cannot generate text; its card says so.")
+    if facts.tokenizer:
+        typer.echo(f"Load its tokenizer with PreTrainedTokenizerFast, as its card shows: {facts.tokenizer}.")
 
 
 def import_model(

@@ -146,12 +146,10 @@ def _gzip_member(stream: BinaryIO, place: int, file: str) -> Iterator[bytes | in
     place -= len(decoder.unused_data)
     # Tapes and block devices fill up with zeros.
     stream.seek(place)
-    while block := stream.read(_BLOCK):
-        kept = block.lstrip(b"\0")
-        place += len(block) - len(kept)
-        if kept:
-            break
-    yield place
+    padding = 0
+    while (block := stream.read(_BLOCK)) and not block.strip(b"\0"):
+        padding += len(block)
+    yield place if block else place + padding
 
 
 def _zstd_frame(stream: BinaryIO, place: int, file: str) -> Iterator[bytes | int]:

@@ -75,7 +75,7 @@ def kind_of_start(start: bytes, encoding: str) -> Literal["text", "binary"]:
     if b"\0" not in start:
         return "text"
     decoder = codecs.getincrementaldecoder(encoding)()
-    _, odd, zeros = _salvaged(decoder, start, final=False, most=len(start))
+    _, odd, zeros, _ = _salvaged(decoder, start, final=False, most=len(start))
     many = _MOST_ODD * len(start)
     return "binary" if zeros and (odd + zeros > many) else "text"
 
@@ -117,8 +117,8 @@ def _decoded(
         stretch = chunk[start : start + _STRETCH]
         before = len(decoder.getstate()[0])
         most = int(_MOST_ODD * len(stretch))
-        text, odd, zeros = _salvaged(decoder, stretch, final and start + _STRETCH >= len(chunk), most)
-        place_in_words = f"{where}, byte {place + start - before:,}"
+        text, odd, zeros, first = _salvaged(decoder, stretch, final and start + _STRETCH >= len(chunk), most)
+        place_in_words = f"{where}, byte {place + start - before + first:,}"
         if odd + zeros > most:
             decoder.reset()
             yield "".join(texts)
@@ -131,10 +131,14 @@ def _decoded(
     yield "".join(texts)
 
 
-def _salvaged(decoder: codecs.IncrementalDecoder, data: bytes, final: bool, most: int) -> tuple[str, int, int]:
-    """The text of some bytes, how many are not in the encoding, and how many are zero; past `most`, not exact."""
+def _salvaged(decoder: codecs.IncrementalDecoder, data: bytes, final: bool, most: int) -> tuple[str, int, int, int]:
+    """The text of some bytes, how many are not in the encoding, how many are zero, and the place of the first.
+
+    Past `most` the numbers are not exact. The place is 0 if there are zeros alone; what the decoder held back counts.
+    """
     texts: list[str] = []
-    odd = 0
+    odd = first = 0
+    size = len(decoder.getstate()[0]) + len(data)
     while odd <= most:
         state = decoder.getstate()
         try:
@@ -143,6 +147,7 @@ def _salvaged(decoder: codecs.IncrementalDecoder, data: bytes, final: bool, most
         except UnicodeDecodeError as error:
             # What the decoder held back is part of what the error speaks of.
             whole, start, end = error.object, error.start, max(error.end, error.start + 1)
+        first = first if odd else size - len(whole) + start
         decoder.setstate((b"", state[1]))
         texts.append(decoder.decode(whole[:start]))
         unfinished, number = decoder.getstate()
@@ -150,7 +155,7 @@ def _salvaged(decoder: codecs.IncrementalDecoder, data: bytes, final: bool, most
         odd += len(unfinished) + end - start
         data = whole[end:]
     text = "".join(texts)
-    return text.replace("\0", ""), odd, text.count("\0")
+    return text.replace("\0", ""), odd, text.count("\0"), first
 
 
 def sound(text: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from superpose.data.account import Dropped
 from superpose.data.readers import Part, read_part
@@ -57,7 +56,7 @@ def chosen_documents(
 
 
 def keep_tokenizer(tokenizer: TextTokenizer, work: Path) -> None:
-    write_json(work / "end_of_text.json", {"token": tokenizer.tokenizer.id_to_token(tokenizer.end_of_text)})
+    write_json(work / "end_of_text.json", {"token": tokenizer.end_of_text_token})
     with whole_directory(work / "tokenizer") as aside:
         save_tokenizer(tokenizer, aside)
 
@@ -69,10 +68,7 @@ def kept_tokenizer(work: Path) -> TextTokenizer:
 
 @lru_cache(maxsize=1)
 def _loaded(work: Path, written: int) -> TextTokenizer:
-    loaded = load_tokenizer(str(work / "tokenizer"), str(read_json(work / "end_of_text.json")["token"]))
-    # Where a text spells out a special token, it is text: only we end documents.
-    loaded.tokenizer.encode_special_tokens = True
-    return loaded
+    return load_tokenizer(str(work / "tokenizer"), str(read_json(work / "end_of_text.json")["token"]))
 
 
 def spill(work: Path, dtype: str, job: Job) -> None:
@@ -118,18 +114,16 @@ def _tokenized(
             batch.append((place, document))
             held += len(document)
             if held >= _BATCH_BYTES:
-                yield from _encoded(tokenizer.tokenizer, batch)
+                yield from _encoded(tokenizer, batch)
                 batch, held = [], 0
         else:
             yield place, document, len(tokenizer.tokenizer.decode(document.tolist()).encode())
-    yield from _encoded(tokenizer.tokenizer, batch)
+    yield from _encoded(tokenizer, batch)
 
 
-def _encoded(tokenizer: Tokenizer, batch: list[tuple[int, str]]) -> Iterator[tuple[int, npt.NDArray[Any], int]]:
-    # The fast variant leaves out the places of tokens in the text, which nobody asks for here.
-    encodings = tokenizer.encode_batch_fast([text for _, text in batch], add_special_tokens=False)
-    for (place, text), encoding in zip(batch, encodings, strict=True):
-        yield place, np.array(encoding.ids, dtype=np.uint32), len(text.encode())
+def _encoded(tokenizer: TextTokenizer, batch: list[tuple[int, str]]) -> Iterator[tuple[int, npt.NDArray[Any], int]]:
+    for (place, text), ids in zip(batch, tokenizer.encode([text for _, text in batch]), strict=True):
+        yield place, ids, len(text.encode())
 
 
 def _write_run(path: Path, documents: list[tuple[int, npt.NDArray[Any], int]], dtype: str) -> None:

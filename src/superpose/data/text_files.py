@@ -160,10 +160,11 @@ def pieces(text: str, size: int) -> Iterator[str]:
     piece: list[str] = []
     held = 0
     for paragraph in re.split(separator, text):
-        for stretch in _stretches(paragraph, size) if len(paragraph) > 2 * size else [paragraph]:
+        *cut, last = _stretches(paragraph, size) if len(paragraph) > 2 * size else [paragraph]
+        for stretch, most in [*((stretch, size // 2) for stretch in cut), (last, size)]:
             piece.append(stretch)
             held += len(stretch)
-            if held >= size:
+            if held >= most:
                 yield "".join(piece)
                 piece, held = [], 0
     if held:

@@ -1,19 +1,27 @@
-"""Tokenizers: trained on the spot, plain bytes, or anyone's from disk; saved as Hugging Face saves its own."""
+"""Tokenizers: trained on the spot, plain bytes, or anyone's from disk; saved as Hugging Face saves its own.
 
+One rule turns text into ids, in preparation, generation and evaluation alike: `tokenizer.json` without its template
+(nothing is put before or after a text), and a special token that a text spells out is text. Tokens that are added but
+not special are found in a text, as their tokenizer has it. The id that ends documents comes of no text at all.
+"""
+
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from superpose.errors import UserError, first_line
-from superpose.files import read_json
+from superpose.files import read_json, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 """Ends every document, in the tokenizers made here."""
@@ -30,12 +38,19 @@ TRAINING_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer and the token that ends documents."""
+    """A tokenizer and the token that ends documents; `train_tokenizer` and `load_tokenizer` make them."""
 
     tokenizer: Tokenizer
+    """Set to take special tokens that are spelled out for text."""
     end_of_text: int
     directory: Path | None = None
     """Where Hugging Face saved it, if it was loaded from such a directory."""
+
+    @property
+    def end_of_text_token(self) -> str:
+        token = self.tokenizer.id_to_token(self.end_of_text)
+        assert token is not None
+        return token
 
     @cached_property
     def vocab_size(self) -> int:
@@ -50,7 +65,7 @@ class TextTokenizer:
         if not byte_level or settings["normalizer"] or settings["model"].get("merges") != []:
             return None
         ids = [self.tokenizer.token_to_id(character) for character in _byte_characters()]
-        return None if None in ids else np.array(ids, dtype=np.uint32)
+        return None if None in ids or self.end_of_text in ids else np.array(ids, dtype=np.uint32)
 
     @cached_property
     def words(self) -> "Words | None":
@@ -64,9 +79,34 @@ class TextTokenizer:
             and not settings["model"].get("dropout")
             and not settings["normalizer"]
             and all(added.special for added in self.tokenizer.get_added_tokens_decoder().values())
-            and self.tokenizer.encode_special_tokens
         )
-        return Words(self.tokenizer) if apart else None
+        return Words(lambda word: self.encode([word])[0]) if apart else None
+
+    def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
+        """The ids of each text: nothing is put before or after it, and none of them is `end_of_text`.
+
+        Raises:
+            UserError: a text cannot be written without the token that ends documents.
+        """
+        # The fast variant leaves out the places of tokens in the text, which are seldom asked for.
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        encoded = [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        return [
+            self._encode_apart(text) if (ids == self.end_of_text).any() else ids
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
+
+    def _encode_apart(self, text: str) -> npt.NDArray[np.uint32]:
+        """The ids of a text that spells out the end of text, cut inside each place where it does."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        found = [span for token, span in zip(encoding.ids, encoding.offsets, strict=True) if token == self.end_of_text]
+        cuts = [0, *(start + 1 for start, stop in found if stop - start > 1), len(text)]
+        if len(cuts) == 2:
+            raise UserError(
+                f"the tokenizer writes text with {self.end_of_text_token!r}, which is to end documents; "
+                f"name another token with end_of_text"
+            )
+        return np.concatenate(self.encode([text[start:stop] for start, stop in pairwise(cuts)]))
 
 
 class Words(dict[str, bytes]):
@@ -76,11 +116,11 @@ class Words(dict[str, bytes]):
     _CUTS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
     _MOST = 2**18
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, encode: Callable[[str], npt.NDArray[np.uint32]]) -> None:
+        self._encode = encode
 
     def __missing__(self, word: str) -> bytes:
-        ids = np.array(self._tokenizer.encode(word, add_special_tokens=False).ids, dtype=np.uint32).tobytes()
+        ids = self._encode(word).tobytes()
         if len(self) < self._MOST:
             self[word] = ids
         return ids
@@ -114,6 +154,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Seque
     tokenizer.train_from_iterator(texts, trainer)
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     assert end_of_text is not None
+    tokenizer.encode_special_tokens = True
     return TextTokenizer(tokenizer, end_of_text)
 
 
@@ -152,28 +193,121 @@ def load_tokenizer(location: str, end_of_text: str = "") -> TextTokenizer:
     # Padding and truncation are for inference: here every token of a document counts.
     tokenizer.no_padding()
     tokenizer.no_truncation()
+    tokenizer = _with_special(tokenizer, number)
+    tokenizer.encode_special_tokens = True
     return TextTokenizer(tokenizer, number, path if path.is_dir() else None)
 
 
 def save_tokenizer(text_tokenizer: TextTokenizer, directory: Path) -> None:
-    """Writes a directory that `AutoTokenizer.from_pretrained` loads."""
+    """Writes a directory from which `AutoTokenizer.from_pretrained` loads a tokenizer that gives the same ids.
+
+    Of one that Hugging Face saved, settings and chat templates go along. The template of its `tokenizer.json`, which
+    would put `<s>` or `</s>` around what is encoded, does not, nor does a class that reads it in a way of its own.
+
+    Raises:
+        UserError: on a sample of text, what transformers loads gives other ids than training reads.
+    """
     if text_tokenizer.directory is not None:
-        # Its settings and templates go with it unchanged.
         directory.mkdir(parents=True, exist_ok=True)
         for name in FILES:
             if (text_tokenizer.directory / name).is_file():
                 shutil.copy(text_tokenizer.directory / name, directory)
-        return
-    from transformers import PreTrainedTokenizerFast
+    else:
+        from transformers import PreTrainedTokenizerFast
 
-    token = text_tokenizer.tokenizer.id_to_token(text_tokenizer.end_of_text)
-    fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
-        tokenizer_object=text_tokenizer.tokenizer,
-        eos_token=token,
-        bos_token=token,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.save_pretrained(directory)
+        token = text_tokenizer.end_of_text_token
+        fast: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+            tokenizer_object=text_tokenizer.tokenizer,
+            eos_token=token,
+            bos_token=token,
+            clean_up_tokenization_spaces=False,
+        )
+        fast.save_pretrained(directory)
+    _plain(directory, text_tokenizer.end_of_text_token)
+    if other := difference(text_tokenizer, directory):
+        place = text_tokenizer.directory or "the tokenizer"
+        raise UserError(f"{place}: {other}; give its tokenizer.json alone, with end_of_text")
+
+
+def tokenizer_identity(file: Path) -> str:
+    """The same for each `tokenizer.json` that turns text into the same ids; templates are not looked at."""
+    settings = read_json(file)
+    for name in ("post_processor", "padding", "truncation"):
+        settings.pop(name, None)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _plain(directory: Path, end_of_text: str) -> None:
+    """Has transformers read `tokenizer.json` alone, that put nothing around a text, and generation stop at the end of
+    text; rewrites only what differs."""
+    settings = read_json(directory / "tokenizer.json")
+    processor = settings.get("post_processor") or {}
+    parts = processor.get("processors", [processor] if processor else [])
+    kept = [part for part in parts if part["type"] == "ByteLevel"]  # of the places of tokens, not of their ids
+    if len(kept) < len(parts):
+        write_json(directory / "tokenizer.json", settings | {"post_processor": kept[0] if kept else None})
+    file = directory / "tokenizer_config.json"
+    config = read_json(file) if file.is_file() else {}
+    plain: dict[str, Any] = {name: False for name in ("add_bos_token", "add_eos_token") if config.get(name)}
+    if _eos_token(file) != end_of_text:
+        plain["eos_token"] = end_of_text
+    if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+        plain["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if plain or "auto_map" in config:
+        config.pop("auto_map", None)
+        write_json(file, config | plain)
+
+
+def difference(text_tokenizer: TextTokenizer, directory: Path) -> str | None:
+    """What `AutoTokenizer.from_pretrained(directory)` makes other ids of than training reads, in words; None if it
+    gives the same ids for a sample of text."""
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever transformers raises for settings that do not go together
+        return f"AutoTokenizer cannot load it ({first_line(error)[:200]})"
+    texts = _sample(text_tokenizer)
+    theirs = loaded(texts, split_special_tokens=True)["input_ids"]
+    for text, ids, other in zip(texts, text_tokenizer.encode(texts), theirs, strict=True):
+        own = ids.tolist()
+        if own != other:
+            same = next((n for n, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), 0)
+            return (
+                f"{type(loaded).__name__}, which AutoTokenizer takes, reads {text[:40]!r} as "
+                f"{other[same : same + 4]} where tokenizer.json reads {own[same : same + 4]}"
+            )
+    return None
+
+
+def _sample(text_tokenizer: TextTokenizer) -> list[str]:
+    """Text in which tokenizers differ: blanks, scripts, bytes, spelled-out tokens, and some of the vocabulary."""
+    blanks = ["", " ", "  ", " the", "  the", "the  end ", "\n\tthe\r\n\n end\n", "the\u00a0\u3000end"]
+    scripts = [
+        "It's 1,234.50 they'LL",
+        "naïve Ünïcode",
+        "語言 モデル 언어",
+        "язык لغة भाषा",
+        "e\u0301 ﬁ \uff21",
+        "🙂👩‍👩‍👧 \u0000\u200b",
+    ]
+    added = sorted(text_tokenizer.tokenizer.get_added_tokens_decoder().items())
+    words = [token.content for number, token in added if number != text_tokenizer.end_of_text][:100]
+    spelled = [f"a{word}b {word} c" for word in words]
+    step = max(1, text_tokenizer.vocab_size // 2000)
+    ids = [number for number in range(0, text_tokenizer.vocab_size, step) if number != text_tokenizer.end_of_text]
+    decoded = text_tokenizer.tokenizer.decode_batch([ids[start : start + 50] for start in range(0, len(ids), 50)])
+    return [*blanks, *scripts, *spelled, *decoded]
+
+
+def _with_special(tokenizer: Tokenizer, number: int) -> Tokenizer:
+    """The same tokenizer, with this one of its added tokens special."""
+    if getattr(tokenizer.get_added_tokens_decoder().get(number), "special", True):
+        return tokenizer
+    settings: dict[str, Any] = json.loads(tokenizer.to_str())
+    for added in settings["added_tokens"]:
+        added["special"] |= added["id"] == number
+    return Tokenizer.from_str(json.dumps(settings))
 
 
 def _byte_characters() -> list[str]:

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from superpose.data.tokenizer import TextTokenizer, load_tokenizer
+from superpose.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_identity
 from superpose.errors import UserError, first_line
 from superpose.evaluate.evaluation import ModelFigures
-from superpose.files import file_sha256
 from superpose.models.load import load_with_tokenizer
 from superpose.places import is_remote
 from superpose.runs.disk import model_directory
@@ -23,8 +22,8 @@ class EvaluatedModel:
         place: as it was given.
         model_directory: the Hugging Face directory.
         model: of transformers, on its device, set to evaluation.
-        tokenizer: of transformers, for tasks.
-        text_tokenizer: the same as preparation uses it, for text.
+        tokenizer: of transformers, for tasks; the same ids come of it as of `text_tokenizer`.
+        text_tokenizer: as preparation uses it, for text.
         context: positions the model was made for, where its configuration says so.
         run: its run's directory, if it is of a run.
     """
@@ -41,7 +40,7 @@ class EvaluatedModel:
     @property
     def vocabulary(self) -> str:
         """The same for models whose tokens are comparable."""
-        return file_sha256(self.model_directory / "tokenizer.json")
+        return tokenizer_identity(self.model_directory / "tokenizer.json")
 
     @property
     def facts(self) -> ModelFigures:
@@ -71,8 +70,6 @@ def _load(place: str, name: str, device: str) -> EvaluatedModel:
     directory = model_directory(place)
     model, tokenizer = load_with_tokenizer(directory)
     text_tokenizer = load_tokenizer(str(directory))
-    # Where a text spells out a special token, it is text, as in preparation.
-    text_tokenizer.tokenizer.encode_special_tokens = True
     if text_tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {text_tokenizer.vocab_size} entries and the model predicts "

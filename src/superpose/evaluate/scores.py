@@ -50,10 +50,9 @@ def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> tuple[
 def tokenize(evaluated: EvaluatedModel, text: HeldOut) -> tuple[Tensor, npt.NDArray[np.int64]]:
     """All documents one after another as preparation writes them: ids int64 [N], and offsets int64 [D + 1]."""
     tokenizer = evaluated.text_tokenizer
-    encodings = tokenizer.tokenizer.encode_batch_fast(list(text.documents), add_special_tokens=False)
-    documents = [[*encoding.ids, tokenizer.end_of_text] for encoding in encodings]
+    documents = [np.append(ids, tokenizer.end_of_text) for ids in tokenizer.encode(text.documents)]
     offsets = np.concatenate([[0], np.cumsum([len(document) for document in documents])]).astype(np.int64)
-    return torch.tensor([token for document in documents for token in document]), offsets
+    return torch.from_numpy(np.concatenate(documents).astype(np.int64)), offsets
 
 
 def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:

@@ -1,7 +1,5 @@
 """The training dataset of a Hugging Face Trainer as one stream of tokens, and what each forward pass reads of it."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
@@ -11,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow
 import pyarrow.compute
-import torch
 from torch.utils.data import Dataset
 
-from superpose.core.fold import IGNORE_INDEX
+from superpose.data.stream import RowReader, as_batch
 from superpose.data.windows import WindowPlan
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
@@ -26,10 +23,7 @@ class RowTokens:
     """The tokens of a dataset's rows, one row after another; padding, wherever it stands, is left out.
 
     Args:
-        rows: a dataset with `input_ids` in each row; `attention_mask` is 0 for padding; `labels` are the row's own
-            tokens, or -100 for one that is read but never asked for.
-        vocab_size: V; ids are of 0 to V - 1.
-        never_asked: a token that is never a target, as some collators have it of the one that pads.
+        rows: a dataset; what its rows hold is told by `RowReader`, as are the other two.
 
     Raises:
         ValueError: a row without `input_ids`, or no tokens at all; while reading, a row that does not hold what it
@@ -37,7 +31,7 @@ class RowTokens:
     """
 
     def __init__(self, rows: Any, vocab_size: int | None = None, never_asked: int | None = None) -> None:
-        self.rows, self.vocab_size, self.never_asked = rows, vocab_size, never_asked
+        self.rows, self.reader = rows, RowReader("train_dataset", vocab_size, never_asked)
         self._ends = np.cumsum(self._lengths(), dtype=np.int64)
         if not len(self):
             raise ValueError("train_dataset holds no tokens; give rows with input_ids")
@@ -70,32 +64,7 @@ class RowTokens:
         return tokens
 
     def _row(self, number: int) -> npt.NDArray[np.int64]:
-        row = self.rows[number]
-        tokens = _integers(row, "input_ids", number)
-        if tokens is None:
-            raise ValueError(f"row {number} of train_dataset has no input_ids; give each row its token ids")
-        labels, mask = _integers(row, "labels", number), _integers(row, "attention_mask", number)
-        for name, values in (("labels", labels), ("attention_mask", mask)):
-            if values is not None and len(values) != len(tokens):
-                raise ValueError(
-                    f"row {number} of train_dataset has {len(values)} {name} for {len(tokens)} input_ids; give as many"
-                )
-        asked = tokens != self.never_asked if labels is None else labels != IGNORE_INDEX
-        if mask is not None:
-            tokens, asked = tokens[mask != 0], asked[mask != 0]
-            labels = None if labels is None else labels[mask != 0]
-        if labels is not None and (labels != tokens)[asked].any():
-            raise ValueError(
-                f"the labels of row {number} of train_dataset are others than its input_ids; a bag asks for the tokens "
-                f"themselves, so give them as labels, or {IGNORE_INDEX}"
-            )
-        wrong = tokens < 0 if self.vocab_size is None else (tokens < 0) | (tokens >= self.vocab_size)
-        if wrong.any():
-            raise ValueError(
-                f"row {number} of train_dataset holds the token id {tokens[wrong][0]}; expected 0 or more"
-                + ("" if self.vocab_size is None else f", and less than the model's vocabulary of {self.vocab_size}")
-            )
-        return np.where(asked, tokens, -1 - tokens)
+        return self.reader(self.rows[number], number)
 
     def _lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of each row, without its padding."""
@@ -144,13 +113,7 @@ class StepWindows(Dataset[dict[str, Any]]):
         # The parts of a step are shared out as if each were a process of its own.
         place, places = self.rank * self.accumulate + part, self.world_size * self.accumulate
         window = self.plan.read(self.tokens, step, place, places)
-        item = {
-            "input_ids": torch.where(window < 0, -1 - window, window),
-            "bag_size": self.plan.schedule.bag_size_at(step),
-        }
-        if (window < 0).any():
-            item["target_mask"] = window >= 0
-        return item
+        return as_batch(window, self.plan.schedule.bag_size_at(step))
 
 
 def _columns(rows: Any) -> dict[str, pyarrow.ChunkedArray] | None:
@@ -175,19 +138,3 @@ def _sums(masks: pyarrow.Array) -> npt.NDArray[np.int64]:
     before = np.concatenate([[0], np.cumsum(masks.flatten().to_numpy(zero_copy_only=False) != 0)])
     ends = np.cumsum(lengths)
     return np.where(counts < 0, counts, before[ends] - before[ends - lengths]).astype(np.int64)
-
-
-def _integers(row: Any, name: str, number: int) -> npt.NDArray[np.int64] | None:
-    """A row's list of that name; None where it has none."""
-    try:
-        given = row.get(name)
-        values = np.asarray([] if given is None else given)
-    except (AttributeError, ValueError):
-        given, values = row, np.asarray(None)
-    if given is None:
-        return None
-    if values.ndim != 1 or (values.dtype.kind not in "iub" and values.size):
-        raise ValueError(
-            f"row {number} of train_dataset has no list of integers as its {name}; give one for each token"
-        )
-    return values.astype(np.int64)

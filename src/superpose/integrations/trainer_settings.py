@@ -1,11 +1,12 @@
 """What Hugging Face's Trainer can be set to that would have no effect on bags: refused by name."""
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch.utils.data import IterableDataset
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -15,6 +16,8 @@ from transformers import (
     default_data_collator,
 )
 
+from superpose.data.store import TokenStore
+from superpose.data.stream import RowReader
 from superpose.integrations.rows import COLUMNS
 
 _WEIGHTS = (
@@ -104,13 +107,13 @@ def _dropped(trainer: Trainer) -> Iterator[str]:
     rows, collator = trainer.train_dataset, trainer.data_collator
     kind = getattr(collator, "__name__", type(collator).__name__)
     names = column_names(rows)
-    if rows is not None and (
-        isinstance(rows, IterableDataset) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__"))
-    ):
+    if rows is not None and is_streamed(rows) and not hasattr(rows, "__iter__"):
         yield (
-            "train_dataset has no length: a streamed dataset cannot be read in a shuffled order and resumed; "
-            "give a dataset on disk, or prepare the text with: superpose prepare"
+            f"train_dataset is {type(rows).__name__}, which has neither a length nor rows to go through; give a "
+            f"dataset, a stream of rows, or a prepared store"
         )
+    elif is_streamed(rows) and trainer.args.dataloader_num_workers:
+        yield "dataloader_num_workers is not for a streamed train_dataset, which the process itself reads; leave it out"
     elif never_asked(collator) is not None and "labels" in names:
         yield f"{kind} writes labels over those of train_dataset; leave out one of the two"
     elif not _changes_nothing(collator):
@@ -118,6 +121,10 @@ def _dropped(trainer: Trainer) -> Iterator[str]:
             f"data_collator is {kind}, which would not be called in training, whose windows run across rows; apply it "
             f"to train_dataset, or set trainer.data_collator afterwards, for evaluation alone"
         )
+    yield from _dropped_columns(trainer, names)
+
+
+def _dropped_columns(trainer: Trainer, names: Iterable[str]) -> Iterator[str]:
     forward = inspect.signature(trainer.model.forward).parameters
     for name in names:
         if name in COLUMNS:
@@ -130,16 +137,30 @@ def _dropped(trainer: Trainer) -> Iterator[str]:
             yield f"train_dataset's column {name} would be dropped; remove it, or leave remove_unused_columns at True"
 
 
+def is_streamed(rows: Any) -> bool:
+    """Whether a training dataset is gone through in its order, as it cannot be read at any place."""
+    if isinstance(rows, TokenStore) or rows is None:
+        return False
+    return isinstance(rows, IterableDataset) or not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__"))
+
+
+@dataclass(frozen=True)
+class StreamReader(RowReader):
+    """A reader of rows that checks their columns, which a stream shows no earlier."""
+
+    trainer: Trainer | None = None
+
+    def __call__(self, row: Any, number: int) -> npt.NDArray[np.int64]:
+        if not number and self.trainer is not None:
+            for message in _dropped_columns(self.trainer, getattr(row, "keys", list)()):
+                raise ValueError(message)
+        return super().__call__(row, number)
+
+
 def column_names(rows: Any) -> list[str]:
     """Names of a dataset's columns: its own, or those of its first row."""
     names = getattr(rows, "column_names", None)
-    if (
-        names is None
-        and not isinstance(rows, IterableDataset)
-        and hasattr(rows, "__getitem__")
-        and hasattr(rows, "__len__")
-        and len(rows)
-    ):
+    if names is None and not is_streamed(rows) and not isinstance(rows, TokenStore) and rows is not None and len(rows):
         names = getattr(rows[0], "keys", list)()
     return list(names or ())
 

@@ -4,12 +4,11 @@
     trainer.train()
     trainer.save_model()        # an ordinary model
 
-The training dataset is taken as one stream of tokens, row after row, and read by a `WindowPlan`: recovery goes on
-where superposition stopped, and what a step reads is a function of the step, so that resuming replays nothing.
+The training dataset is taken as one text, row after row. One with a length, and a prepared store, is read by a
+`WindowPlan`: what a step reads is a function of the step. A streamed one is read by a `WindowStream`, whose state is in
+each checkpoint. Either way recovery goes on where superposition stopped, and resuming replays nothing.
 Evaluation is Trainer's own, on single tokens in both phases.
 """
-
-from __future__ import annotations
 
 import copy
 import logging
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     Trainer,
     TrainerCallback,
@@ -37,9 +36,12 @@ from superpose.core.fold import split_window
 from superpose.core.loss import Weighting, count_positions, target_weights
 from superpose.core.model import SuperposedLM
 from superpose.core.schedule import Schedule
+from superpose.data.store import TokenStore
+from superpose.data.stream import StreamSteps, WindowStream
+from superpose.data.tokens import TokenArray
 from superpose.data.windows import WindowPlan
 from superpose.integrations.rows import RowTokens, StepWindows
-from superpose.integrations.trainer_settings import check_arguments, check_rows, never_asked
+from superpose.integrations.trainer_settings import StreamReader, check_arguments, check_rows, is_streamed, never_asked
 from superpose.models.build import model_flops_per_latent
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class SwitchCallback(TrainerCallback, ExportableState):
     """Logs, evaluates and saves where one stage ends, if the Trainer does so at all, and keeps the schedule.
 
     So no logged loss is a mean over bags and single tokens, and there is a checkpoint of just before the switch. The
-    schedule stands in each checkpoint's trainer_state.json.
+    schedule, and where a streamed dataset stands, are in each checkpoint's trainer_state.json.
 
     Args:
         schedule: of the run, as it is or as `to_dict`, from which Trainer makes stored callbacks again.
@@ -57,9 +59,11 @@ class SwitchCallback(TrainerCallback, ExportableState):
 
     def __init__(self, schedule: Schedule | dict[str, Any]) -> None:
         self.schedule = schedule if isinstance(schedule, Schedule) else Schedule.from_dict(schedule)
+        self.stream: WindowStream | None = None
 
     def state(self) -> dict[str, Any]:
-        return {"args": {"schedule": self.schedule.to_dict()}, "attributes": {}}
+        args = {"schedule": self.schedule.to_dict()}
+        return {"args": args, "attributes": {}, "stream": self.stream and self.stream.state_dict()}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -75,7 +79,7 @@ class StepCallback(TrainerCallback):
     """Before training, compares the schedule with the checkpoint's; after each step, evens the load of experts and
     counts the tokens read."""
 
-    def __init__(self, trainer: SuperposeTrainer) -> None:
+    def __init__(self, trainer: "SuperposeTrainer") -> None:
         self.trainer = trainer
 
     def on_train_begin(
@@ -87,6 +91,19 @@ class StepCallback(TrainerCallback):
         else:
             logger.warning("the checkpoint holds no schedule to compare with; going on by %s", schedule)
             state.stateful_callbacks[name] = SwitchCallback(schedule).state()
+        for callback in self.trainer.callback_handler.callbacks:
+            if isinstance(callback, SwitchCallback):  # that of a checkpoint, too, which Trainer may have made again
+                callback.stream = self.trainer.stream
+        if self.trainer.stream is not None and state.global_step:
+            self._go_on(self.trainer.stream, state.stateful_callbacks[name].get("stream"), state.global_step)
+
+    def _go_on(self, stream: WindowStream, stored: dict[str, Any] | None, step: int) -> None:
+        if stored is None:
+            logger.warning("the checkpoint does not say where the stream stood; reading %d steps of it again", step)
+        elif (stored["step"], stored["part"]) != (step, 0):
+            raise ValueError(f"the checkpoint of step {step} holds the stream of step {stored['step']}; take another")
+        else:
+            stream.load_state_dict(stored)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -104,17 +121,18 @@ class SuperposeTrainer(Trainer):
 
     Args:
         schedule: which bag size trains when; its `total_steps` is `TrainingArguments.max_steps`.
-        latents: L, positions of a row; by default the length of the training dataset's rows, if they have one.
+        latents: L, positions of a row; by default the length of the training dataset's rows, if all have the same.
         weighting, variant, end_of_text: as in `superpose.SuperposedLM`.
         arguments: all that Trainer takes. `train_dataset` has `input_ids` in each row, packed or not; rows follow one
-            another as a text. `data_collator` serves evaluation; by default labels are the tokens.
+            another as a text. It may be streamed (an `IterableDataset`, or anything else to go through), the same on
+            all processes, or a `TokenStore`. `data_collator` serves evaluation; by default labels are the tokens.
 
     The logged loss is called `bag_loss` during superposition, as it is not comparable with a next-token loss; beside
     it stand `bag_size`, `raw_tokens` and `latents`. A mixture of experts is balanced by what its family has, with the
     load counted over all processes. `per_device_train_batch_size` counts rows of L latents in both phases.
 
     Raises:
-        ValueError: a setting that would have no effect, a dataset without tokens or length, a model that does not fit;
+        ValueError: a setting that would have no effect, a dataset without tokens, a model that does not fit;
             in training, a row that does not hold what it should, or a checkpoint of a run with other bags or switches.
     """
 
@@ -172,16 +190,47 @@ class SuperposeTrainer(Trainer):
         args = self.args
         if self.train_dataset is None:
             raise ValueError("SuperposeTrainer has no train_dataset; give one to train")
-        tokens: RowTokens | None = getattr(self, "tokens", None)
-        if tokens is None or tokens.rows is not self.train_dataset:
-            vocab_size = len(self.lm.model.get_input_embeddings().weight)
-            self.tokens = RowTokens(self.train_dataset, vocab_size, self._never_asked)
-        latents = self.latents or self.tokens.row_length
+        vocab_size = len(self.lm.model.get_input_embeddings().weight)
+        accumulate, rank, world_size = args.gradient_accumulation_steps, args.process_index, args.world_size
+        rows = args.per_device_train_batch_size * accumulate * world_size
+        self.plan: WindowPlan | WindowStream
+        self.windows: Dataset[dict[str, Any]]
+        self.stream: WindowStream | None = None
+        if is_streamed(self.train_dataset):
+            reader = StreamReader("train_dataset", vocab_size, self._never_asked, self)
+            latents = self._row_length(None)
+            self.plan = self.stream = WindowStream(
+                self.train_dataset, self.schedule, rows, latents, accumulate, rank, world_size, reader
+            )
+            self.windows = StreamSteps(self.stream)
+        else:
+            self.tokens = self._text(vocab_size)
+            seed = args.seed if args.data_seed is None else args.data_seed
+            latents = self._row_length(getattr(self.tokens, "row_length", None))
+            self.plan = plan = WindowPlan(self.schedule, rows, latents, len(self.tokens), seed)
+            self.windows = StepWindows(plan, self.tokens, accumulate, rank, world_size)
+
+    def _text(self, vocab_size: int) -> RowTokens | TokenArray:
+        """The tokens of a training dataset with a length."""
+        dataset = self.train_dataset
+        if isinstance(dataset, TokenStore):
+            if dataset.vocab_size > vocab_size:
+                raise ValueError(
+                    f"{dataset.path} has a vocabulary of {dataset.vocab_size}, the model embeds {vocab_size} tokens; "
+                    f"build the model for the store's"
+                )
+            return dataset.train.tokens
+        known: RowTokens | None = getattr(self, "tokens", None)  # whose rows were measured
+        return known if known and known.rows is dataset else RowTokens(dataset, vocab_size, self._never_asked)
+
+    def _row_length(self, known: int | None) -> int:
+        latents = self.latents or known
         if latents is None:
-            raise ValueError("the rows of train_dataset differ in length; give latents, the positions of a row")
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        self.plan = WindowPlan(self.schedule, rows, latents, len(self.tokens), seed)
+            raise ValueError(
+                "train_dataset does not say how long a row of training is: its rows differ in length, or are in a "
+                "stream or a store; give latents, the positions of a row"
+            )
+        return latents
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Windows of each forward pass; every process reads its own, so nothing is left to share out."""
@@ -189,11 +238,8 @@ class SuperposeTrainer(Trainer):
         check_arguments(self, self.schedule.total_steps)  # a search may have changed them
         self.lm.label_smoothing = args.label_smoothing_factor
         self._plan()
-        windows = StepWindows(
-            self.plan, self.tokens, args.gradient_accumulation_steps, args.process_index, args.world_size
-        )
         return DataLoader(
-            windows,
+            self.windows,
             batch_size=1,
             collate_fn=_only,
             num_workers=args.dataloader_num_workers,

@@ -116,16 +116,27 @@ def load_with_tokenizer(directory: Path) -> tuple[Any, Any]:
     Raises:
         UserError: they cannot be loaded, or the model predicts bags.
     """
-    from transformers import AutoTokenizer
-
     if predicts := predicts_bags(directory):
         raise UserError(f"{directory} predicts {predicts}, not the next token, so what it generated would be noise")
-    model = load_model(directory).eval()
+    return load_model(directory).eval(), text_tokenizer_of(directory)
+
+
+def text_tokenizer_of(directory: Path) -> Any:
+    """A tokenizer of transformers that reads text as training does (`superpose.data.tokenizer`).
+
+    Whatever class and template the directory names, it is `tokenizer.json` that is read, and nothing is put around a
+    text.
+
+    Raises:
+        UserError: the directory holds no tokenizer that can be loaded.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    plain = {"split_special_tokens": True, "add_bos_token": False, "add_eos_token": False}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True, **plain)
     except Exception as error:  # whatever transformers raises for a file that is missing or was altered
         raise UserError(f"{directory} holds no tokenizer that can be loaded: {first_line(error)}") from None
-    return model, tokenizer
 
 
 def refuse_code_of_others(settings: dict[str, Any], place: str) -> None:

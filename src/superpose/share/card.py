@@ -27,6 +27,9 @@ def model_card(name: str, facts: Facts, license_id: str = "", languages: Sequenc
     parts = defaultdict(str, name=plain(name), place=repr(printable(name)), version=facts.exported_with)
     parts["front_matter"] = _front_matter(facts, license_id, languages)
     parts["summary"], parts["training"] = _summary(facts), _training(facts)
+    parts["tokenizer"] = "PreTrainedTokenizerFast" if facts.tokenizer else "AutoTokenizer"
+    if facts.tokenizer:
+        parts["text_is"] = f"AutoTokenizer would not give the tokens of training: {plain(facts.tokenizer)}."
     if facts.bag_size > 1:
         predicts = f"it stopped in superposition and predicts {plain(facts.predicts)}, not the next token"
         parts["warning"] = f"**This model cannot generate text: {predicts}.**"

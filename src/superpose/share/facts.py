@@ -62,6 +62,7 @@ class Facts:
         evaluation: what was scored, in what unit, and the figure with its 95 % interval.
         comparison: verdict of the comparison the run is part of.
         versions: of what trained it.
+        tokenizer: how AutoTokenizer differs from the tokenizer it was trained with, where it does.
     """
 
     predicts: str
@@ -91,6 +92,7 @@ class Facts:
     evaluation: tuple[tuple[str, ...], ...] = ()
     comparison: str | None = None
     versions: dict[str, str] | None = None
+    tokenizer: str | None = None
     exported_with: str = __version__
 
     @property

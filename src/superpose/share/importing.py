@@ -10,9 +10,8 @@ import torch
 from superpose.core.model import SuperposedLM
 from superpose.data.config import DataArgs
 from superpose.data.store import TokenStore
-from superpose.data.tokenizer import load_tokenizer
+from superpose.data.tokenizer import load_tokenizer, tokenizer_identity
 from superpose.errors import UserError
-from superpose.files import file_sha256
 from superpose.models.build import ModelArgs, build_config, longest_row
 from superpose.models.load import load_weights, on_this_machine, predicts_bags
 from superpose.train.config import Recipe, load_recipe, with_settings, write_recipe
@@ -74,7 +73,7 @@ def _data(data: DataArgs, directory: Path, end_of_text: str) -> DataArgs:
         tokenizer = str(directory.resolve())
         return data.model_copy(update={"tokenizer": tokenizer, "vocab_size": fresh, "end_of_text": end_of_text})
     own, stored = directory / "tokenizer.json", TokenStore.open(data.store).tokenizer_path / "tokenizer.json"
-    if not stored.is_file() or file_sha256(own) != file_sha256(stored):
+    if not stored.is_file() or tokenizer_identity(own) != tokenizer_identity(stored):
         raise UserError(
             f"{data.store} was prepared with another tokenizer than the model's; prepare its text again with: "
             f"superpose prepare SOURCE --tokenizer {directory} --out STORE"

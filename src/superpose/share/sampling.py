@@ -45,7 +45,8 @@ def sample(
     """The prompt and its continuation, until the end of text or `max_new_tokens`.
 
     Args:
-        model, tokenizer: of transformers.
+        model, tokenizer: of transformers. The prompt is encoded as text is for training: without the tokenizer's
+            template, and a special token that it spells out is text.
         max_new_tokens: by default what the context the model was trained on leaves room for.
         temperature: of sampling; 0 always takes the likeliest token.
         top_p: sample from the likeliest tokens that hold this share of the probability.
@@ -73,7 +74,8 @@ def sample(
     start = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     try:
-        ids = torch.tensor([tokenizer(prompt)["input_ids"] or start])
+        encoded = tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        ids = torch.tensor([encoded or start])
         if ids.numel() == 0:
             raise UserError("the model's tokenizer has no end of text to start from; give a prompt")
         torch.manual_seed(seed)
