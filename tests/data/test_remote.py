@@ -19,7 +19,7 @@ from superpose.data.prepare import Preparation, prepare_store, train_on_sources
 from superpose.data.readers import Source
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
-from tests.data.test_streams import Records, needs_datasets, saved  # noqa: F401  # a fixture
+from tests.data.test_text_streams import Records, needs_datasets, saved  # noqa: F401  # a fixture
 from tests.s3 import needs_s3, running
 
 TEXTS = [f"Document {number}: größer, 漢字 {number * number}.\n\nIts end.\n" for number in range(400)]
