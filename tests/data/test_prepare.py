@@ -240,3 +240,48 @@ def test_a_tokenizer_is_trained_on_text_from_all_over(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"empty\.jsonl: no text"):
         train_on_sources((Source(str(tmp_path / "empty.jsonl")),), 320, processes=1)
+
+
+@pytest.mark.parametrize("end", ["", "\r", "\u2029", " ", "\n"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "bin"])
+def test_a_single_long_document_fills_both_sides(tmp_path, end, kind):
+    numbers = range(0, 60_000, 1 if kind == "txt" else 4)
+    text = "".join(f"{number * number:08x}{end}" for number in numbers)
+    source = tmp_path / f"one.{kind}"
+    if kind == "txt":
+        source.write_bytes(text.encode())
+    elif kind == "jsonl":
+        records(source, [text])
+    else:
+        source.write_bytes(np.frombuffer(text.encode(), np.uint8).astype("<u2").tobytes())
+    store = prepared(tmp_path, str(source), tokenizer="bytes", val_fraction=0.005)
+    assert store.train.documents + store.val.documents > 10
+    assert store.val.bytes > 0
+    sizes = np.diff(store.train.offsets)
+    assert sizes.max() < 3 * 2 * 16 * 1024
+    (account,) = store.accounts
+    assert account.read == source.stat().st_size if kind != "jsonl" else len(text.encode())
+
+
+def test_a_short_text_alone_is_cut_too(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"line {number}\n" for number in range(100)))
+    store = prepared(tmp_path, str(tmp_path / "a.txt"))
+    assert store.train.documents >= 2
+    assert store.val.documents >= 1
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """Where processes are started the script is not run again, whatever it does at its top."""
+    for number in range(4):
+        records(tmp_path / "many" / f"{number}.jsonl", DOCUMENTS[number::4])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from superpose.data.prepare import *\n"
+        "print('once', flush=True)\n"
+        "source = Source(sys.argv[1])\n"
+        "print(prepare_store(Preparation((source,), tokenizer='bytes'), Path(sys.argv[2]), 2).train.documents)\n"
+    )
+    run = [sys.executable, script, tmp_path / "many", tmp_path / "store"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=100)
+    assert (done.stdout.split()[0], len(done.stdout.split())) == ("once", 2), done.stderr

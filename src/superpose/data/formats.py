@@ -47,7 +47,7 @@ def format_of(file: str, field: str, alone: bool) -> Format:
         OSError: it cannot be read.
     """
     with open_binary(file) as stream:
-        start = stream.read(32)
+        start = stream.read(2**12)
     name = name_of(file)
     outer = PurePath(name).suffix.lower()
     codec: Codec = "gz" if start.startswith(GZIP) else "zst" if _is_zstd(start) else ""
@@ -69,7 +69,7 @@ def format_of(file: str, field: str, alone: bool) -> Format:
         return Format("arrow")
     if outer in (".bin", ".idx"):
         return Format("megatron" if outer == ".idx" or sibling(file, ".idx") else "tokens")
-    if alone and (foreign := foreign_format(start)):
+    if alone and b"\0" in start and (foreign := foreign_format(start)):
         raise UserError(f"{file} is {foreign}, which is not read here; give its text as text, JSON lines or Parquet")
     return Format("json" if not outer and _has_records(file, "", field) else "text")
 

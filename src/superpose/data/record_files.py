@@ -189,7 +189,7 @@ def read_arrow(file: str, field: str) -> Iterator[str | Dropped]:
         reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
         _expect_column(file, reader.schema, field)
         if is_file and reader.num_record_batches > size:
-            raise ValueError(f"it claims {reader.num_record_batches} batches in {size} bytes")
+            raise ValueError(f"it claims {reader.num_record_batches} batches in {size} bytes; it is damaged")
         number = 0
         while not is_file or number < reader.num_record_batches:
             place = stream.tell()

@@ -59,7 +59,7 @@ _Side = Annotated[dict[Literal["shards"], Annotated[list[_Shard], Field(min_leng
 
 def _balanced(account: Account) -> Account:
     if account.balance:
-        raise ValueError(f"{account.balance} bytes are unaccounted for")
+        raise ValueError(f"{account.balance} bytes are unaccounted for; expected none")
     return account
 
 

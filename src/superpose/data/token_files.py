@@ -51,8 +51,8 @@ class Layout:
 class _Tokens:
     """The tokens of a file, of which only what is asked for is read."""
 
-    def __init__(self, stream: BinaryIO, layout: Layout) -> None:
-        self._stream, self._layout = stream, layout
+    def __init__(self, file: str, stream: BinaryIO, layout: Layout) -> None:
+        self._file, self._stream, self._layout = file, stream, layout
 
     def __len__(self) -> int:
         return self._layout.count
@@ -62,14 +62,14 @@ class _Tokens:
         self._stream.seek(self._layout.offset + start * self._layout.width)
         content = self._stream.read(max(0, stop - start) * self._layout.width)
         if len(content) != max(0, stop - start) * self._layout.width:
-            raise ValueError("it was cut short while it was read")
+            raise UserError(f"{self._file} was cut short while it was read; start again")
         return np.frombuffer(content, self._layout.dtype)
 
 
 @contextmanager
 def _opened(file: str, layout: Layout) -> Iterator[_Tokens]:
     with open_binary(file) as stream:
-        yield _Tokens(stream, layout)
+        yield _Tokens(file, stream, layout)
 
 
 def layout_of(file: str, dtype: TokenType, vocab_size: int) -> Layout:
