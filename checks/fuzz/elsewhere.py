@@ -25,7 +25,7 @@ _FAILURES = (
 
 def feed_stream(samples: Samples, folder: Path, rng: random.Random) -> None:
     """Streams of odd records that break off, change, or find what was kept of them altered; kept to their end."""
-    from superpose.data.streams import keep, open_stream, texts_of
+    from superpose.data.text_streams import keep, open_stream, texts_of
 
     records = [{"text": f"Document {number}", "id": number} for number in range(rng.choice((0, 1, 7, 40)))]
     if records and rng.random() < 0.4:

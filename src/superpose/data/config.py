@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
 from superpose.data.store import TokenStore, is_store
-from superpose.data.streams import Streams
+from superpose.data.text_streams import Streams
 from superpose.data.token_files import TokenType
 from superpose.data.tokenizer import load_tokenizer
 from superpose.data.workers import Progress

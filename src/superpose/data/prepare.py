@@ -4,7 +4,7 @@
                (1)      (2)                   (3)                    (4)
 
     1. Sources are cut into parts that any process can read by itself (`readers`); streams are first written to disk
-       (`streams`).
+       (`text_streams`).
     2. Every part is read once for its index: a fingerprint of each document. All indexes together decide which
        documents are used, on which side, and where each will stand (`selection`).
     3. Every part is read again; its chosen documents are tokenized and spilled to disk, sorted by their places.
@@ -46,8 +46,8 @@ from superpose.data.readers import RANGE, Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
 from superpose.data.store import FORMAT, TokenStore, is_store
-from superpose.data.streams import Stream, Streams, keep, open_stream
 from superpose.data.text_files import PIECE
+from superpose.data.text_streams import Stream, Streams, keep, open_stream
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Progress, Run, available_cores, workers
 from superpose.errors import UserError

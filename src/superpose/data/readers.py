@@ -25,8 +25,8 @@ from superpose.data.compressed import Codec
 from superpose.data.encodings import check_encoding
 from superpose.data.formats import Kind, format_of, sibling
 from superpose.data.record_files import is_systems, open_parquet, read_arrow, read_json_lines, read_parquet
-from superpose.data.streams import Streams, is_stream, open_stream, texts_of
 from superpose.data.text_files import PIECE, can_be_entered, pieces, read_text
+from superpose.data.text_streams import Streams, is_stream, open_stream, texts_of
 from superpose.data.token_files import (
     TOKEN_PIECE,
     Layout,
@@ -61,7 +61,7 @@ class Source:
 
     location: str
     """`PYTHON_SOURCES`, a file, a folder, or a pattern such as `dump/*.jsonl.gz`, here or in a remote place; or a
-    stream, see `superpose.data.streams`."""
+    stream, see `superpose.data.text_streams`."""
     field: str = "text"
     """Of JSON lines, Parquet and datasets: where a record keeps its text."""
     encoding: str = "utf-8"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.data import streams
-from superpose.data.streams import Stream, is_stream, keep, open_stream, texts_of
+from superpose.data import text_streams
+from superpose.data.text_streams import Stream, is_stream, keep, open_stream, texts_of
 from superpose.errors import UserError
 
 needs_datasets = pytest.mark.skipif(find_spec("datasets") is None, reason="datasets is not installed")
@@ -141,7 +141,7 @@ def test_a_name_of_a_hub_is_one_of_three_parts_or_fewer():
 def saved(tmp_path, monkeypatch):
     """A folder that datasets streams, in three files."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    streams._from_hub.cache_clear()
+    text_streams._from_hub.cache_clear()
     (tmp_path / "data").mkdir()
     texts = [f"document {number}: größer" for number in range(300)]
     for shard in range(3):
@@ -165,7 +165,7 @@ def test_what_datasets_streams_is_kept_shard_by_shard(saved, tmp_path):
             if file.name > marks[2].name:
                 file.unlink()
         assert json.loads(marks[2].read_text())["state"] is not None
-        streams._from_hub.cache_clear()
+        text_streams._from_hub.cache_clear()
         keep((tmp_path / str(number), open_stream(location, {}).shard(number), "text", 500))
         assert kept(tmp_path / str(number)) == texts[number * 100 : (number + 1) * 100]
 
@@ -174,9 +174,9 @@ def test_what_datasets_streams_is_kept_shard_by_shard(saved, tmp_path):
 def test_files_that_were_written_again_are_another_stream(saved, tmp_path):
     location, _ = saved
     before = open_stream(location, {}).identity
-    streams._from_hub.cache_clear()
+    text_streams._from_hub.cache_clear()
     assert open_stream(location, {}).identity == before
-    streams._from_hub.cache_clear()
+    text_streams._from_hub.cache_clear()
     (tmp_path / "data" / "train-1.jsonl").write_text('{"text": "other"}\n')
     assert open_stream(location, {}).identity != before
 
