@@ -227,6 +227,7 @@ def test_a_stream_of_the_datasets_library():
             assert windows_of(again) == windows_of(stream) == whole[stop:]
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch, that torchdata asks for
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stateful_data_loader(workers):
     loaders = pytest.importorskip("torchdata.stateful_dataloader")

@@ -239,7 +239,7 @@ class WindowStream(IterableDataset[dict[str, Any]]):
         before = self._mark["read"]
         load = getattr(self.source, "load_state_dict", None)
         if self._mark["source"] is not None and load is not None:
-            afresh = copy.copy(self.source)  # before it is told where to go on
+            afresh = copy.deepcopy(self.source)  # as it is before it is told where to go on
             load(copy.deepcopy(self._mark["source"]))
             if self._goes_on(iter(self.source)):
                 return
