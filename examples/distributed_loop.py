@@ -102,7 +102,8 @@ def main() -> None:
         dist.init_process_group("gloo")
     schedule = Schedule(args.steps, args.bag_size, args.ratio)
     losses = train(args.text.read_bytes(), schedule, args.plan, args.accumulate, args.compile, args.checkpoint)
-    print(*(f"{loss:.5f}" for loss in losses))
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(*(f"{loss:.5f}" for loss in losses))
     if dist.is_initialized():
         dist.destroy_process_group()
 
