@@ -28,9 +28,11 @@ test-commands: .venv/ready
 test-wheel: .venv/ready
 	$(BIN)/pytest --durations 3 tests/test_wheel.py
 
-# What the extras need: TorchTitan, which asks for another version of datasets, and lm-eval, in one environment apart.
+# What the extras need: TorchTitan, which asks for another version of datasets, lm-eval, and the loops of Lightning and
+# litgpt, in one environment apart.
 test-extras: .venv-extras/ready
-	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py
+	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py \
+		tests/integrations/test_loops_extras.py tests/data/test_stream.py
 
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
 # Newer packages below them may call what they use deprecated, which is no fault. On Python 3.11, the lowest as well.
@@ -73,7 +75,9 @@ bench-data: .venv/ready
 .venv-extras/ready: pyproject.toml constraints-extras.txt
 	$(PYTHON) -m venv .venv-extras
 	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt \
-		-e '.[torchtitan,evaluate]' pytest pytest-xdist hypothesis
+		-e '.[torchtitan,evaluate]' pytest pytest-xdist hypothesis lightning jsonargparse
+	# Its model needs none of what litgpt asks for in versions that do not fit the others.
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13
 	touch .venv-extras/ready
 
 .venv-docs/ready: constraints-docs.txt

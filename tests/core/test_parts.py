@@ -1,6 +1,4 @@
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +12,9 @@ from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, learning_rate
 from superpose.train.records import read_metrics
-from tests.conftest import make_model
+from tests.conftest import load_example, make_model
 
-ROOT = Path(__file__).parents[2]
 VOCAB = 50
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
