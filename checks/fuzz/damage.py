@@ -162,7 +162,7 @@ def damage_safetensors(rng: random.Random, file: Path) -> None:
             file.write_bytes(PICKLE)
         case 2:
             file.symlink_to(rng.choice(sorted((Path.cwd().parent / "outside").iterdir())))
-        case 3:
+        case 3 if "DCP_SHARDING_INFO" in header["__metadata__"]:
             notes = json.loads(header["__metadata__"]["DCP_SHARDING_INFO"])
             changed = altered(rng, altered(rng, notes) or notes)
             header["__metadata__"]["DCP_SHARDING_INFO"] = as_json(changed).decode("utf-8", "replace")

@@ -39,11 +39,11 @@ def feed_export(samples: Samples, folder: Path, rng: random.Random) -> None:
             damage_file(rng, file)
     if rng.random() < 0.2:
         add_code(rng, run / "model")
-    out = folder / rng.choice(("out", "out", "out", "run", "a/b", "..", "run/model", text(rng).replace("/", "") or "x"))
+    out = folder / rng.choice(("out",) * 20 + ("run", "a/b", "..", "run/model", "x" * 300))
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and not file.is_symlink()}
-    step = rng.choice((None, None, None, 2, 4, 6, 3, 0, -1, 7, 10**30))
-    size = rng.choice(("5GB",) * 4 + ("1KB", "0GB", "5gb", "", text(rng), f"{10**30}TB"))
-    bags, average = rng.random() < 0.2, rng.random() < 0.15
+    step = rng.choice((None,) * 8 + (2, 4, 6, 6, 3, 0, -1, 7, 10**30))
+    size = rng.choice(("5GB",) * 20 + ("1KB", "0GB", "5gb", "", text(rng), f"{10**30}TB"))
+    bags, average = step == 2 or rng.random() < 0.05, rng.random() < 0.05
     license_id, languages = rng.choice(("", "mit", text(rng))), rng.choice(([], ["en"], [text(rng), "de"]))
     try:
         export(run, out, step, average, bags, size, license_id, languages)
@@ -93,9 +93,9 @@ def feed_evaluate(samples: Samples, folder: Path, rng: random.Random) -> None:
         if inside and rng.random() < 0.6:
             damage_file(rng, rng.choice(inside))
         texts = {rng.choice(("mine", text(rng))): str(given)}
-    tasks = rng.choice(([], ["brackets"], ["copy"], ["identifiers"], [text(rng)]))
-    latents = rng.choice((None, None, None, 2, 8, 1, 0, 10**9))
-    field = rng.choice(("text",) * 8 + ("id", text(rng)))
+    tasks = rng.choice(([], ["brackets"], ["copy"], ["identifiers"]) * 4 + ([text(rng)],))
+    latents = rng.choice((None,) * 9 + (2, 8, 1, 0, 10**9))
+    field = rng.choice(("text",) * 20 + ("id", text(rng)))
     out = rng.choice((None, folder / "out"))
     evaluate(places, texts, tasks, field, rng.choice((0.0005, 0.001)), latents, 2, None, "cpu", out)
     if out is not None and not {"evaluation.json", "summary.md"} <= {file.name for file in out.iterdir()}:
