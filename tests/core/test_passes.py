@@ -30,7 +30,7 @@ def test_the_passes_are_their_formulas(dtype, shape, seed, softcap, with_bias):
         capped = softcap * (capped / softcap).tanh()
     owned = torch.rand(places.shape) < 0.7 if seed % 2 else None
 
-    passes = passes_for(logits.device)
+    passes = passes_for(logits)
     work = passes.work_for(logits, torch.float32, softcap)
     picked, top, normalizer = passes.read_logits(logits, work, bias, softcap, places, owned)
     expected = capped.gather(1, places) * (1 if owned is None else owned)

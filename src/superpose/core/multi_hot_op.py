@@ -130,8 +130,8 @@ def _sweep(
     bias = None if bias is None else bias[:vocab_size]
     # Written anew for each chunk: memory that is asked for again and again is cleared again and again.
     chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))
-    buffer = head.new_empty(chunk_positions, vocab_size)
-    buffers = passes_for(buffer.device).work_for(buffer, shares.dtype, settings.softcap)
+    buffer = _aligned_rows(chunk_positions, vocab_size, head)
+    buffers = passes_for(buffer).work_for(buffer, shares.dtype, settings.softcap)
 
     for start in range(0, len(hidden), chunk_positions):
         part = slice(start, start + chunk_positions)
@@ -156,6 +156,15 @@ def _sweep(
     if settings.group and wants_hidden:
         dist.all_reduce(grad_hidden, group=_group(settings.group))
     return losses, gradients
+
+
+def _aligned_rows(positions: int, vocab_size: int, like: Tensor) -> Tensor:
+    """Room for logits [n, V], whose rows begin on a GPU where one of its 128-byte lines of memory does.
+
+    Products and passes then read in vectors whatever V is.
+    """
+    line = 128 // like.element_size() if like.is_cuda else 1
+    return like.new_empty(positions, -(-vocab_size // line) * line)[:, :vocab_size]
 
 
 def _gradients(
@@ -200,7 +209,7 @@ def _forward(
     logits: Tensor, work: list[Tensor], bias: Tensor | None, bags: _Bags, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Losses of a chunk [n]; logsumexps, this rank's maxima, and what makes its exponentials probabilities [n, 1]."""
-    picked, own_top, normalizer = passes_for(logits.device).read_logits(
+    picked, own_top, normalizer = passes_for(logits).read_logits(
         logits, work, bias, settings.softcap, bags.places, bags.owned
     )
     top, own = own_top, torch.ones_like(own_top)
@@ -233,7 +242,7 @@ def _gradient(
     share = torch.where(bags.counts, factor * bags.share, 0)
     softmax_factor = factor * (1 + 2 * settings.z_loss * lse) * to_softmax
     merged = _merged(share, bags.places, bags.owned)
-    passes_for(logits.device).write_gradient(
+    passes_for(logits).write_gradient(
         logits, work, bias, settings.softcap, own_top, softmax_factor, bags.places, merged
     )
 
@@ -260,7 +269,13 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
     if total.dtype == a.dtype:
         torch.addmm(total, a, b, beta=0 if first else 1, out=total)
         return
-    product = torch.mm(a, b, out_dtype=total.dtype) if a.is_cuda else a @ b
+    if a.is_cuda and first:
+        torch.ops.aten.mm.dtype_out(a, b, total.dtype, out=total)
+        return
+    if a.is_cuda:
+        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
+        return
+    product = a @ b
     if first:
         total.copy_(product)
     else:

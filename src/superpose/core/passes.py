@@ -4,11 +4,14 @@
     write_gradient   in place of the logits: factor * exp(z - m), less the shares of the targets
 
 What lies between them is arithmetic on n numbers (`superpose.core.multi_hot_op`). This is the plain form: it keeps the
-exponentials that it has read, so that value and gradient cost one exp.
+exponentials that it has read, so that value and gradient cost one exp. On a GPU, where memory is what takes time,
+`superpose.core.triton_passes` keeps nothing.
 
 Shapes: n positions of a block, S targets of a position, V vocabulary.
 """
 
+import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -101,6 +104,18 @@ class Passes(NamedTuple):
 PLAIN = Passes(work_for, read_logits, write_gradient)
 
 
-def passes_for(device: torch.device) -> Passes:
-    """The form for logits on this device."""
-    return PLAIN
+def passes_for(logits: Tensor) -> Passes:
+    """The form for these logits: Triton's kernels on a GPU, whose PyTorch brings Triton along; else the plain one.
+
+    Of logits in float64 too, whose precision the kernels do not have.
+    """
+    return _fused() if logits.is_cuda and logits.dtype != torch.float64 else PLAIN
+
+
+@functools.cache
+def _fused() -> Passes:
+    if importlib.util.find_spec("triton") is None:
+        return PLAIN
+    from superpose.core import triton_passes as fused
+
+    return Passes(fused.work_for, fused.read_logits, fused.write_gradient)
