@@ -23,7 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from superpose.core.passes import passes_for
+from superpose.core.passes import blocks, passes_for
+
+_CACHED = 2**19
+"""Numbers in half precision, 1 MiB: half of what the cache of a core holds."""
+_FEWEST = 256
+"""Rows of a product below which it loses speed."""
 
 
 @dataclass(frozen=True)
@@ -120,38 +125,40 @@ def _sweep(
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """The losses [N] and the gradients of their sum, or of their product with `upstream`."""
     wants_hidden, wants_weight, wants_bias = settings.wanted
-    vocab_size = settings.vocab_size
+    vocab_size, dtype = settings.vocab_size, settings.product_dtype
     losses = shares.new_empty(len(hidden))
     gradients = grad_hidden, grad_weight, grad_bias = _gradients(hidden, weight, bias, shares, settings.wanted)
     grad_hidden.zero_()
     grad_bias.zero_()
+    chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))
+    # Half-precision products are summed in float32; a single one can be written where it belongs.
+    summed = grad_weight.dtype == shares.dtype or (grad_weight.dtype == dtype and chunk_positions >= len(hidden))
+    total = grad_weight[:vocab_size] if summed else torch.empty_like(grad_weight[:vocab_size], dtype=shares.dtype)
 
-    head = weight[:vocab_size].to(settings.product_dtype)
+    head = weight[:vocab_size].to(dtype)
     bias = None if bias is None else bias[:vocab_size]
     # Written anew for each chunk: memory that is asked for again and again is cleared again and again.
-    chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))
     buffer = _aligned_rows(chunk_positions, vocab_size, head)
-    buffers = passes_for(buffer).work_for(buffer, shares.dtype, settings.softcap)
-
     for start in range(0, len(hidden), chunk_positions):
         part = slice(start, start + chunk_positions)
-        states = hidden[part].to(settings.product_dtype)
-        logits, work = buffer[: len(states)], [room[: len(states)] for room in buffers]
-        torch.mm(states, head.t(), out=logits)
+        states = hidden[part]
+        logits = torch.mm(states.to(dtype), head.t(), out=buffer[: len(states)])
         bags = _bags(targets[part], shares[part], settings)
-        losses[part], lse, own_top, to_softmax = _forward(logits, work, bias, bags, settings)
+        sums = _read(logits, bias, bags, settings)
+        losses[part] = _losses(bags, sums, settings)
         if not any(settings.wanted) or vocab_size == 0:
             continue
-        factor = bags.counts.to(shares.dtype) if upstream is None else bags.counts * upstream[part].unsqueeze(-1)
-        _gradient(logits, work, bias, bags, factor, lse, own_top, to_softmax, settings)
+        multiplier = _write(logits, bias, bags, sums, None if upstream is None else upstream[part], settings)
         if wants_hidden:
-            grad_hidden[part] = logits @ head
+            grad_hidden[part] = _times(logits @ head, multiplier)
         if wants_weight:
-            _add_product(grad_weight[:vocab_size], logits.t(), states, first=start == 0)
+            _add_product(total, logits.t(), _times(states, multiplier).to(dtype), first=start == 0)
         if wants_bias:
-            grad_bias[:vocab_size] += logits.sum(dim=0, dtype=shares.dtype)
+            _add_rows(grad_bias[:vocab_size], logits, multiplier)
 
     if wants_weight:
+        if not summed:
+            grad_weight[:vocab_size] = total
         grad_weight[vocab_size if len(hidden) else 0 :] = 0  # what no product has written
     if settings.group and wants_hidden:
         dist.all_reduce(grad_hidden, group=_group(settings.group))
@@ -170,8 +177,13 @@ def _aligned_rows(positions: int, vocab_size: int, like: Tensor) -> Tensor:
 def _gradients(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients of hidden, weight and bias; none for those that are not wanted."""
-    like = (hidden, hidden.dtype), (weight, shares.dtype), (bias, shares.dtype)
+    """Room for the gradients of hidden, weight and bias; none for those that are not wanted.
+
+    That of a bfloat16 head is rounded once it is summed. Of a float16 one it is not: before the loss is divided by its
+    positions, it may be too large for that.
+    """
+    weight_dtype = weight.dtype if weight.dtype == torch.bfloat16 else shares.dtype
+    like = (hidden, hidden.dtype), (weight, weight_dtype), (bias, shares.dtype)
     hidden_grad, weight_grad, bias_grad = (
         torch.empty_like(of, dtype=dtype) if want and of is not None else shares.new_empty(0)
         for (of, dtype), want in zip(like, wanted, strict=True)
@@ -205,46 +217,64 @@ def _bags(targets: Tensor, share: Tensor, settings: Settings) -> _Bags:
     return _Bags(places.masked_fill(~owned, 0), owned, share, counts)
 
 
-def _forward(
-    logits: Tensor, work: list[Tensor], bias: Tensor | None, bags: _Bags, settings: Settings
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses of a chunk [n]; logsumexps, this rank's maxima, and what makes its exponentials probabilities [n, 1]."""
-    picked, own_top, normalizer = passes_for(logits).read_logits(
-        logits, work, bias, settings.softcap, bags.places, bags.owned
-    )
-    top, own = own_top, torch.ones_like(own_top)
-    if settings.group:
-        group = _group(settings.group)
-        top = own_top.clone()
-        dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
-        own = (own_top - top).exp()
-        sums = torch.cat([picked, normalizer * own], dim=-1)
-        dist.all_reduce(sums, group=group)
-        picked, normalizer = sums[:, :-1], sums[:, -1:]
-    lse = top + normalizer.log()
-    bag = (bags.share * picked).sum(-1, keepdim=True)
-    losses = torch.where(bags.counts, lse - bag + settings.z_loss * lse.square(), 0)
-    return losses.squeeze(-1), lse, own_top, own / normalizer
+@dataclass(frozen=True)
+class _Sums:
+    """What has been read off a chunk's logits.
+
+    Attributes:
+        own: [n, S] logits in the columns `places`, whose they may be; see `_Bags`.
+        picked: [n, S] logits of the targets.
+        point: [n, 1], where this rank's exponentials have their origin.
+        lse: [n, 1] logarithm of the sum of exp(logits).
+        to_softmax: [n, 1], by which this rank's exponentials become probabilities.
+    """
+
+    own: Tensor
+    picked: Tensor
+    point: Tensor
+    lse: Tensor
+    to_softmax: Tensor
 
 
-def _gradient(
+def _read(logits: Tensor, bias: Tensor | None, bags: _Bags, settings: Settings) -> _Sums:
+    keep = any(settings.wanted)
+    read = passes_for(logits).read_logits
+    own, point, normalizer = read(logits, bias, settings.softcap, bags.places, bags.share.dtype, keep)
+    if bags.owned is None:
+        return _Sums(own, own, point, point + normalizer.log(), 1 / normalizer)
+    group, top = _group(settings.group), point.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+    moved = (point - top).exp()
+    sums = torch.cat([own.masked_fill(~bags.owned, 0), normalizer * moved], dim=-1)
+    dist.all_reduce(sums, group=group)
+    return _Sums(own, sums[:, :-1], point, top + sums[:, -1:].log(), moved / sums[:, -1:])
+
+
+def _losses(bags: _Bags, sums: _Sums, settings: Settings) -> Tensor:
+    losses = sums.lse - (bags.share * sums.picked).sum(-1, keepdim=True)
+    if settings.z_loss:
+        losses += settings.z_loss * sums.lse.square()
+    return torch.where(bags.counts, losses, 0).squeeze(-1)
+
+
+def _write(
     logits: Tensor,
-    work: list[Tensor],
     bias: Tensor | None,
     bags: _Bags,
-    factor: Tensor,
-    lse: Tensor,
-    own_top: Tensor,
-    to_softmax: Tensor,
+    sums: _Sums,
+    upstream: Tensor | None,
     settings: Settings,
-) -> None:
-    """d loss / d logits = (1 + 2 z_loss lse) softmax - shares at the targets, times `factor`; in place."""
-    share = torch.where(bags.counts, factor * bags.share, 0)
-    softmax_factor = factor * (1 + 2 * settings.z_loss * lse) * to_softmax
-    merged = _merged(share, bags.places, bags.owned)
-    passes_for(logits).write_gradient(
-        logits, work, bias, settings.softcap, own_top, softmax_factor, bags.places, merged
-    )
+) -> Tensor | None:
+    """d loss / d logits in place of the logits, but for what rows are still to be multiplied by [n, 1]; None for 1.
+
+    It is (1 + 2 z_loss lse) softmax - shares at the targets, times the position's upstream gradient.
+    """
+    factor = bags.counts.to(sums.lse.dtype) if upstream is None else bags.counts * upstream.unsqueeze(-1)
+    taken_off = _merged(factor * bags.share, bags.places, bags.owned)
+    if settings.z_loss:
+        factor = factor * (1 + 2 * settings.z_loss * sums.lse)
+    write = passes_for(logits).write_gradient
+    return write(logits, bias, settings.softcap, sums.own, sums.point, factor * sums.to_softmax, bags.places, taken_off)
 
 
 def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
@@ -258,28 +288,37 @@ def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
     if share.shape[-1] == 1:
         return share
     same = (places.unsqueeze(-1) == places.unsqueeze(-2)).to(share.dtype)
-    return (same * share.unsqueeze(-2)).sum(-1)
+    return torch.bmm(same, share.unsqueeze(-1)).squeeze(-1)
+
+
+def _times(rows: Tensor, multiplier: Tensor | None) -> Tensor:
+    return rows if multiplier is None else rows * multiplier
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """total += a @ b, or total = a @ b at first, which saves clearing and reading a gradient as large as the head.
-
-    Half-precision products are summed in float32, on a CPU only from one product to the next.
-    """
+    """total += a @ b, or total = a @ b at first, which saves clearing and reading a gradient as large as the head."""
+    beta = 0 if first else 1
     if total.dtype == a.dtype:
-        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
-        return
-    if a.is_cuda and first:
-        torch.ops.aten.mm.dtype_out(a, b, total.dtype, out=total)
-        return
-    if a.is_cuda:
-        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, out=total)
-        return
-    product = a @ b
-    if first:
-        total.copy_(product)
+        torch.addmm(total, a, b, beta=beta, out=total)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
     else:
-        total += product
+        # A CPU's half-precision products come rounded: a few rows at a time, which are still in cache when added.
+        few = max(_FEWEST, _CACHED // b.shape[1])
+        room = b.new_empty(few, b.shape[1])
+        for start in range(0, len(a), few):
+            rows = total[start : start + few]
+            product = torch.mm(a[start : start + few], b, out=room[: len(rows)])
+            rows.copy_(product) if first else rows.add_(product)
+
+
+def _add_rows(total: Tensor, rows: Tensor, multiplier: Tensor | None) -> None:
+    """total [V] += the sum of rows [n, V], each times its multiplier [n, 1]."""
+    if multiplier is None:
+        total += rows.sum(dim=0, dtype=total.dtype)
+        return
+    for part in blocks(rows):
+        total += torch.mv(rows[part].t().to(total.dtype), multiplier[part].squeeze(-1))
 
 
 @linear_multi_hot.register_fake
@@ -317,25 +356,37 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
     ctx.formed, ctx.packed = formed, packed
-    ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-    ctx.save_for_backward(*(gradients if formed else (hidden, weight, bias, targets, shares)))
+    ctx.gradients = [gradients] if formed else []
+    ctx.save_for_backward(hidden, weight, bias, targets, shares)
 
 
 def _backward(ctx: Any, grad_total: Tensor | None, grad_losses: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     wanted = ctx.packed[0]
     no_gradients = (None,) * (3 + len(ctx.packed))  # of targets, shares, form_gradients and the settings
-    if (grad_total if ctx.formed else grad_losses) is None:
+    upstream = grad_total if ctx.formed else grad_losses
+    if upstream is None:
         return None, None, None, *no_gradients
-    if ctx.formed:
-        gradients = tuple(gradient * grad_total for gradient in ctx.saved_tensors)
+    if not ctx.formed:
+        gradients = linear_multi_hot_gradients(*ctx.saved_tensors, upstream, *ctx.packed)
     else:
-        gradients = linear_multi_hot_gradients(*ctx.saved_tensors, grad_losses, *ctx.packed)
-    weight_dtype, bias_dtype = ctx.dtypes
-    dtypes = gradients[0].dtype, weight_dtype, bias_dtype
+        # Gradients are there for one backward pass, which gives them away; another over a graph that was kept forms
+        # them anew. So there is no second copy of the largest of them.
+        formed = ctx.gradients.pop() if ctx.gradients else linear_multi_hot(*ctx.saved_tensors, True, *ctx.packed)[2:]
+        gradients = _scaled(formed, upstream)
+    operands = ctx.saved_tensors[:3]
     return (
-        *(g.to(dtype) if want else None for g, dtype, want in zip(gradients, dtypes, wanted, strict=True)),
+        *(g.to(of.dtype) if want else None for g, of, want in zip(gradients, operands, wanted, strict=True)),
         *no_gradients,
     )
+
+
+def _scaled(gradients: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
+    """The gradients times a factor [], in place."""
+    if type(factor) is not Tensor:  # traced: the compiler finds room, and knows no numbers
+        return [gradient * factor for gradient in gradients]
+    if factor.is_cpu and factor == 1:
+        return gradients
+    return [gradient.mul_(factor) for gradient in gradients]
 
 
 linear_multi_hot.register_autograd(torch.autograd.function.once_differentiable(_backward), setup_context=_keep)

@@ -1,107 +1,134 @@
-"""The two passes over a block of logits that stand between the head's products: one reads them, one writes gradients.
+"""The passes over a chunk's logits that stand between the head's products, one before its losses and one after.
 
-    read_logits      logits z, capped: those at the targets, the maximum m and the sum of exp(z - m)
+    read_logits      logits z, capped: those at the targets, a point m near the maximum, the sum of exp(z - m)
     write_gradient   in place of the logits: factor * exp(z - m), less the shares of the targets
 
-What lies between them is arithmetic on n numbers (`superpose.core.multi_hot_op`). This is the plain form: it keeps the
-exponentials that it has read, so that value and gradient cost one exp. On a GPU, where memory is what takes time,
-`superpose.core.triton_passes` keeps nothing.
+What lies between them is arithmetic on n numbers (`superpose.core.multi_hot_op`). This is the plain form. It goes over
+the logits once, in blocks that a core's own cache holds, and leaves their exponentials in their place, so that
+`write_gradient` has the targets' columns to write and nothing else: what all of a row is still to be multiplied by, it
+returns, and multiplying the hidden states by it costs D numbers a position where the logits are V. On a GPU
+`superpose.core.triton_passes` takes its place.
 
-Shapes: n positions of a block, S targets of a position, V vocabulary.
+Shapes: n positions of a chunk, S targets of a position, V vocabulary.
 """
 
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-def work_for(logits: Tensor, dtype: torch.dtype, softcap: float) -> list[Tensor]:
-    """Room for what `read_logits` leaves to `write_gradient`: exponentials, and the slopes of a cap, each [n, V].
-
-    Logits that are already in the dtype of the sums give their own room to the exponentials.
-    """
-    exponentials = logits if logits.dtype == dtype else torch.empty_like(logits, dtype=dtype)
-    return [exponentials, torch.empty_like(exponentials)] if softcap else [exponentials]
+_BLOCK = 2**18
+"""Numbers of a block: 1 MiB in float32, half of what the cache of a core holds; for each thread."""
+_SAFE = 30.0
+"""exp(z) of logits whose maximum is between this and its negative needs no shift: their sum is far from both ends of
+float32's range (1e-38 to 1e38), and so is what is 1e-7 of it."""
 
 
 def read_logits(
-    logits: Tensor, work: list[Tensor], bias: Tensor | None, softcap: float, places: Tensor, owned: Tensor | None
+    logits: Tensor,
+    bias: Tensor | None,
+    softcap: float,
+    places: Tensor,
+    dtype: torch.dtype,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Capped logits at the targets [n, S], their maxima [n, 1] and the sums of exp(logits - maximum) [n, 1].
+    """Capped logits at the targets [n, S], a point of each row [n, 1] and the sum of exp(logits - point) [n, 1].
 
     Args:
-        logits: [n, V] as the product left them.
-        work: of `work_for`, whose dtype is that of all sums and results.
+        logits: [n, V] as the product left them; they are overwritten.
         bias: [V], added to the logits.
         softcap: logits are softcap * tanh(logits / softcap); 0 for none.
         places: [n, S], columns of the targets.
-        owned: [n, S], False for targets that are no columns of these logits, which then give 0; None if all are.
+        dtype: of all sums and results.
+        keep: whether `write_gradient` follows.
     """
-    exponentials = work[0]
-    if logits.dtype != exponentials.dtype:
-        exponentials.copy_(logits)
-    if bias is not None:
-        exponentials += bias
-    if softcap:
-        exponentials.div_(softcap).tanh_()
-        torch.mul(exponentials, exponentials, out=work[1])
-        exponentials.mul_(softcap)
-    if logits.shape[1] == 0:  # a shard of padding alone
-        top = exponentials.new_full((len(logits), 1), -math.inf)
-        return exponentials.new_zeros(places.shape), top, exponentials.sum(-1, keepdim=True)
-    picked, top = exponentials.gather(-1, places), exponentials.amax(-1, keepdim=True)
-    normalizer = exponentials.sub_(top).exp_().sum(-1, keepdim=True)
-    return picked if owned is None else picked.masked_fill_(~owned, 0), top, normalizer
+    picked = places.new_zeros(places.shape, dtype=dtype)
+    point = places.new_full((len(places), 1), -math.inf, dtype=dtype)
+    total = torch.zeros_like(point)
+    room = None
+    for rows in blocks(logits):
+        block = logits[rows]
+        if block.dtype != dtype:
+            room = torch.empty_like(block, dtype=dtype) if room is None else room
+            block = room[: len(block)].copy_(block)
+        if bias is not None:
+            block += bias
+        slope = None
+        if softcap:
+            block.div_(softcap).tanh_()
+            slope = 1 - block.square() if keep else None
+            block.mul_(softcap)
+        torch.gather(block, -1, places[rows], out=picked[rows])
+        top = block.amax(-1, keepdim=True)
+        if block.is_cpu and top.abs().max() <= _SAFE:
+            top.zero_()
+        else:
+            block -= top
+        normalizer = block.exp_().sum(-1, keepdim=True)
+        if block.dtype != logits.dtype:
+            # Half precision keeps the probabilities themselves: nothing is left to multiply, nothing rounded twice.
+            if keep:
+                torch.mul(block if slope is None else block.mul_(slope), 1 / normalizer, out=logits[rows])
+            top, normalizer = top + normalizer.log(), torch.ones_like(normalizer)
+        elif slope is not None:
+            block *= slope
+        point[rows], total[rows] = top, normalizer
+    return picked, point, total
 
 
 def write_gradient(
     logits: Tensor,
-    work: list[Tensor],
     bias: Tensor | None,
     softcap: float,
-    top: Tensor,
+    picked: Tensor,
+    point: Tensor,
     factor: Tensor,
     places: Tensor,
     at_targets: Tensor,
-) -> None:
-    """logits <- (factor * exp(logits - top) - at_targets at the targets) * slope of the cap, rounded once.
+) -> Tensor | None:
+    """logits <- (factor * exp(logits - point) - at_targets at the targets) * slope of the cap, less a multiplier.
 
     Args:
-        logits, work, bias, softcap, places: as `read_logits` had and left them.
-        top: [n, 1] that `read_logits` returned.
+        logits, bias, softcap, places: as `read_logits` had them and left them.
+        picked, point: that it returned.
         factor: [n, 1].
         at_targets: [n, S], the same for targets that are the same token: each is the whole of what is taken off
-            there, so the order in which they are written is of no matter.
+            there, so the order in which they are written is of no matter. 0 where the factor is.
+
+    Returns:
+        [n, 1] that the rows are still to be multiplied by; None for 1.
     """
-    exponentials = work[0]
     if logits.shape[1] == 0:
-        return
-    at_targets = exponentials.gather(-1, places) * factor - at_targets
+        return None
+    gradient = (picked - point).exp_() - torch.where(factor == 0, 0, at_targets / factor)
     if softcap:
-        exponentials.mul_(factor).scatter_(-1, places, at_targets)
-        # exponentials - exponentials * tanh^2
-        torch.addcmul(exponentials, exponentials, work[1], value=-1, out=exponentials)
-        if logits.dtype != exponentials.dtype:
-            logits.copy_(exponentials)
+        gradient *= 1 - (picked / softcap).square()
+    logits.scatter_(-1, places, gradient.to(logits.dtype))
+    return factor
+
+
+def blocks(logits: Tensor) -> Iterator[slice]:
+    """The rows of each block; off a CPU all are one."""
+    rows, vocab_size = logits.shape
+    if vocab_size == 0:
         return
-    torch.mul(exponentials, factor, out=logits)
-    logits.scatter_(-1, places, at_targets.to(logits.dtype))
+    size = max(1, _BLOCK * torch.get_num_threads() // vocab_size) if logits.is_cpu else rows
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
 
 
 class Passes(NamedTuple):
-    """A form of the passes: three functions with the contracts of this module's."""
+    """A form of the passes: functions with the contracts of this module's two."""
 
-    work_for: Callable[..., list[Tensor]]
     read_logits: Callable[..., tuple[Tensor, Tensor, Tensor]]
-    write_gradient: Callable[..., None]
+    write_gradient: Callable[..., Tensor | None]
 
 
-PLAIN = Passes(work_for, read_logits, write_gradient)
+PLAIN = Passes(read_logits, write_gradient)
 
 
 def passes_for(logits: Tensor) -> Passes:
@@ -118,4 +145,4 @@ def _fused() -> Passes:
         return PLAIN
     from superpose.core import triton_passes as fused
 
-    return Passes(fused.work_for, fused.read_logits, fused.write_gradient)
+    return Passes(fused.read_logits, fused.write_gradient)

@@ -32,17 +32,15 @@ BLOCK = 4096
 NUM_WARPS = 8
 
 
-def work_for(logits: Tensor, dtype: torch.dtype, softcap: float) -> list[Tensor]:
-    """No room: the second pass reads the logits again."""
-    return []
-
-
 def read_logits(
-    logits: Tensor, work: list[Tensor], bias: Tensor | None, softcap: float, places: Tensor, owned: Tensor | None
+    logits: Tensor, bias: Tensor | None, softcap: float, places: Tensor, dtype: torch.dtype, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `superpose.core.passes.read_logits`, of bfloat16, float16 or float32, with results in float32."""
+    """As `superpose.core.passes.read_logits`, but that the logits stay as they are, and the point is their maximum.
+
+    Of bfloat16, float16 or float32; whatever `keep` says, nothing is kept.
+    """
     positions, bag_size = places.shape
-    picked = torch.empty(places.shape, dtype=torch.float32, device=logits.device)
+    picked = torch.empty(places.shape, dtype=dtype, device=logits.device)
     top, normalizer = picked.new_empty(2, positions, 1).unbind()
     if logits.shape[1] == 0:  # a shard of padding alone
         return picked.zero_(), top.fill_(-math.inf), normalizer.zero_()
@@ -51,29 +49,30 @@ def read_logits(
             *(logits, logits if bias is None else bias, places.contiguous(), picked, top, normalizer),
             *(logits.stride(0), logits.shape[1], bag_size, softcap),
             **_constants(bias, softcap, bag_size),
+            VECTOR=16 // logits.element_size(),
         )
-    return picked if owned is None else picked.masked_fill_(~owned, 0), top, normalizer
+    return picked, top, normalizer
 
 
 def write_gradient(
     logits: Tensor,
-    work: list[Tensor],
     bias: Tensor | None,
     softcap: float,
-    top: Tensor,
+    picked: Tensor,
+    point: Tensor,
     factor: Tensor,
     places: Tensor,
     at_targets: Tensor,
 ) -> None:
-    """As `superpose.core.passes.write_gradient`, of the logits that `read_logits` has left as they were."""
+    """As `superpose.core.passes.write_gradient`, with nothing left to multiply by."""
     positions, bag_size = places.shape
     blocks = triton.cdiv(logits.shape[1], BLOCK)
     if blocks == 0:
         return
     with torch.cuda.device_of(logits):
         _write[(positions * blocks,)](
-            *(logits, logits if bias is None else bias, places.contiguous(), at_targets.contiguous()),
-            *(top.contiguous(), factor.contiguous()),
+            *(logits, logits if bias is None else bias, places.contiguous(), picked, at_targets.contiguous()),
+            *(point.contiguous(), factor.contiguous()),
             *(logits.stride(0), logits.shape[1], bag_size, softcap, blocks),
             **_constants(bias, softcap, bag_size),
         )
@@ -105,6 +104,7 @@ def _read(
     HAS_CAP: tl.constexpr,
     TARGETS: tl.constexpr,
     BLOCK: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     """A program a row."""
     row = tl.program_id(0).to(tl.int64)  # n x V may be beyond 32 bits
@@ -116,10 +116,12 @@ def _read(
     at_targets = _at(logits, bias, place, there, softcap, HAS_BIAS, HAS_CAP)
     tl.store(picked + row * bag_size + targets, at_targets, mask=there)
 
-    columns = tl.arange(0, BLOCK)
+    # A thread's 16 bytes are a row of this block, so that their maximum and sum need no other thread.
+    LOADS: tl.constexpr = BLOCK // VECTOR
+    columns = tl.arange(0, LOADS)[:, None] * VECTOR + tl.arange(0, VECTOR)[None, :]
     # The lowest number and not -inf, whose distance to a logit of -inf would not be a number.
-    peak = tl.full([BLOCK], -3.4028234663852886e38, tl.float32)
-    total = tl.zeros([BLOCK], tl.float32)
+    peak = tl.full([LOADS], -3.4028234663852886e38, tl.float32)
+    total = tl.zeros([LOADS], tl.float32)
     whole = vocab_size // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
         value = _at(logits, bias, start + columns, None, softcap, HAS_BIAS, HAS_CAP)
@@ -138,9 +140,10 @@ def _write(
     logits,
     bias,
     places,
+    picked,
     at_targets,
-    top,
-    softmax_factor,
+    point,
+    factor,
     row_stride,
     vocab_size,
     bag_size,
@@ -155,28 +158,24 @@ def _write(
     row = (tl.program_id(0) // blocks).to(tl.int64)
     start = tl.program_id(0) % blocks * BLOCK
     logits += row * row_stride
-    highest, factor = tl.load(top + row), tl.load(softmax_factor + row)
+    origin, scale = tl.load(point + row), tl.load(factor + row)
+
+    columns = start + tl.arange(0, BLOCK)
+    if start + BLOCK <= vocab_size:
+        value = _at(logits, bias, columns, None, softcap, HAS_BIAS, HAS_CAP)
+        tl.store(logits + columns, _gradient(value, origin, scale, 0.0, softcap, HAS_CAP))
+    else:
+        inside = columns < vocab_size
+        value = _at(logits, bias, columns, inside, softcap, HAS_BIAS, HAS_CAP)
+        tl.store(logits + columns, _gradient(value, origin, scale, 0.0, softcap, HAS_CAP), mask=inside)
 
     targets = tl.arange(0, TARGETS)
     place = tl.load(places + row * bag_size + targets, mask=targets < bag_size, other=-1)
     here = (place >= start) & (place < start + BLOCK)
-    value = _at(logits, bias, place, here, softcap, HAS_BIAS, HAS_CAP)
+    at_place = tl.load(picked + row * bag_size + targets, mask=here, other=0)
     share = tl.load(at_targets + row * bag_size + targets, mask=here, other=0)
-    gradient = _gradient(value, highest, factor, share, softcap, HAS_CAP)
-
-    # Threads read logits that others overwrite, and overwrite what others wrote: each waits for all.
-    columns = start + tl.arange(0, BLOCK)
-    if start + BLOCK <= vocab_size:
-        entry = _at(logits, bias, columns, None, softcap, HAS_BIAS, HAS_CAP)
-        tl.debug_barrier()
-        tl.store(logits + columns, _gradient(entry, highest, factor, 0.0, softcap, HAS_CAP))
-    else:
-        inside = columns < vocab_size
-        entry = _at(logits, bias, columns, inside, softcap, HAS_BIAS, HAS_CAP)
-        tl.debug_barrier()
-        tl.store(logits + columns, _gradient(entry, highest, factor, 0.0, softcap, HAS_CAP), mask=inside)
-    tl.debug_barrier()
-    tl.store(logits + place, gradient, mask=here)
+    tl.debug_barrier()  # these threads overwrite what others have written
+    tl.store(logits + place, _gradient(at_place, origin, scale, share, softcap, HAS_CAP), mask=here)
 
 
 @triton.jit
@@ -191,15 +190,15 @@ def _at(logits, bias, columns, mask, softcap, HAS_BIAS: tl.constexpr, HAS_CAP: t
 
 
 @triton.jit
-def _include(peak, total, value):
-    """Maxima, and sums of exp(logit - maximum), that take in one value more each."""
-    scale = tl.exp(-tl.abs(value - peak))
-    return tl.maximum(peak, value), tl.where(value > peak, total * scale + 1, total + scale)
+def _include(peak, total, values):
+    """Maxima [n], and sums of exp(logit - maximum) [n], that take in values [n, k] as well."""
+    higher = tl.maximum(peak, tl.max(values, 1))
+    return higher, total * tl.exp(peak - higher) + tl.sum(tl.exp(values - higher[:, None]), 1)
 
 
 @triton.jit
-def _gradient(value, highest, factor, share, softcap, HAS_CAP: tl.constexpr):
-    gradient = factor * tl.exp(value - highest) - share
+def _gradient(value, origin, scale, share, softcap, HAS_CAP: tl.constexpr):
+    gradient = scale * tl.exp(value - origin) - share
     if HAS_CAP:
         bent = value / softcap
         gradient *= 1 - bent * bent
