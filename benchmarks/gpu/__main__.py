@@ -1,7 +1,6 @@
 """Runs the parts in turn, each within its share of the minutes."""
 
 import argparse
-import json
 import sys
 import time
 import traceback
@@ -11,9 +10,21 @@ from typing import Any
 
 import torch
 
-from gpu import correct, losses
+from gpu import correct, losses, sharded, steps, training
 from gpu.bench import Bench
 from superpose.files import write_json
+
+Part = Callable[[Bench, Any], dict[str, Any]]
+PARTS: dict[str, Part] = {
+    "device": lambda bench, _: bench.facts(),
+    "correctness": lambda bench, _: correct.check(bench),
+    "passes": lambda bench, _: losses.measure_passes(bench),
+    "steps": lambda bench, _: steps.measure(bench, bench.left / 3),
+    "losses": lambda bench, _: losses.measure_losses(bench, bench.left / 5),
+    "sharded": lambda bench, _: sharded.measure(bench),
+    "training": lambda bench, text: training.measure(bench, text),
+}
+"""In this order, each with a share of the time that is left; training has the rest."""
 
 
 def main() -> int:
@@ -28,41 +39,43 @@ def main() -> int:
         return 2
     device = torch.device("cpu" if arguments.small else "cuda")
     bench = Bench(device, arguments.small, time.monotonic() + 60 * arguments.minutes)
-    parts: dict[str, Callable[[], dict[str, Any]]] = {
-        "device": bench.facts,
-        "correctness": lambda: correct.check(bench),
-        "passes": lambda: losses.measure_passes(bench),
-        "losses": lambda: losses.measure_losses(bench, 60 * arguments.minutes / 4),
-    }
-    chosen = list(parts) if arguments.parts is None else arguments.parts.split(",")
-    if unknown := set(chosen) - set(parts):
-        parser.error(f"--parts: {', '.join(sorted(unknown))} is no part; choose of {', '.join(parts)}")
+    chosen = list(PARTS) if arguments.parts is None else arguments.parts.split(",")
+    if unknown := set(chosen) - set(PARTS):
+        parser.error(f"--parts: {', '.join(sorted(unknown))} is no part; choose of {', '.join(PARTS)}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"minutes": arguments.minutes, "small": arguments.small}
-    for name in chosen:
-        started = time.monotonic()
-        try:
-            results[name] = parts[name]()
-        except Exception as error:  # the others go on
-            traceback.print_exc()
-            results[name] = {"failed": f"{type(error).__name__}: {error}"}
-        results[name]["took_seconds"] = round(time.monotonic() - started, 1)
-        write_json(arguments.out / "gpu.json", results)
-        print(f"== {name}: {results[name]['took_seconds']} s", flush=True)
-        show(name, results[name])
+    text = training.Text(bench) if "training" in chosen else None
+    try:
+        for name in chosen:
+            results[name] = run(name, bench, text)
+            write_json(arguments.out / "gpu.json", results)
+            show(name, results[name])
+    finally:
+        if text is not None:
+            text.close()
     failed = [name for name in chosen if "failed" in results[name] or results[name].get("right") is False]
     print(f"failed: {', '.join(failed)}" if failed else "all parts ended, all that was checked is right")
     return 1 if failed else 0
 
 
+def run(name: str, bench: Bench, text: training.Text | None) -> dict[str, Any]:
+    """What a part found, or the sentence of its failure, and how long it took."""
+    started = time.monotonic()
+    try:
+        result = PARTS[name](bench, text)
+    except Exception as error:  # the others go on
+        traceback.print_exc()
+        result = {"failed": f"{type(error).__name__}: {error}"}
+    if bench.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return result | {"took_seconds": round(time.monotonic() - started, 1)}
+
+
 def show(name: str, result: dict[str, Any]) -> None:
-    rows = next((value for value in result.values() if isinstance(value, list)), None)
-    if rows is None:
-        print(json.dumps(result))
-        return
+    print(f"== {name}")
     for key, value in result.items():
         for row in value if isinstance(value, list) else [value]:
-            print(f"{key}: {row if isinstance(row, (str, int, float)) else ' '.join(map(_short, row.values()))}")
+            print(f"{key}: {' '.join(map(_short, row.values())) if isinstance(row, dict) else row}")
     sys.stdout.flush()
 
 

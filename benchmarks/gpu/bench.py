@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from measure import interleaved
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

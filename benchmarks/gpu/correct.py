@@ -113,10 +113,11 @@ def _far_rows(bench: Bench) -> dict[str, Any]:
     logits = torch.randn(positions, vocab_size, device=bench.device, dtype=torch.bfloat16)
     places = torch.randint(0, vocab_size, (positions, 3), device=bench.device)
     last, form = logits[-1:].double(), passes.passes_for(logits)
-    work = form.work_for(logits, torch.float32, 0.0)
-    picked, top, normalizer = form.read_logits(logits, work, None, 0.0, places, None)
+    picked, top, normalizer = form.read_logits(logits, None, 0.0, places, torch.float32, True)
     lse, expected = top + normalizer.log(), last.logsumexp(-1, keepdim=True)
-    form.write_gradient(logits, work, None, 0.0, top, 1 / normalizer, places, torch.zeros_like(picked))
+    rest = picked, top, 1 / normalizer, places, torch.zeros_like(picked)
+    multiplier = form.write_gradient(logits, None, 0.0, *rest)
+    assert multiplier is None or (multiplier == rest[2]).all()
     errors = [*_errors([lse[-1:], logits[-1:]], [expected, (last - expected).exp()])]
     errors += _errors([picked[-1]], [last[0, places[-1]]])
     return {"error": errors, "right": errors[0] < 1e-6 and errors[1] < 4e-3 and errors[2] == 0}

@@ -43,14 +43,14 @@ def test_in_the_interpreter_they_are_what_they_should_be():
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_compiled_for_a_gpu_nothing_spills_and_memory_is_read_in_vectors(target):
-    """Within 128 registers two programs of 256 threads and more are on a multiprocessor of 65,536."""
+    """Within 64 registers four programs of 256 threads and more are on a multiprocessor of 65,536."""
     done = in_a_process(__file__, target, interpret=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.keys() == KERNELS.keys()
     for name, used in found.items():
         assert used["spilled"] == 0, (name, used)
-        assert used["registers"] <= 96, (name, used)
+        assert used["registers"] <= 64, (name, used)
         assert used["shared_bytes"] <= 2048, (name, used)
         # The block of a row's logits: 16 bytes a thread and load.
         entry_bytes = 4 if "fp32" in name else 2
@@ -64,6 +64,8 @@ def compiled(kernel, dtype, more, target):
     from triton.compiler import ASTSource
 
     constants = {"HAS_BIAS": more, "HAS_CAP": more, "TARGETS": 8, "BLOCK": triton_passes.BLOCK}
+    if "VECTOR" in kernel.arg_names:
+        constants["VECTOR"] = 4 if dtype == "fp32" else 8
     types = {"logits": f"*{dtype}", "bias": f"*{dtype}", "places": "*i64", "softcap": "fp32"}
     types |= dict.fromkeys(("row_stride", "vocab_size", "bag_size", "blocks"), "i32")
     types |= dict.fromkeys(constants, "constexpr")
