@@ -29,11 +29,18 @@ PARTS: dict[str, Part] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m gpu")
-    parser.add_argument("--out", type=Path, required=True, help="folder for gpu.json")
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, help="folder for gpu.json")
+    target.add_argument("--page", type=Path, help="writes docs/gpu.md from this gpu.json, and measures nothing")
     parser.add_argument("--minutes", type=float, default=8.0, help="of all parts together")
     parser.add_argument("--parts", help="only these, with commas between")
     parser.add_argument("--small", action="store_true", help="tiny shapes, on the CPU")
     arguments = parser.parse_args()
+    if arguments.page is not None:
+        from gpu import page  # which needs more of superpose than its core
+
+        page.write(arguments.page)
+        return 0
     if not arguments.small and not torch.cuda.is_available():
         print("there is no GPU that this PyTorch can use; --small tries the script out on the CPU", file=sys.stderr)
         return 2

@@ -27,6 +27,7 @@ def build(bench: Bench, recipe: str, vocab_size: int, latents: int) -> Any:
     config = AutoConfig.for_model(
         stated["architecture"], vocab_size=vocab_size, max_position_embeddings=latents, **settings
     )
+    config.use_cache = False  # nobody generates
     return AutoModelForCausalLM.from_config(config).to(bench.device).train()
 
 
