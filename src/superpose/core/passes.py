@@ -46,13 +46,14 @@ def read_logits(
         dtype: of all sums and results.
         keep: whether `write_gradient` follows.
     """
+    narrow = logits.dtype != dtype
     picked = places.new_zeros(places.shape, dtype=dtype)
     point = places.new_full((len(places), 1), -math.inf, dtype=dtype)
     total = torch.zeros_like(point)
     room = None
     for rows in blocks(logits):
         block = logits[rows]
-        if block.dtype != dtype:
+        if narrow:
             room = torch.empty_like(block, dtype=dtype) if room is None else room
             block = room[: len(block)].copy_(block)
         if bias is not None:
@@ -63,20 +64,19 @@ def read_logits(
             slope = 1 - block.square() if keep else None
             block.mul_(softcap)
         torch.gather(block, -1, places[rows], out=picked[rows])
-        top = block.amax(-1, keepdim=True)
+        top = torch.amax(block, -1, keepdim=True, out=point[rows])
         if block.is_cpu and top.abs().max() <= _SAFE:
             top.zero_()
         else:
             block -= top
-        normalizer = block.exp_().sum(-1, keepdim=True)
-        if block.dtype != logits.dtype:
-            # Half precision keeps the probabilities themselves: nothing is left to multiply, nothing rounded twice.
-            if keep:
-                torch.mul(block if slope is None else block.mul_(slope), 1 / normalizer, out=logits[rows])
-            top, normalizer = top + normalizer.log(), torch.ones_like(normalizer)
-        elif slope is not None:
+        normalizer = torch.sum(block.exp_(), -1, keepdim=True, out=total[rows])
+        if slope is not None:
             block *= slope
-        point[rows], total[rows] = top, normalizer
+        if narrow and keep:
+            # Half precision keeps probabilities: what is rounded once is then multiplied by nothing.
+            logits[rows] = block.mul_(normalizer.reciprocal())
+    if narrow:
+        return picked, point + total.log(), torch.ones_like(total)
     return picked, point, total
 
 
