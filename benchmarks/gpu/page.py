@@ -42,10 +42,11 @@ def card(facts: dict[str, Any]) -> str:
         )
         if facts.get(key)
     )
+    product, copy = facts["product_tflops"], facts["copy_tb_per_s"]
     return (
         f"Measured on one **{facts['card']}** ({facts['memory_gb']:.0f} GB), {versions}.\n"
-        f"On the same card a bfloat16 product of 8192 x 8192 matrices runs at {facts['product_tflops']:.0f} TFLOP/s, and a\n"
-        f"copy moves {facts['copy_tb_per_s']:.2f} TB/s, read and written. Nothing has been measured on another card."
+        f"On it a bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s; a copy moves {copy:.2f} TB/s,\n"
+        "read and written. Nothing has been measured on another card."
     )
 
 
@@ -145,15 +146,16 @@ def training(found: dict[str, Any]) -> str:
         for number, (step, _) in enumerate(runs[0]["losses"])
     ]
     facts = [
-        f"{run['run']} {run['ms_per_step']:.1f} ms a step, {run['raw_tokens'] / 1e6:.1f}M tokens of text" for run in runs
+        f"{run['run']} {run['ms_per_step']:.1f} ms a step, {run['raw_tokens'] / 1e6:.1f}M tokens of text"
+        for run in runs
     ]
     steps = runs[0]["steps"]
     return (
-        f"{steps:,} steps of {runs[0]['latents'] // steps:,} latents each, s {found['bag_size']}, r {found['ratio']}, on\n"
-        f"{text['train_tokens'] / 1e6:.1f}M tokens ({text['documents']:,} files of the machine's own sources and pages, "
-        f"V {text['vocab_size']:,});\n{'; '.join(facts)}. Held-out next-token loss in nats:\n\n"
+        f"{steps:,} steps of {runs[0]['latents'] // steps:,} latents, s {found['bag_size']}, r {found['ratio']}, on "
+        f"{text['train_tokens'] / 1e6:.1f}M tokens\n({text['documents']:,} files of the machine's own sources and "
+        f"pages, V {text['vocab_size']:,}).\n{'; '.join(facts)}.\nHeld-out next-token loss in nats:\n\n"
         f"{_table(['step', *(run['run'] for run in runs)], rows)}\n\n"
-        f"One run of each, so what chance does is not known."
+        "One run of each, so what chance does is not known."
     )
 
 

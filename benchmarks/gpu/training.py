@@ -65,7 +65,7 @@ def measure(bench: Bench, text: Text) -> dict[str, Any]:
     # A few steps of each kind say how many fit, the second time, when all is compiled.
     times = [min(run(Schedule(FEW, size, 1.0))[1] for _ in range(2)) for size in (1, BAG_SIZE)]
     raw = 1 + RATIO * (BAG_SIZE - 1)
-    fits = int(0.8 * bench.left / (2 * max(times)))
+    fits = int(0.88 * bench.left / (2 * max(times)))
     once = int(len(train) / (rows * latents * raw))
     steps = 30 if bench.small else max(10, min(fits, once))
     arms = {"ordinary": Schedule(steps), "superposition": Schedule(steps, BAG_SIZE, RATIO)}
