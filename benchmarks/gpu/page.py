@@ -45,8 +45,8 @@ def card(facts: dict[str, Any]) -> str:
     product, copy = facts["product_tflops"], facts["copy_tb_per_s"]
     return (
         f"Measured on one **{facts['card']}** ({facts['memory_gb']:.0f} GB), {versions}.\n"
-        f"On it a bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s; a copy moves {copy:.2f} TB/s,\n"
-        "read and written. Nothing has been measured on another card."
+        f"On it a bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s; a copy\n"
+        f"moves {copy:.2f} TB/s, read and written. Nothing has been measured on another card."
     )
 
 
