@@ -108,8 +108,10 @@ def write_gradient(
     if softcap:
         gradient *= 1 - (picked / softcap).square()
     # A CPU's scatter_ copies all of a tensor in half precision to float32 and back.
-    rows = torch.arange(len(logits), device=logits.device).unsqueeze(-1) * logits.shape[1]
-    logits.view(-1).index_copy_(0, (places + rows).view(-1), gradient.to(logits.dtype).view(-1))
+    apart = logits.stride(0)
+    numbers = logits.as_strided(((len(logits) - 1) * apart + logits.shape[1],), (1,))
+    rows = torch.arange(len(logits), device=logits.device).unsqueeze(-1) * apart
+    numbers.index_copy_(0, (places + rows).view(-1), gradient.to(logits.dtype).view(-1))
     return factor
 
 
