@@ -41,6 +41,9 @@ class Bench:
     def seconds(self, arms: Mapping[str, Callable[[], object]], rounds: int = 5, calls: int = 3) -> dict[str, float]:
         """Least seconds of a call of each arm, in turns; `calls` in a row, so that launching them is not measured."""
 
+        if self.small:
+            rounds = calls = 1
+
         def run(call: Callable[[], object]) -> None:
             for _ in range(calls):
                 call()

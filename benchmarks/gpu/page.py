@@ -46,7 +46,8 @@ def card(facts: dict[str, Any]) -> str:
     return (
         f"Measured on one **{facts['card']}** ({facts['memory_gb']:.0f} GB), {versions}.\n"
         f"On it a bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s; a copy\n"
-        f"moves {copy:.2f} TB/s, read and written. Nothing has been measured on another card."
+        f"moves {copy:.2f} TB/s, read and written. Nothing has been measured on another card.\n"
+        "[gpu.json](../benchmarks/results/gpu.json) has every figure."
     )
 
 

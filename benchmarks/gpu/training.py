@@ -67,7 +67,7 @@ def measure(bench: Bench, text: Text) -> dict[str, Any]:
     raw = 1 + RATIO * (BAG_SIZE - 1)
     fits = int(0.88 * bench.left / (2 * max(times)))
     once = int(len(train) / (rows * latents * raw))
-    steps = 30 if bench.small else max(10, min(fits, once))
+    steps = 20 if bench.small else max(10, min(fits, once))
     arms = {"ordinary": Schedule(steps), "superposition": Schedule(steps, BAG_SIZE, RATIO)}
     found: list[dict[str, Any]] = []
     for name, schedule in arms.items():
