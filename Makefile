@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-commands test-wheel test-extras test-lowest docs mutants bench-loss bench-data clean
+.PHONY: demo test test-commands test-wheel test-extras test-lowest docs mutants bench-loss bench-data gpu clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -28,11 +28,11 @@ test-commands: .venv/ready
 test-wheel: .venv/ready
 	$(BIN)/pytest --durations 3 tests/test_wheel.py
 
-# What the extras need: TorchTitan, which asks for another version of datasets, lm-eval, and the loops of Lightning and
-# litgpt, in one environment apart.
+# What the extras need: TorchTitan, which asks for another version of datasets, lm-eval, the loops of Lightning and litgpt,
+# and Triton, whose kernels are interpreted, and compiled for GPUs that need not be there: in one environment apart.
 test-extras: .venv-extras/ready
 	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py \
-		tests/integrations/test_loops_extras.py tests/data/test_stream.py
+		tests/integrations/test_loops_extras.py tests/data/test_stream.py tests/core/test_triton_passes.py
 
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
 # Newer packages below them may call what they use deprecated, which is no fault. On Python 3.11, the lowest as well.
@@ -59,6 +59,11 @@ bench-loss: .venv/ready
 bench-data: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/data.py
+
+# All that is measured on a GPU, in eight minutes on one card: docs/gpu.md.
+gpu: .venv/ready
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu --out benchmarks/results
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu --page benchmarks/results/gpu.json
 
 .venv/ready: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

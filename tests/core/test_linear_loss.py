@@ -14,7 +14,7 @@ from superpose import (
     linear_multi_hot_cross_entropy,
     multi_hot_cross_entropy,
 )
-from superpose.core import linear_loss
+from superpose.core import linear_loss, multi_hot_op
 from superpose.core.multi_hot_op import Settings, linear_multi_hot, linear_multi_hot_gradients
 from tests.core.test_loss import V, bags, reductions
 from tests.ranks import on_ranks
@@ -66,6 +66,27 @@ def test_equals_whole_logits(bag, options, chunk, with_bias, padding):
         torch.autograd.grad((expected * upstream).sum(), wanted),
         strict=True,
     ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("chunk", [3, 9])
+def test_rows_that_a_gpu_adds_to_the_head_change_nothing(monkeypatch, dtype, native, chunk):
+    """On a CPU, which adds none, they are added all the same."""
+    monkeypatch.setattr(linear_loss, "_CPU_HALVES", {torch.bfloat16} if native else set())
+    operands, targets = leaves(9, V + 2, dtype=dtype), torch.randint(0, V, (9, 3))
+
+    def loss_and_gradients():
+        hidden, head, bias = operands
+        loss = linear_multi_hot_cross_entropy(
+            hidden, head, targets, bias=bias, softcap=3.0, z_loss=0.1, vocab_size=V, chunk_positions=chunk
+        )
+        return [loss, *torch.autograd.grad(loss, operands)]
+
+    expected = loss_and_gradients()
+    monkeypatch.setattr(multi_hot_op, "_missing_rows", lambda *_: 5)
+    for ours, theirs in zip(loss_and_gradients(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 

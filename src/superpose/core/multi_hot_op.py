@@ -131,18 +131,20 @@ def _sweep(
     grad_hidden.zero_()
     grad_bias.zero_()
     chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))
+    head = _aligned_head(weight[:vocab_size], dtype)
     # Half-precision products are summed in float32; a single one can be written where it belongs.
-    summed = grad_weight.dtype == shares.dtype or (grad_weight.dtype == dtype and chunk_positions >= len(hidden))
-    total = grad_weight[:vocab_size] if summed else torch.empty_like(grad_weight[:vocab_size], dtype=shares.dtype)
-
-    head = weight[:vocab_size].to(dtype)
+    single = grad_weight.dtype == dtype and chunk_positions >= len(hidden)
+    total = grad_weight[:vocab_size]
+    if wants_weight and (len(head) > vocab_size or not (single or total.dtype == shares.dtype)):
+        total = torch.empty_like(head, dtype=dtype if single else shares.dtype)
     bias = None if bias is None else bias[:vocab_size]
     # Written anew for each chunk: memory that is asked for again and again is cleared again and again.
-    buffer = head.new_empty(chunk_positions, vocab_size)
+    buffer = head.new_empty(chunk_positions, len(head))
     for start in range(0, len(hidden), chunk_positions):
         part = slice(start, start + chunk_positions)
         states = hidden[part]
-        logits = torch.mm(states.to(dtype), head.t(), out=buffer[: len(states)])
+        padded = torch.mm(states.to(dtype), head.t(), out=buffer[: len(states)])
+        logits = padded[:, :vocab_size]
         bags = _bags(targets[part], shares[part], settings)
         sums = _read(logits, bias, bags, settings)
         losses[part] = _losses(bags, sums, settings)
@@ -150,19 +152,41 @@ def _sweep(
             continue
         multiplier = _write(logits, bias, bags, sums, None if upstream is None else upstream[part], settings)
         if wants_hidden:
-            grad_hidden[part] = _times(logits @ head, multiplier)
+            grad_hidden[part] = _times(padded @ head, multiplier)
         if wants_weight:
-            _add_product(total, logits.t(), _times(states, multiplier).to(dtype), first=start == 0)
+            _add_product(total, padded.t(), _times(states, multiplier).to(dtype), first=start == 0)
         if wants_bias:
             _add_rows(grad_bias[:vocab_size], logits, multiplier)
 
     if wants_weight:
-        if not summed:
-            grad_weight[:vocab_size] = total
+        if total.data_ptr() != grad_weight.data_ptr():
+            grad_weight[:vocab_size] = total[:vocab_size]
         grad_weight[vocab_size if len(hidden) else 0 :] = 0  # what no product has written
     if settings.group and wants_hidden:
         dist.all_reduce(grad_hidden, group=_group(settings.group))
     return losses, gradients
+
+
+def _aligned_head(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The head in the dtype of the products, below it the missing rows as zeros.
+
+    Their columns of logits are 0 and stay so, and add nothing to any gradient.
+    """
+    missing = _missing_rows(weight, dtype)
+    if not missing:
+        return weight.to(dtype)
+    head = weight.new_empty(len(weight) + missing, weight.shape[1], dtype=dtype)
+    head[len(weight) :] = 0
+    head[: len(weight)] = weight
+    return head
+
+
+def _missing_rows(weight: Tensor, dtype: torch.dtype) -> int:
+    """Rows that a head lacks for rows of logits to begin at multiples of 16 bytes, as a GPU reads them.
+
+    Else the product alone takes seven times as long, of V 50,257 against V 50,304 on an H200.
+    """
+    return -len(weight) % (16 // dtype.itemsize) if weight.is_cuda else 0
 
 
 def _gradients(
@@ -229,7 +253,7 @@ class _Sums:
 
 def _read(logits: Tensor, bias: Tensor | None, bags: _Bags, settings: Settings) -> _Sums:
     keep = any(settings.wanted)
-    read = passes_for(logits.device).read_logits
+    read = passes_for(logits).read_logits
     own, point, normalizer = read(logits, bias, settings.softcap, bags.places, bags.share.dtype, keep)
     if bags.owned is None:
         return _Sums(own, own, point, point + normalizer.log(), 1 / normalizer)
@@ -264,7 +288,7 @@ def _write(
     taken_off = _merged(factor * bags.share, bags.places, bags.owned)
     if settings.z_loss:
         factor = factor * (1 + 2 * settings.z_loss * sums.lse)
-    write = passes_for(logits.device).write_gradient
+    write = passes_for(logits).write_gradient
     return write(logits, bias, settings.softcap, sums.own, sums.point, factor * sums.to_softmax, bags.places, taken_off)
 
 
@@ -278,7 +302,8 @@ def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
         share = share.masked_fill(~owned, 0)
     if share.shape[-1] == 1:
         return share
-    same = (places.unsqueeze(-1) == places.unsqueeze(-2)).to(share.dtype)
+    ids = places.to(share.dtype)  # exact up to 2^24, and several times faster to compare
+    same = torch.eq(ids.unsqueeze(-1), ids.unsqueeze(-2), out=share.new_empty(*ids.shape, ids.shape[-1]))
     return torch.bmm(same, share.unsqueeze(-1)).squeeze(-1)
 
 

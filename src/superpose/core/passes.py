@@ -6,11 +6,14 @@
 What lies between them is arithmetic on n numbers (`superpose.core.multi_hot_op`). This is the plain form. It goes over
 the logits once, in blocks that a core's own cache holds, and leaves their exponentials in their place, so that
 `write_gradient` has the targets' columns to write and nothing else: what all of a row is still to be multiplied by, it
-returns, and multiplying the hidden states by it costs D numbers a position where the logits are V.
+returns, and multiplying the hidden states by it costs D numbers a position where the logits are V. On a GPU
+`superpose.core.triton_passes` takes its place.
 
 Shapes: n positions of a chunk, S targets of a position, V vocabulary.
 """
 
+import functools
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -104,8 +107,12 @@ def write_gradient(
     gradient = (picked - point).exp_() - torch.where(factor == 0, 0, at_targets / factor)
     if softcap:
         gradient *= 1 - (picked / softcap).square()
-    logits.scatter_(-1, places, gradient.to(logits.dtype))
-    return factor
+    # A CPU's scatter_ copies all of a tensor in half precision to float32 and back.
+    apart = logits.stride(0)
+    numbers = logits.as_strided(((len(logits) - 1) * apart + logits.shape[1],), (1,))
+    rows = torch.arange(len(logits), device=logits.device).unsqueeze(-1) * apart
+    numbers.index_copy_(0, (places + rows).view(-1), gradient.to(logits.dtype).view(-1))
+    return None if factor.is_cpu and (factor == 1).all() else factor
 
 
 def blocks(logits: Tensor) -> Iterator[slice]:
@@ -128,6 +135,18 @@ class Passes(NamedTuple):
 PLAIN = Passes(read_logits, write_gradient)
 
 
-def passes_for(device: torch.device) -> Passes:
-    """The form for logits on this device."""
-    return PLAIN
+def passes_for(logits: Tensor) -> Passes:
+    """The form for these logits: Triton's kernels on a GPU, whose PyTorch brings Triton along; else the plain one.
+
+    Of logits in float64 too, whose precision the kernels do not have.
+    """
+    return _fused() if logits.is_cuda and logits.dtype != torch.float64 else PLAIN
+
+
+@functools.cache
+def _fused() -> Passes:
+    if importlib.util.find_spec("triton") is None:
+        return PLAIN
+    from superpose.core import triton_passes as fused
+
+    return Passes(fused.read_logits, fused.write_gradient)
