@@ -278,7 +278,8 @@ def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
         share = share.masked_fill(~owned, 0)
     if share.shape[-1] == 1:
         return share
-    same = (places.unsqueeze(-1) == places.unsqueeze(-2)).to(share.dtype)
+    ids = places.to(share.dtype)  # exact up to 2^24, and several times faster to compare
+    same = torch.eq(ids.unsqueeze(-1), ids.unsqueeze(-2), out=share.new_empty(*ids.shape, ids.shape[-1]))
     return torch.bmm(same, share.unsqueeze(-1)).squeeze(-1)
 
 

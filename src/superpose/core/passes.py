@@ -104,8 +104,10 @@ def write_gradient(
     gradient = (picked - point).exp_() - torch.where(factor == 0, 0, at_targets / factor)
     if softcap:
         gradient *= 1 - (picked / softcap).square()
-    logits.scatter_(-1, places, gradient.to(logits.dtype))
-    return factor
+    # A CPU's scatter_ copies all of a tensor in half precision to float32 and back.
+    rows = torch.arange(len(logits), device=logits.device).unsqueeze(-1) * logits.shape[1]
+    logits.view(-1).index_copy_(0, (places + rows).view(-1), gradient.to(logits.dtype).view(-1))
+    return None if factor.is_cpu and (factor == 1).all() else factor
 
 
 def blocks(logits: Tensor) -> Iterator[slice]:
