@@ -41,7 +41,7 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     average: Average | None
     ranks: Ranks
-    parallel: ParallelArgs = ParallelArgs()
+    parallel: ParallelArgs
     notes: Sequence[str] = ()
     """What to know of the model before it is trained, a sentence each."""
 
