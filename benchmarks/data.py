@@ -2,6 +2,7 @@
 
     python benchmarks/data.py             all of docs/data.md's figures, some 15 minutes
     python benchmarks/data.py --megabytes 100
+    python benchmarks/data.py --large 10000      once so much text in compressed files; 45 GB of disk, half an hour
 
 Text is the Python sources of this machine as JSON lines, over and over with a number in each copy so that none is a
 repeat of another. Both sides start from that file and the same tokenizer, use one process a core, and end with tokens
@@ -20,11 +21,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
+import pyarrow as pa
 
 from measure import machine
 from superpose.core.schedule import Schedule
@@ -35,22 +37,27 @@ from superpose.data.tokenizer import BYTES, save_tokenizer
 from superpose.data.windows import WindowPlan
 from superpose.data.workers import available_cores
 
+RESULTS = Path(__file__).parent / "results" / "data.json"
 SPEED_MEGABYTES = 50
+LARGE_FILE = 100
+"""Megabytes of text in each file of the largest input."""
 BPE_MEGABYTES = 500
 """The largest input that is also tokenized in byte pairs."""
 
 
-def write_text(path: Path, megabytes: float) -> None:
-    """JSON lines of so much text."""
+def lines_of_text() -> Iterator[str]:
+    """JSON lines without end."""
     texts = [text for part in find_parts(Source(PYTHON_SOURCES)) for text in read_part(part) if isinstance(text, str)]
-    size = copy = 0
-    with path.open("w") as file:
-        while size < megabytes * 1e6:
-            for text in texts:
-                size += file.write(json.dumps({"text": f"# copy {copy}\n{text}"}) + "\n")
-                if size >= megabytes * 1e6:
-                    break
-            copy += 1
+    for copy in count():
+        for text in texts:
+            yield json.dumps({"text": f"# copy {copy}\n{text}"}) + "\n"
+
+
+def write_text(file: IO[bytes], lines: Iterator[str], megabytes: float) -> None:
+    """So much of the lines."""
+    size = 0
+    while size < megabytes * 1e6:
+        size += file.write(next(lines).encode())
 
 
 def prepared(source: Path, tokenizer: Path, out: Path) -> dict[str, float]:
@@ -130,13 +137,42 @@ def read_speed(store: TokenStore) -> dict[str, float]:
     return {"tokens_per_second": round(rate), "gigabytes_per_second": round(rate * 2 / 1e9, 3)}
 
 
+def large(megabytes: float, folder: Path) -> dict[str, Any]:
+    """So much text in Zstandard's files, prepared into a store of bytes."""
+    source, out = folder / "text", folder / "out"
+    source.mkdir()
+    lines = lines_of_text()
+    for number in range(round(megabytes / LARGE_FILE)):
+        with pa.CompressedOutputStream(str(source / f"{number:03d}.jsonl.zst"), "zstd") as file:
+            write_text(file, lines, LARGE_FILE)
+    spent, peak = peak_of_tree(["--once", "ours", str(source), BYTES, str(out)])
+    store = TokenStore.open(out)
+    return {
+        "command": f"python benchmarks/data.py --large {megabytes:g}",
+        "machine": machine(),
+        "megabytes": megabytes,
+        "compressed_megabytes": round(sum(file.stat().st_size for file in source.iterdir()) / 1e6),
+        "seconds": round(spent),
+        "seconds_of_steps": json.loads((folder / "steps.json").read_text()),
+        "peak_mb": round(peak),
+        "documents": store.train.documents + store.val.documents,
+        "tokens": len(store.train.tokens) + len(store.val.tokens),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument(
         "--megabytes", type=float, nargs="*", default=[100, 500, 2000], help="inputs to measure memory on"
     )
     parser.add_argument("--once", nargs=4, metavar=("HOW", "SOURCE", "TOKENIZER", "OUT"), help="one preparation")
+    parser.add_argument("--large", type=float, metavar="MEGABYTES", help="prepare so much text, and nothing else")
     arguments = parser.parse_args()
+    if arguments.large:
+        with tempfile.TemporaryDirectory() as folder:
+            known = json.loads(RESULTS.read_text()) | {"large": large(arguments.large, Path(folder))}
+        RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+        return
     if arguments.once:
         how, *paths = arguments.once
         result = (prepared if how == "ours" else mapped)(*map(Path, paths))
@@ -149,7 +185,8 @@ def main() -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         save_tokenizer(train_on_sources((Source(PYTHON_SOURCES),), 32768), top / "tokenizer")
         source = top / "speed.jsonl"
-        write_text(source, SPEED_MEGABYTES)
+        with source.open("wb") as file:
+            write_text(file, lines_of_text(), SPEED_MEGABYTES)
         seconds: dict[str, list[float]] = {"ours": [], "datasets.map": []}
         for _ in range(3):
             for how, times in seconds.items():
@@ -166,7 +203,8 @@ def main() -> None:
         results["memory"] = []
         for megabytes in arguments.megabytes:
             source = top / f"{megabytes:g}.jsonl"
-            write_text(source, megabytes)
+            with source.open("wb") as file:
+                write_text(file, lines_of_text(), megabytes)
             # Byte pairs take most of the time and the same memory for any input, so the largest is done in bytes too.
             for tokenizer in (str(top / "tokenizer"), BYTES) if megabytes <= BPE_MEGABYTES else (BYTES,):
                 spent, peak = peak_of_tree(["--once", "ours", str(source), tokenizer, str(top / "out")])
@@ -176,9 +214,8 @@ def main() -> None:
                 results["memory"].append(line)
                 shutil.rmtree(top / "out")
             source.unlink()
-    file = Path(__file__).parent / "results" / "data.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    RESULTS.write_text(json.dumps(results | {"large": known.get("large")}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

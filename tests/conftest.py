@@ -9,6 +9,7 @@ from unittest import mock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import fsspec
 import hypothesis
 import pytest
 import torch
@@ -75,6 +76,16 @@ def cache(tmp_path_factory):
     directory = tmp_path_factory.mktemp("cache")
     os.environ["SUPERPOSE_CACHE"] = str(directory)
     return directory
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system of memory://, a remote place with nothing in it."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """Feeds damaged, hostile and random input to all that superpose reads, and counts what comes of it.
 
-    python -m checks.fuzz                           all targets, some 10,000 inputs; writes results/fuzz.json
+    python -m checks.fuzz                           all targets, some 14,500 inputs; writes results/fuzz.json
     python -m checks.fuzz --target recipe --only 17 one input again, with its traceback
 
 Ends with exit code 1 if there is a finding.

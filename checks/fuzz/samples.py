@@ -36,6 +36,7 @@ class Samples:
         from superpose.plan.fit import request_of
         from superpose.plan.tables import record
         from superpose.runs.pool import Outcome, link
+        from superpose.share import export
         from superpose.train.config import load_recipe
         from superpose.train.loop import train
 
@@ -63,6 +64,7 @@ class Samples:
         shutil.copy(ROOT / "benchmarks/results/reproduce-tiny/reproduction.json", samples.runs / "reproduced")
         (samples.runs / "planned").mkdir()
         write_json(samples.runs / "planned" / "plan.json", record(make_plan(request_of(recipe))))
+        export(samples.run, samples.exported)
         _write_texts(samples.texts)
         return samples
 
@@ -82,6 +84,11 @@ class Samples:
     def run(self) -> Path:
         """One of the runs."""
         return sorted((self.runs / "pool").glob("[0-9a-f]*"))[0]
+
+    @property
+    def exported(self) -> Path:
+        """The run's model."""
+        return self.folder / "exported"
 
     @property
     def texts(self) -> Path:

@@ -30,7 +30,9 @@ from checks.fuzz.damage import (
     text,
     without_null,
 )
+from checks.fuzz.elsewhere import feed_place, feed_stream
 from checks.fuzz.judging import Feed, FindingError, expect_sentence, judge
+from checks.fuzz.models import feed_evaluate, feed_export, feed_import
 from checks.fuzz.samples import Samples
 from superpose.errors import UserError
 
@@ -242,6 +244,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
 
 def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
     """Text, JSON lines, Parquet, Arrow and tokens of others, compressed or not; found and read to their end."""
+    from superpose.data.account import Dropped
     from superpose.data.readers import Source, find_parts, read_part
 
     place = folder / "texts"
@@ -253,12 +256,13 @@ def feed_text(samples: Samples, folder: Path, rng: random.Random) -> None:
     else:
         damage_file(rng, file)
     location = str(rng.choice((*[file] * 8, place / "*", file.parent)))
-    encoding = rng.choice(("utf-8",) * 20 + ("utf-16", "latin-1", "utf-8-sig", "base64", "idna", "", text(rng)))
-    dtype: Any = rng.choice(("auto", "uint16", "uint32"))
+    others = ("utf-16", "latin-1", "utf-8-sig", "gb18030", "utf-7", "iso2022_jp", "base64", "idna", "", text(rng))
+    encoding = rng.choice(("utf-8",) * 20 + others)
+    dtype: Any = rng.choice(("auto", "auto", "uint16", "uint32", "int32", "int64"))
     field = rng.choice(("text",) * 12 + ("id", "", text(rng)))
     for part in find_parts(Source(location, field, encoding, dtype)):
         for document in read_part(part, 0):
-            if document is not None and not isinstance(document, (str, np.ndarray)):
+            if not isinstance(document, (str, np.ndarray, Dropped)):
                 raise FindingError(f"a document is a {type(document).__name__}")
 
 
@@ -377,6 +381,11 @@ TARGETS: dict[str, tuple[Feed, int]] = {
     "tokenizer": (feed_tokenizer, 1200),
     "run folder": (feed_run, 1000),
     "text and tokens": (feed_text, 2000),
+    "export": (feed_export, 700),
+    "import": (feed_import, 700),
+    "evaluate": (feed_evaluate, 700),
+    "stream": (feed_stream, 1000),
+    "remote place": (feed_place, 1000),
 }
 """What is fed, and how many inputs by default."""
 

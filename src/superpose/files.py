@@ -104,14 +104,27 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; a UserError if it is missing or holds none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+
+
+def parse_json(content: bytes, name: str) -> dict[str, Any]:
+    """The JSON object in what was read of the file of this name; a UserError if it holds none."""
+    try:
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is not valid JSON; it was altered or cut short, so make it again") from None
+        raise UserError(f"{name} is not valid JSON; it was altered or cut short, so make it again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; it was altered, so make it again")
+        raise UserError(f"{name} holds no JSON object; it was altered, so make it again")
     return value
+
+
+def cache_directory() -> Path:
+    """`$SUPERPOSE_CACHE`, or `superpose` in the user's cache directory."""
+    if chosen := os.environ.get("SUPERPOSE_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
 
 
 def sync(path: Path) -> None:

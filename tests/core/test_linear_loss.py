@@ -15,7 +15,7 @@ from superpose import (
     multi_hot_cross_entropy,
 )
 from superpose.core import linear_loss
-from superpose.core.multi_hot_op import linear_multi_hot
+from superpose.core.multi_hot_op import Settings, linear_multi_hot, linear_multi_hot_gradients
 from tests.core.test_loss import V, bags, reductions
 from tests.ranks import on_ranks
 
@@ -223,17 +223,23 @@ def test_the_same_bits_every_time(weighting):
     assert all(torch.equal(a, b) for run in runs for a, b in zip(first, run, strict=True))
 
 
-def sample_operands(form_gradients):
+def sample_operands():
     hidden, head, bias = leaves(5, dtype=torch.float32)
-    targets, shares = torch.randint(0, V, (5, 2)), torch.full((5, 2), 0.5)
-    rest = [form_gradients, None, [True] * 3, 0.1, 2.0, V, 0, "", torch.float32, 2]
-    return [hidden, head, bias, targets, shares, *rest]
+    settings = Settings([True] * 3, 0.1, 2.0, V, 0, 2, "", torch.float32)
+    return [hidden, head, bias, torch.randint(0, V, (5, 2)), torch.full((5, 2), 0.5)], settings.packed()
 
 
 @pytest.mark.parametrize("form_gradients", [True, False])
 def test_the_operator_keeps_pytorchs_contract(form_gradients):
     """Schema, shape function, autograd registration and what torch.compile makes of them."""
-    torch.library.opcheck(linear_multi_hot, sample_operands(form_gradients))
+    operands, settings = sample_operands()
+    torch.library.opcheck(linear_multi_hot, [*operands, form_gradients, *settings])
+
+
+def test_the_gradients_operator_keeps_pytorchs_contract():
+    operands, settings = sample_operands()
+    operands = [operand.detach() for operand in operands]
+    torch.library.opcheck(linear_multi_hot_gradients, [*operands, torch.randn(5), *settings])
 
 
 @pytest.mark.parametrize(

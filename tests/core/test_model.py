@@ -3,6 +3,8 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from superpose import (
@@ -439,3 +441,31 @@ def sharded_models(rank, group):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_model_that_is_sharded_first_is_refused_and_its_parts_are_not(ranks):
     on_ranks(ranks, sharded_models)
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "power", "exponential", "first", (3, 2, 1, 0)])
+@pytest.mark.parametrize("mode", ["full", "input", "output"])
+def test_a_forward_pass_on_a_device_touches_nothing_on_the_host(weighting, mode):
+    """A copy from the host, or a value read on it, makes the host wait until the device has done all before."""
+    model = make_model("llama")
+    model.model.embed_tokens.padding_idx = 0
+    model.to("meta")
+    window = window_of(6, 4, mode).to("meta")
+    touched = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, operator, types, arguments=(), named=None):
+            result = operator(*arguments, **(named or {}))
+            tensors = [part for part in tree_leaves((arguments, named, result)) if isinstance(part, torch.Tensor)]
+            if any(tensor.device.type == "cpu" for tensor in tensors):
+                touched.append(str(operator))
+            return result
+
+    lm = SuperposedLM(model, weighting)
+    with Watch():
+        lm(window, 4, mode)
+        lm(window, 4, mode, normalizer=6.0, target_mask=torch.empty_like(window))
+    assert touched == []
+    with Watch():
+        bag_weights(4, "power").to("meta")
+    assert touched

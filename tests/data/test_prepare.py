@@ -72,7 +72,9 @@ def test_small_shards_and_spills_change_nothing_but_the_files(tmp_path, monkeypa
 
 def test_repeats_are_left_out_and_counted(tmp_path):
     store = prepared(tmp_path, records(tmp_path / "a.jsonl", DOCUMENTS + DOCUMENTS[:50] + ["  " + DOCUMENTS[0]]))
-    assert store.manifest["repeated_documents"] == 51
+    (account,) = store.accounts
+    assert account.repeated.count == 51
+    assert "in 51 repeated documents" in store.describe()
     assert store.train.documents + store.val.documents == 400
 
 
@@ -87,7 +89,7 @@ def test_a_mixture_of_sources(tmp_path):
     store = prepared(tmp_path, a, b, weights=(1.0, 1.0))
     first = [text[0] for text in decoded(store, "train")]
     assert abs(first.count("a") - first.count("b")) <= 1
-    assert store.manifest["left_out_bytes"] > 0
+    assert [account.beyond_train.bytes > 0 for account in store.accounts] == [True, False]
     assert "ab" in "".join(first[:50])
 
 
@@ -100,7 +102,7 @@ def test_tokens_made_by_others_are_taken_over(tmp_path):
     from_tokens = prepared(tmp_path, str(tmp_path / "tokens.bin"), tokenizer=str(tmp_path / "tokenizer"))
     assert sorted([*decoded(from_tokens, "train"), *decoded(from_tokens, "val")]) == sorted(DOCUMENTS)
     assert from_tokens.train.bytes == sum(len(text.encode()) for text in decoded(from_tokens, "train"))
-    with pytest.raises(UserError, match=r"tokens\.bin holds token \d+, but the tokenizer has 257"):
+    with pytest.raises(UserError, match=r"tokens\.bin has no header.*no ids of a vocabulary of 257"):
         prepared(tmp_path, str(tmp_path / "tokens.bin"), name="other")
     with pytest.raises(UserError, match="name the tokenizer"):
         prepared(tmp_path, str(tmp_path / "tokens.bin"), name="none", tokenizer="", vocab_size=300)
@@ -216,10 +218,15 @@ def test_files_that_are_not_text_are_counted_and_left_out(tmp_path):
     for number, text in enumerate(DOCUMENTS[:150]):
         (tmp_path / "texts").mkdir(exist_ok=True)
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
-    (tmp_path / "texts" / "binary").write_bytes(b"\xff\xfe\xfd\x00\x01")
+    (tmp_path / "texts" / "binary").write_bytes(b"\x89PNG\x00\x01\x02\x03\x04")
     store = prepared(tmp_path, str(tmp_path / "texts"))
-    assert store.manifest["unreadable_files"] == 1
-    assert "1 unreadable files" in store.describe()
+    (account,) = store.accounts
+    assert account.dropped["not_text"].model_dump() == {
+        "count": 1,
+        "bytes": 9,
+        "first": str(tmp_path / "texts" / "binary"),
+    }
+    assert "9 in 1 files that are not text" in store.describe()
 
 
 def test_a_tokenizer_is_trained_on_text_from_all_over(tmp_path):
@@ -233,3 +240,48 @@ def test_a_tokenizer_is_trained_on_text_from_all_over(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"empty\.jsonl: no text"):
         train_on_sources((Source(str(tmp_path / "empty.jsonl")),), 320, processes=1)
+
+
+@pytest.mark.parametrize("end", ["", "\r", "\u2029", " ", "\n"])
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "bin"])
+def test_a_single_long_document_fills_both_sides(tmp_path, end, kind):
+    numbers = range(0, 60_000, 1 if kind == "txt" else 4)
+    text = "".join(f"{number * number:08x}{end}" for number in numbers)
+    source = tmp_path / f"one.{kind}"
+    if kind == "txt":
+        source.write_bytes(text.encode())
+    elif kind == "jsonl":
+        records(source, [text])
+    else:
+        source.write_bytes(np.frombuffer(text.encode(), np.uint8).astype("<u2").tobytes())
+    store = prepared(tmp_path, str(source), tokenizer="bytes", val_fraction=0.005)
+    assert store.train.documents + store.val.documents > 10
+    assert store.val.bytes > 0
+    sizes = np.diff(store.train.offsets)
+    assert sizes.max() < 3 * 2 * 16 * 1024
+    (account,) = store.accounts
+    assert account.read == source.stat().st_size if kind != "jsonl" else len(text.encode())
+
+
+def test_a_short_text_alone_is_cut_too(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"line {number}\n" for number in range(100)))
+    store = prepared(tmp_path, str(tmp_path / "a.txt"))
+    assert store.train.documents >= 2
+    assert store.val.documents >= 1
+
+
+def test_a_script_needs_no_guard(tmp_path):
+    """Where processes are started the script is not run again, whatever it does at its top."""
+    for number in range(4):
+        records(tmp_path / "many" / f"{number}.jsonl", DOCUMENTS[number::4])
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; from pathlib import Path\n"
+        "from superpose.data.prepare import *\n"
+        "print('once', flush=True)\n"
+        "source = Source(sys.argv[1])\n"
+        "print(prepare_store(Preparation((source,), tokenizer='bytes'), Path(sys.argv[2]), 2).train.documents)\n"
+    )
+    run = [sys.executable, script, tmp_path / "many", tmp_path / "store"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=100)
+    assert (done.stdout.split()[0], len(done.stdout.split())) == ("once", 2), done.stderr

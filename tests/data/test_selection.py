@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.data.selection import INDEX, UNREADABLE, index_entry, select
+from superpose.data.selection import INDEX, index_entry, select
 
-texts = st.lists(st.text("ab \n", max_size=6) | st.integers(0, 400).map(str) | st.none(), min_size=1, max_size=60)
+texts = st.lists(st.text("ab \n", max_size=6) | st.integers(0, 400).map(str), min_size=1, max_size=60)
 
 
 def index_of(documents):
@@ -28,10 +28,10 @@ def plain(text):
 def test_every_document_once_and_on_one_side(documents):
     train, val, selection = chosen(documents)
     kinds = [plain(text) for text in train + val]
-    assert sorted(kinds) == sorted({plain(text) for text in documents if text is not None} - {""})
+    assert sorted(kinds) == sorted({plain(text) for text in documents} - {""})
     assert selection.documents == len(kinds)
-    assert selection.unreadable == documents.count(None)
-    assert selection.repeated == sum(bool(text is not None and text.strip()) for text in documents) - len(kinds)
+    assert len(selection.repeats) == sum(bool(text.strip()) for text in documents) - len(kinds)
+    assert not len(kinds) > 1 or (train and val)
 
 
 @given(texts, st.randoms())
@@ -46,10 +46,19 @@ def test_a_growing_corpus_moves_no_document_to_the_other_side(before, added):
     def kinds(side):
         return {plain(text) for text in side}
 
-    train, val, _ = chosen(before)
-    more_train, more_val, _ = chosen(before + added)
+    # Enough of them that no side would be empty.
+    some = [f"document {number}" for number in range(30)]
+    train, val, _ = chosen(some + before)
+    more_train, more_val, _ = chosen(some + before + added)
     assert kinds(train) <= kinds(more_train)
     assert kinds(val) <= kinds(more_val)
+
+
+@pytest.mark.parametrize("fraction", [1e-9, 1.0])
+def test_no_side_is_empty_where_there_are_two_documents(fraction):
+    for number in range(20):
+        train, val, _ = chosen([f"one {number}", f"two {number}"], val_fraction=fraction)
+        assert (len(train), len(val)) == (1, 1)
 
 
 def test_the_seed_is_of_the_order_alone():
@@ -66,8 +75,9 @@ def test_sizes_are_capped_and_what_is_held_out_is_never_trained_on():
     train, val, selection = chosen(documents)
     few, fewer, capped = chosen(documents, max_bytes=1300, val_bytes=650)
     assert (few, fewer) == (train[:100], val[:50])
-    assert capped.left_out_bytes == 13 * (len(train) - 100)
-    assert selection.left_out_bytes == 0
+    assert [documents[number] for number in sorted(capped.beyond_train)] == sorted(train[100:])
+    assert [documents[number] for number in sorted(capped.beyond_val)] == sorted(val[50:])
+    assert len(selection.beyond_train) == len(selection.beyond_val) == 0
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=2, max_size=3), st.integers(0, 5))
@@ -95,9 +105,9 @@ def test_tokens_are_documents_too():
     assert [index_entry(document)[3] for document in ids] == [12, 8, 12, 0]
     train, _, selection = chosen(ids, val_fraction=0.0)
     assert sorted(map(len, train)) == [2, 3]
-    assert selection.repeated == 1
+    assert len(selection.repeats) == 1
 
 
-@pytest.mark.parametrize(("document", "size"), [("é", 2), (" \n", 0), ("", 0), (None, UNREADABLE)])
+@pytest.mark.parametrize(("document", "size"), [("é", 2), (" \n", 0), ("", 0)])
 def test_sizes_are_bytes_and_white_space_is_nothing(document, size):
     assert index_entry(document)[3] == size

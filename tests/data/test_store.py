@@ -4,7 +4,9 @@ import shutil
 import numpy as np
 import pytest
 
-from superpose.data.store import TokenStore
+from superpose.copies import write_folder
+from superpose.data.config import DataArgs, prepare, vocabulary_size
+from superpose.data.store import TokenStore, is_store
 from superpose.errors import UserError
 
 
@@ -65,7 +67,7 @@ def test_an_id_outside_the_vocabulary_is_never_read(copied):
 
 def test_a_store_of_another_version_is_refused(copied):
     path = copied / "manifest.json"
-    path.write_text(path.read_text().replace("superpose tokens 2", "superpose tokens 9"))
+    path.write_text(path.read_text().replace("superpose tokens 3", "superpose tokens 9"))
     with pytest.raises(UserError, match="superpose tokens 9"):
         TokenStore.open(copied)
 
@@ -100,9 +102,69 @@ def test_a_tokenizer_is_no_code_and_lies_inside(copied, name):
         TokenStore.open(copied)
 
 
-@pytest.mark.parametrize("name", ["repeated_documents", "unreadable_files", "left_out_bytes", "preparation"])
+def test_an_account_that_does_not_add_up_is_altered(copied):
+    file = copied / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["accounts"][0]["train"]["bytes"] += 1
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"was altered: accounts\.0.*-1 bytes are unaccounted for"):
+        TokenStore.open(copied)
+
+
+@pytest.mark.parametrize("name", ["accounts", "preparation"])
 def test_what_is_told_of_a_store_is_checked_too(copied, name):
     file = copied / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), name: "many"}))
     with pytest.raises(UserError, match=f"was altered: {name}"):
         TokenStore.open(copied)
+
+
+@pytest.fixture
+def remote(store, memory, monkeypatch, tmp_path):
+    """The store in a remote place."""
+    monkeypatch.setenv("SUPERPOSE_CACHE", str(tmp_path / "cache"))
+    write_folder(store.path, "memory://bucket/store", ["manifest.json"])
+    return "memory://bucket/store"
+
+
+def test_a_store_in_a_remote_place_is_the_same_store(store, remote):
+    opened = prepare(DataArgs(corpus=remote))
+    assert opened.fingerprint == store.fingerprint
+    assert opened.verify() == []
+    for side in ("train", "val"):
+        mine, other = getattr(store, side), getattr(opened, side)
+        assert np.array_equal(mine.tokens.read(0, len(mine.tokens)), other.tokens.read(0, len(other.tokens)))
+        assert np.array_equal(mine.offsets, other.offsets)
+    assert vocabulary_size(DataArgs(corpus=remote)) == store.vocab_size
+    with pytest.raises(UserError, match=f"{remote} is prepared already, so data.seed cannot apply"):
+        prepare(DataArgs(corpus=remote, seed=3))
+
+
+def test_a_store_that_is_not_whole_is_none(remote, memory):
+    memory.rm("/bucket/store/manifest.json")
+    assert not is_store(remote)
+    with pytest.raises(UserError, match=r"memory://bucket/store holds no manifest.json; give the place of a whole"):
+        TokenStore.open(remote)
+
+
+@pytest.mark.parametrize("name", ["train-00000.tokens", "val-00000.offsets", "tokenizer/tokenizer.json"])
+def test_an_altered_or_missing_file_of_a_remote_store_is_named(remote, memory, name):
+    content = bytearray(memory.cat(f"/bucket/store/{name}"))
+    content[len(content) // 2] ^= 1
+    memory.pipe(f"/bucket/store/{name}", bytes(content))
+    with pytest.raises(UserError, match=f"{remote}/{name} was altered or is not whole"):
+        TokenStore.open(remote)
+    memory.rm(f"/bucket/store/{name}")
+    with pytest.raises(UserError, match=f"{remote}/{name} is not there"):
+        TokenStore.open(remote)
+
+
+def test_a_remote_manifest_leads_nowhere_else(remote, memory):
+    manifest = json.loads(memory.cat("/bucket/store/manifest.json"))
+    manifest["sha256"]["../../outside"] = "0"
+    memory.pipe("/bucket/store/manifest.json", json.dumps(manifest).encode())
+    with pytest.raises(UserError, match=f"{remote}/manifest.json was altered: sha256"):
+        TokenStore.open(remote)
+    memory.pipe("/bucket/store/manifest.json", b"{}")
+    with pytest.raises(UserError, match=f"{remote}/manifest.json has format None"):
+        TokenStore.open(remote)

@@ -32,13 +32,16 @@ def test_results_come_in_order_and_errors_come_through(processes):
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, sys, time\n"
+        # Work is never defined in the script itself, which has no guard and is not run again.
         "from superpose.data.workers import workers\n"
+        "from napping import nap\n"
+        "with workers(2, lambda *_: None) as run: run(nap, [60, 60], 'napping')\n"
+    )
+    (tmp_path / "napping.py").write_text(
+        "import os, time\n"
         "def nap(seconds):\n"
         "    os.write(1, b'%d\\n' % os.getpid())  # a line in one piece, of two processes\n"
         "    time.sleep(seconds)\n"
-        "if __name__ == '__main__':\n"
-        "    with workers(2, lambda *_: None) as run: run(nap, [60, 60], 'napping')\n"
     )
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     children = [int(parent.stdout.readline()) for _ in range(2)]

@@ -19,7 +19,9 @@ def evaluated(model, tmp_path, name="model", context=64):
     made.tokenizer.post_processor = around
     made.tokenizer.save(str(tmp_path / "tokenizer.json"))
     text_tokenizer = load_tokenizer(str(tmp_path))
-    return EvaluatedModel(name, tmp_path, model, text_tokenizer_of(tmp_path), text_tokenizer, context, None)
+    return EvaluatedModel(
+        name, str(tmp_path), tmp_path, model, text_tokenizer_of(tmp_path), text_tokenizer, context, None
+    )
 
 
 class HandMade:

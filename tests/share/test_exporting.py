@@ -6,9 +6,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from superpose import copies
 from superpose.errors import UserError
+from superpose.evaluate.workflow import evaluate
 from superpose.files import read_json
-from superpose.share import export
+from superpose.models.load import on_this_machine
+from superpose.share import export, generate, import_model
 from superpose.share import exporting as module
 from superpose.train.loop import train
 from tests.train.test_loop import KilledError, changed, killed_after
@@ -183,6 +186,57 @@ def test_a_configuration_that_asks_for_code_of_others_is_refused(run, tmp_path, 
     with pytest.raises(UserError, match="attn_implementation is 'someone/kernel', code of others"):
         export(altered, tmp_path / "out", checkpoint)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_goes_to_a_remote_place_and_comes_back_from_there(run, exported, memory, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERPOSE_CACHE", str(tmp_path / "cache"))
+    place = "memory://bucket/models/mine"
+    export(run, place)
+    names = {name.rpartition("/")[2] for name in memory.find("/bucket/models/mine")}
+    assert names == {"config.json", "superpose.json", "README.md", *(file.name for file in exported.iterdir())}
+    assert "# mine" in memory.cat("/bucket/models/mine/README.md").decode()
+    copy = on_this_machine(place)
+    assert same(tensors(copy), tensors(exported))
+    assert generate(place, "the", 4, temperature=0) == generate(exported, "the", 4, temperature=0)
+    taken = import_model(place, tmp_path / "on.toml")
+    assert taken.model.init_from == str(copy)
+    here, there = evaluate([exported, place], {}, ["brackets"], limit=4).tasks[0].models
+    assert here.right == there.right
+    with pytest.raises(UserError, match=f"{place} is there already"):
+        export(run, place)
+
+
+def test_a_remote_model_that_is_not_whole_or_altered_is_refused(run, memory, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERPOSE_CACHE", str(tmp_path / "cache"))
+    place = "memory://bucket/model"
+    export(run, place)
+    weights = bytearray(memory.cat("/bucket/model/model.safetensors"))
+    weights[-1] ^= 1
+    memory.pipe("/bucket/model/model.safetensors", bytes(weights))
+    with pytest.raises(UserError, match=r"memory://bucket/model/model.safetensors was altered or is not whole"):
+        generate(place, "the", 2)
+    memory.rm("/bucket/model/config.json")
+    with pytest.raises(UserError, match=r"memory://bucket/model holds no config.json; give the place of a whole model"):
+        generate(place, "the", 2)
+
+
+def test_what_an_interrupted_export_left_is_no_model_and_is_gone_on_with(run, memory, tmp_path, monkeypatch):
+    monkeypatch.setenv("SUPERPOSE_CACHE", str(tmp_path / "cache"))
+    send = copies._send
+
+    def dies(file, location):
+        if file.name == "config.json":
+            raise KeyboardInterrupt
+        send(file, location)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(copies, "_send", dies)
+        with pytest.raises(KeyboardInterrupt):
+            export(run, "memory://bucket/model")
+    with pytest.raises(UserError, match=r"holds no config.json"):
+        generate("memory://bucket/model", "the", 2)
+    export(run, "memory://bucket/model")
+    assert generate("memory://bucket/model", "the", 2)
 
 
 def test_a_tokenizer_that_the_kind_of_model_changes_is_named(run, exported, tmp_path, monkeypatch):

@@ -13,18 +13,19 @@ Sources = Annotated[
     list[str],
     Argument(
         metavar="SOURCE...",
-        help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin); a saved dataset; "
-        "or 'python' for the Python sources of this machine.",
+        help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin), also in a place "
+        "such as s3://bucket/texts; a saved dataset; datasets:NAME:CONFIG:SPLIT for what datasets streams; or 'python' "
+        "for the Python sources of this machine.",
     ),
 ]
 Field = Annotated[str, Option(help="Of JSON lines, Parquet and datasets: where a record keeps its text.")]
-Encoding = Annotated[str, Option(help="Of text files.")]
+Encoding = Annotated[str, Option(help="Of text and JSON lines.")]
 Processes = Annotated[int, Option(min=0, help="At a time; 0 for one on each core.")]
 
 
 def prepare(
     sources: Sources,
-    out: Annotated[Path, Option(help="Directory of the store.")],
+    out: Annotated[str, Option(help="Directory of the store, or a place such as s3://bucket/store.")],
     tokenizer: Annotated[
         str, Option(help="A tokenizer.json, a directory that holds one, or 'bytes'.", show_default=False)
     ] = "",
@@ -37,11 +38,14 @@ def prepare(
     weights: Annotated[str | None, Option(metavar="W,W,...", help="Share of the text each source is to have.")] = None,
     field: Field = "text",
     encoding: Encoding = "utf-8",
-    dtype: Annotated[Literal["auto", "uint16", "uint32"], Option(help="Of .bin files without a header.")] = "auto",
+    dtype: Annotated[
+        Literal["auto", "uint16", "uint32", "int32", "int64"], Option(help="Of .bin files without a header.")
+    ] = "auto",
     max_megabytes: Annotated[float | None, Option(help="Of text to train on; by default all.")] = None,
     val_fraction: Annotated[float, Option(min=0, max=1, help="Share of the documents held out.")] = 0.005,
     val_megabytes: Annotated[float, Option(help="Of held-out text that is kept.")] = 10,
     seed: Annotated[int, Option(min=0, help="Of the order of the documents.")] = 0,
+    max_damaged: Annotated[float, Option(min=0, max=1, help="Share of a source that may be damaged.")] = 0.01,
     processes: Processes = 0,
 ) -> None:
     """Turn text into a token store: shuffled, without repeats, some of it held out.
@@ -62,7 +66,7 @@ def prepare(
     text, held_out = tuple(Source(place, field, encoding, dtype) for place in sources), val_megabytes * 1e6
     limit = float("inf") if max_megabytes is None else max_megabytes * 1e6
     preparation = Preparation(
-        text, shares, tokenizer, vocab_size or 0, end_of_text, limit, val_fraction, held_out, seed
+        text, shares, tokenizer, vocab_size or 0, end_of_text, limit, val_fraction, held_out, seed, max_damaged
     )
     started = time.monotonic()
     with Display() as display:
@@ -107,7 +111,7 @@ def train_a_tokenizer(
 
 
 data_app = typer.Typer(help="Look at token stores.", no_args_is_help=True)
-Store = Annotated[Path, Argument(help="Directory of a store.")]
+Store = Annotated[str, Argument(help="Directory of a store, or a place such as s3://bucket/store.")]
 
 
 @data_app.command()

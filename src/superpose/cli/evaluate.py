@@ -11,7 +11,11 @@ from superpose.errors import UserError
 
 def evaluate(
     places: Annotated[
-        list[Path], Argument(metavar="RUN|HF_DIR...", help="Finished runs and Hugging Face directories.")
+        list[str],
+        Argument(
+            metavar="RUN|HF_DIR...",
+            help="Finished runs, Hugging Face directories, and models in places such as s3://bucket/model.",
+        ),
     ],
     text: Annotated[
         list[str] | None,

@@ -12,7 +12,10 @@ from superpose.cli.options import A_RECIPE
 
 def export(
     run: Annotated[Path, Argument(help="Directory of a run.")],
-    directory: Annotated[Path, Argument(metavar="DIR", help="Directory to write; it must not exist.")],
+    directory: Annotated[
+        str,
+        Argument(metavar="DIR", help="Directory to write, or a place such as s3://bucket/model; it must not exist."),
+    ],
     checkpoint: Annotated[
         int | None, Option(metavar="STEP", help="Its checkpoint of this step, in place of the final model.")
     ] = None,
@@ -42,7 +45,10 @@ def export(
 
 
 def import_model(
-    directory: Annotated[Path, Argument(metavar="DIR", help="A Hugging Face directory of a causal LM.")],
+    directory: Annotated[
+        str,
+        Argument(metavar="DIR", help="A Hugging Face directory of a causal LM, or a place such as s3://bucket/model."),
+    ],
     out: Annotated[Path, Argument(metavar="RECIPE.toml", help="The recipe to write.")],
     recipe: Annotated[
         Path | None, Option(help=f"{A_RECIPE}, with the other settings; by default all, without superposition.")
@@ -59,7 +65,12 @@ def import_model(
 
 
 def generate(
-    place: Annotated[Path, Argument(metavar="RUN|DIR", help="A finished run, or a Hugging Face directory.")],
+    place: Annotated[
+        str,
+        Argument(
+            metavar="RUN|DIR", help="A finished run, a Hugging Face directory, or a place such as s3://bucket/model."
+        ),
+    ],
     prompt: Annotated[str, Argument(help="Text to continue.")] = "",
     max_new_tokens: Annotated[int | None, Option(min=1, help="By default as many as the context has room for.")] = None,
     temperature: Annotated[float, Option(min=0, help="0 always takes the likeliest token.")] = 0.8,

@@ -1,13 +1,15 @@
 """What a recipe says of its text, and the store that comes of it."""
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from types import MappingProxyType
+from typing import Annotated, Self
 
 from pydantic import BaseModel, Field, model_validator
 
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
-from superpose.data.store import TokenStore
+from superpose.data.store import TokenStore, is_store
+from superpose.data.text_streams import Streams
+from superpose.data.token_files import TokenType
 from superpose.data.tokenizer import load_tokenizer
 from superpose.data.workers import Progress
 from superpose.errors import UserError
@@ -23,9 +25,9 @@ class SourceArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     field: str = "text"
     """Of JSON lines, Parquet and datasets: where a record keeps its text."""
     encoding: str = "utf-8"
-    """Of text files."""
-    dtype: Literal["auto", "uint16", "uint32"] = "auto"
-    """Of .bin files without a header; auto takes them for uint16."""
+    """Of text and JSON lines."""
+    dtype: TokenType = "auto"
+    """Of .bin files without a header; auto looks at their numbers."""
 
 
 class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -35,7 +37,8 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         PYTHON_SOURCES
     )
     """`python` (the Python sources installed on this machine); a file, folder or pattern of text, JSON lines, Parquet
-    or tokens; a saved dataset; a prepared store; or several sources with weights."""
+    or tokens; a saved dataset; a prepared store; each of them also in a place such as `s3://bucket/texts`; what
+    `datasets` streams, as `datasets:NAME:CONFIG:SPLIT`; or several sources with weights."""
     max_megabytes: Annotated[float, Field(gt=0)] = 32
     """Size of the training side, in 10^6 bytes of text."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -50,6 +53,8 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The token of `tokenizer` that ends documents; empty for its `eos_token`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Of the order of the documents, which also decides which of them `max_megabytes` leaves out."""
+    max_damaged: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of a source that may be damaged, such as bytes that are not in its encoding; more is an error."""
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
@@ -60,10 +65,9 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         return self
 
     @property
-    def store(self) -> Path | None:
-        """The prepared store that `corpus` is, if it is one."""
-        path = Path(self.corpus) if isinstance(self.corpus, str) else None
-        return path if path is not None and (path / "manifest.json").is_file() else None
+    def store(self) -> str | None:
+        """The location of the prepared store that `corpus` is, if it is one."""
+        return self.corpus if isinstance(self.corpus, str) and is_store(self.corpus) else None
 
     @property
     def preparation(self) -> Preparation:
@@ -80,17 +84,25 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
             val_fraction=self.val_fraction,
             val_bytes=self.val_megabytes * 1e6,
             seed=self.seed,
+            max_damaged=self.max_damaged,
         )
 
 
-def prepare(args: DataArgs, progress: Progress = lambda what, share: None) -> TokenStore:
+def prepare(
+    args: DataArgs, progress: Progress = lambda what, share: None, streams: Streams = MappingProxyType({})
+) -> TokenStore:
     """The store of a recipe: opened if it was prepared before, by the user or into the cache, else prepared.
+
+    Args:
+        args: the recipe's.
+        progress: told what is being done.
+        streams: iterables of records for a corpus `stream:NAME`, see `prepare_store`.
 
     Raises:
         UserError: the text cannot be read, there is too little of it, or a setting does not apply to a store.
     """
     if args.store is None:
-        return prepare_store(args.preparation, progress=progress)
+        return prepare_store(args.preparation, progress=progress, streams=streams)
     ignored = [
         f"data.{name}"
         for name, field in DataArgs.model_fields.items()

@@ -3,7 +3,8 @@
     sources -> parts -> index -> selection -> tokens of each part -> shards -> STORE
                (1)      (2)                   (3)                    (4)
 
-    1. Sources are cut into parts that any process can read by itself (`readers`).
+    1. Sources are cut into parts that any process can read by itself (`readers`); streams are first written to disk
+       (`text_streams`).
     2. Every part is read once for its index: a fingerprint of each document. All indexes together decide which
        documents are used, on which side, and where each will stand (`selection`).
     3. Every part is read again; its chosen documents are tokenized and spilled to disk, sorted by their places.
@@ -16,26 +17,54 @@ all is there, the directory is renamed to STORE.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from itertools import accumulate, chain, count, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from superpose.data.readers import Part, Source, find_parts, read_part
+from superpose.copies import write_folder
+from superpose.data.account import (
+    Account,
+    Dropped,
+    Drops,
+    account_for,
+    described_drops,
+    expect_little_damage,
+    joined,
+    note,
+)
+from superpose.data.compressed import UntrustedError
+from superpose.data.readers import RANGE, Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
-from superpose.data.store import FORMAT, TokenStore
+from superpose.data.store import FORMAT, TokenStore, is_store
+from superpose.data.text_files import PIECE
+from superpose.data.text_streams import Stream, Streams, keep, open_stream
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Progress, Run, available_cores, workers
 from superpose.errors import UserError
-from superpose.files import file_sha256, one_at_a_time, read_json, sync, whole_file, write_json
+from superpose.files import (
+    cache_directory,
+    file_sha256,
+    one_at_a_time,
+    parse_json,
+    read_json,
+    sync,
+    whole_file,
+    write_json,
+)
+from superpose.places import is_remote, join, open_binary, stat_of
+
+# A single document is cut into pieces of at least so many characters.
+_SMALLEST_PIECE = 256
 
 
 @dataclass(frozen=True)
@@ -59,45 +88,86 @@ class Preparation:
     """Of held-out text that is kept."""
     seed: int = 0
     """Of the order of the documents."""
+    max_damaged: float = 0.01
+    """Share of a source that may be damaged; more is an error."""
 
 
 def prepare_store(
     preparation: Preparation,
-    path: Path | None = None,
+    path: str | Path | None = None,
     processes: int = 0,
     progress: Progress = lambda what, share: None,
+    streams: Streams = MappingProxyType({}),
 ) -> TokenStore:
     """Prepares a store, or opens the one that the same sources and settings made before.
 
     Args:
-        path: where to; by default in the cache, by the hash of all that goes in.
+        path: where to; by default in the cache, by the hash of all that goes in. For a remote place such as
+            s3://bucket/store it is prepared in the cache and then written there, the manifest last.
         processes: at a time; 0 for one on each core.
+        streams: iterables of records for sources `stream:NAME`, by name. A name and the first records stand for all
+            that a stream says: one that says something else needs another name.
 
     Raises:
         UserError: a source or the tokenizer cannot be read, there is too little text, or `path` holds something else.
     """
+    if isinstance(path, str) and is_remote(path):
+        return _prepare_remote(preparation, path, processes, progress, streams)
     progress("looking at the sources and the tokenizer" if preparation.tokenizer else "looking at the sources", 0)
-    parts = [part for source in preparation.sources for part in find_parts(source)]
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
+    tells = {"vocab_size": given.vocab_size, "end_of_text": given.end_of_text} if given else {}
+    parts = [part for source in preparation.sources for part in find_parts(source, streams=streams, **tells)]
     if given is None and any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
-    inputs = _hash_of_inputs(preparation, parts)
-    path = path or cache_directory() / "stores" / inputs[:16]
+    opened = {
+        part.source.location: open_stream(part.source.location, streams) for part in parts if part.kind == "stream"
+    }
+    inputs = _hash_of_inputs(preparation, parts, opened)
+    path = Path(path or cache_directory() / "stores" / inputs[:16])
     if not path.exists():
         with one_at_a_time(path):
             if not path.exists():  # another process may have made it
-                with workers(min(processes or available_cores(), len(parts)), progress) as run:
-                    _prepare(preparation, path, inputs, parts, given, run)
+                with workers(_processes(processes, parts), progress) as run:
+                    _prepare(preparation, path, inputs, parts, opened, given, run)
     if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
-        raise UserError(
-            f"{path} exists and holds something else than what is to be prepared (other sources, settings or "
-            f"versions); give a new directory, or remove it"
-        )
+        raise _holds_something_else(path)
     return TokenStore.open(path)
 
 
+def _prepare_remote(
+    preparation: Preparation, location: str, processes: int, progress: Progress, streams: Streams
+) -> TokenStore:
+    store = prepare_store(preparation, None, processes, progress, streams)
+    if not is_store(location):
+        progress(f"writing to {location}", 0)
+        write_folder(store.path, location, ["manifest.json"])
+    with open_binary(join(location, "manifest.json")) as stream:
+        if parse_json(stream.read(), join(location, "manifest.json")) != store.manifest:
+            raise _holds_something_else(location)
+    return store
+
+
+def _holds_something_else(place: str | Path) -> UserError:
+    return UserError(
+        f"{place} exists and holds something else than what is to be prepared (other sources, settings or versions); "
+        f"give a new directory, or remove it"
+    )
+
+
+def _processes(asked: int, parts: list[Part]) -> int:
+    """So many as there are cores, but no more than have something to do; a stream's parts are not known yet."""
+    most = asked or available_cores()
+    return most if any(part.kind == "stream" for part in parts) else min(most, len(parts))
+
+
 def _prepare(
-    preparation: Preparation, path: Path, inputs: str, parts: list[Part], given: TextTokenizer | None, run: Run
+    preparation: Preparation,
+    path: Path,
+    inputs: str,
+    parts: list[Part],
+    opened: dict[str, Stream],
+    given: TextTokenizer | None,
+    run: Run,
 ) -> None:
     work = path.with_name(f".{path.name}.partial")
     # What an interrupted preparation of the same inputs left is gone on with.
@@ -107,14 +177,13 @@ def _prepare(
         for folder in ("index", "spill", "shards"):
             (work / folder).mkdir(parents=True)
         write_json(mark, {"inputs": inputs})
-    selection, jobs = _select(preparation, parts, work, given.end_of_text if given else None, run)
+    kept = _keep_streams(parts, opened, work, run)
+    selection, jobs, accounts = _select(preparation, kept, work, given.end_of_text if given else None, run)
     if not len(selection.train.documents) or not len(selection.val.documents):
         where = ", ".join(source.location for source in preparation.sources)
-        unreadable = f" and {selection.unreadable} files that are not text" if selection.unreadable else ""
-        raise UserError(
-            f"{where}: {selection.documents} different documents{unreadable} were found, too few to train on some "
-            f"and hold out others; give more text, or hold out a larger share"
-        )
+        dropped = described_drops(joined(account.dropped for account in accounts))
+        found = ", ".join([f"{selection.documents} different documents", *dropped])
+        raise UserError(f"{where}: {found} were found, too few to train on some and hold out others; give more text")
     if not (work / "tokenizer").is_dir():
         keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
     tokenizer = kept_tokenizer(work)
@@ -129,6 +198,8 @@ def _prepare(
     content = [checksums[name] for name in sorted(checksums)]
     checksums |= {f"tokenizer/{file.name}": file_sha256(file) for file in sorted((work / "tokenizer").iterdir())}
     content.append(checksums["tokenizer/tokenizer.json"])
+    if _hash_of_inputs(preparation, parts, opened) != inputs:
+        raise UserError("a source or the tokenizer was changed while the text was prepared; start again")
     write_json(
         work / "manifest.json",
         {
@@ -140,9 +211,7 @@ def _prepare(
                 name: value for name, value in asdict(preparation).items() if value not in (float("inf"), None, "")
             },
             "documents": selection.documents,
-            "repeated_documents": selection.repeated,
-            "unreadable_files": selection.unreadable,
-            "left_out_bytes": selection.left_out_bytes,
+            "accounts": [account.model_dump() for account in accounts],
             "vocab_size": tokenizer.vocab_size,
             "end_of_text": tokenizer.end_of_text,
             "dtype": dtype,
@@ -155,8 +224,45 @@ def _prepare(
         (work / name).unlink()
     for folder in ("index", "spill", "shards"):
         shutil.rmtree(work / folder)
+    shutil.rmtree(work / "streams", ignore_errors=True)
     work.rename(path)
     sync(path.parent)
+
+
+def _opened(parts: list[Part], streams: Streams) -> dict[str, Stream]:
+    """The streams among some parts, by location."""
+    locations = dict.fromkeys(part.source.location for part in parts if part.kind == "stream")
+    return {location: open_stream(location, streams) for location in locations}
+
+
+def _keep_streams(parts: list[Part], opened: dict[str, Stream], work: Path, run: Run) -> list[Part]:
+    """Step 1: the parts, with those of streams written to disk."""
+    folders: dict[int, Path] = {}
+    from_hub, ours = [], []
+    for number, part in enumerate(parts):
+        if part.kind != "stream":
+            continue
+        folders[number] = work / "streams" / f"{number:06d}"
+        folders[number].mkdir(parents=True, exist_ok=True)
+        stream = opened[part.source.location]
+        if stream.has_state:
+            from_hub.append((folders[number], (stream.location, part.start), part.source.field, RANGE))
+        else:
+            ours.append((folders[number], stream.shard(part.start), part.source.field, RANGE))
+    if from_hub:
+        run(keep, from_hub, "reading the stream")
+    # What a caller gives may be of his script alone, which other processes do not run.
+    for job in ours:
+        keep(job)
+    return [
+        whole
+        for number, part in enumerate(parts)
+        for whole in (
+            [Part("arrow", (str(file),), part.source) for file in sorted(folders[number].glob("*.arrow"))]
+            if number in folders
+            else [part]
+        )
+    ]
 
 
 def train_on_sources(
@@ -171,25 +277,20 @@ def train_on_sources(
     parts = [part for source in sources for part in find_parts(source)]
     if any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already, and a tokenizer is trained on text")
-    with workers(min(processes or available_cores(), len(parts)), progress) as run, TemporaryDirectory() as folder:
+    opened = _opened(parts, {})
+    with workers(_processes(processes, parts), progress) as run, TemporaryDirectory() as folder:
         (Path(folder) / "index").mkdir()
-        selection, jobs = _select(preparation, parts, Path(folder), None, run)
+        kept = _keep_streams(parts, opened, Path(folder), run)
+        selection, jobs, _ = _select(preparation, kept, Path(folder), None, run)
         if not len(selection.train.documents):
             raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")
         return train_tokenizer(_first_texts(run, jobs, selection), vocab_size, special_tokens)
 
 
-def cache_directory() -> Path:
-    """`$SUPERPOSE_CACHE`, or `superpose` in the user's cache directory."""
-    if chosen := os.environ.get("SUPERPOSE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "superpose"
-
-
-def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
+def _hash_of_inputs(preparation: Preparation, parts: list[Part], opened: dict[str, Stream]) -> str:
     """Of all that decides what a store holds; files go in by path, size and time, not by reading them."""
     files = sorted({file for part in parts for file in part.files})
-    stats = [(file, (stat := Path(file).stat()).st_size, stat.st_mtime_ns) for file in files]
+    stats = [(file, opened[file].identity) if file in opened else (file, *stat_of(file)) for file in files]
     path = Path(preparation.tokenizer)
     file = path / "tokenizer.json" if path.is_dir() else path
     tokenizer = file_sha256(file) if preparation.tokenizer and file.is_file() else ""
@@ -198,37 +299,82 @@ def _hash_of_inputs(preparation: Preparation, parts: list[Part]) -> str:
 
 
 def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:
-    """Step 2: writes the index of a part."""
+    """Step 2: writes the index of a part, and what was dropped of it."""
     number, part = job
     path = work / "index" / f"{number:06d}.npy"
-    if not path.exists():
-        entries = np.fromiter(map(index_entry, read_part(part, end_of_text)), dtype=INDEX)
-        with whole_file(path) as aside, aside.open("wb") as file:
-            np.save(file, entries, allow_pickle=False)
+    if path.exists():
+        return
+    drops: Drops = {}
+
+    def entries() -> Iterator[tuple[int, int, int, int]]:
+        for document in read_part(part, end_of_text):
+            if isinstance(document, Dropped):
+                note(drops, document)
+                continue
+            entry = index_entry(document)
+            if isinstance(document, str) and not entry[-1]:
+                note(drops, Dropped("white_space", len(document.encode())))
+            yield entry
+
+    try:
+        index = np.fromiter(entries(), dtype=INDEX)
+    except UntrustedError as error:
+        # What was read before may be wrong, too.
+        index, drops = np.empty(0, INDEX), {}
+        note(drops, Dropped("files", sum(stat_of(file)[0] for file in part.files), where=str(error)))
+    write_json(path.with_suffix(".json"), {reason: count.model_dump() for reason, count in drops.items()})
+    with whole_file(path) as aside, aside.open("wb") as file:
+        np.save(file, index, allow_pickle=False)
 
 
 def _select(
-    preparation: Preparation, parts: list[Part], work: Path, end_of_text: int | None, run: Run
-) -> tuple[Selection, list[Job]]:
-    """Step 2: the selection, and of each part that has some of it the places in the store."""
-    run(partial(_scan, work, end_of_text), list(enumerate(parts)), "reading text")
-    indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in range(len(parts))]
+    preparation: Preparation, parts: list[Part], work: Path, end_of_text: int | None, run: Run, first: int = 0
+) -> tuple[Selection, list[Job], list[Account]]:
+    """Step 2: the selection, of each part that has some of it the places in the store, and where all bytes went.
+
+    `first` is the number of the first part.
+    """
+    numbers = range(first, first + len(parts))
+    run(partial(_scan, work, end_of_text), list(zip(numbers, parts, strict=True)), "reading text")
+    indexes = [np.load(work / "index" / f"{number:06d}.npy") for number in numbers]
     bounds = [0, *accumulate(map(len, indexes))]
-    sources = [preparation.sources.index(part.source) for part in parts]
+    index = np.concatenate(indexes)
+    of_part = [preparation.sources.index(part.source) for part in parts]
+    sources = np.repeat(of_part, np.diff(bounds))
     selection = select(
-        np.concatenate(indexes),
-        np.repeat(sources, np.diff(bounds)),
+        index,
+        sources,
         preparation.weights,
         preparation.max_bytes,
         preparation.val_fraction,
         preparation.val_bytes,
         preparation.seed,
     )
+    size = int(index["size"].sum())
+    if selection.documents == 1 and first == 0 and preparation.val_fraction and size >= 2 * _SMALLEST_PIECE:
+        # Of a single document some can be held out when it is cut.
+        piece = max(_SMALLEST_PIECE, min(PIECE, size // 20))
+        cut = [replace(part, piece=piece // 4 if part.is_tokens else piece) for part in parts]
+        return _select(preparation, cut, work, end_of_text, run, len(parts))
+    dropped = [
+        joined(_dropped(work, number) for number, source in zip(numbers, of_part, strict=True) if source == wanted)
+        for wanted in range(len(preparation.sources))
+    ]
+    sizes = [part.bytes_read(of["size"].astype(np.int64)) for part, of in zip(parts, indexes, strict=True)]
+    names = [source.location for source in preparation.sources]
+    accounts = account_for(names, selection, sources, np.concatenate(sizes), dropped)
+    for account, source in zip(accounts, preparation.sources, strict=True):
+        expect_little_damage(account, preparation.max_damaged, source.encoding)
     order = np.concatenate([selection.val.documents, selection.train.documents])
     places = np.full(bounds[-1], -1, dtype=np.int64)
     places[order] = np.arange(len(order))
-    of_part = [places[start:stop] for start, stop in pairwise(bounds)]
-    return selection, [job for job in zip(count(), parts, of_part) if (job[2] >= 0).any()]
+    by_part = [places[start:stop] for start, stop in pairwise(bounds)]
+    return selection, [job for job in zip(numbers, parts, by_part, strict=True) if (job[2] >= 0).any()], accounts
+
+
+def _dropped(work: Path, number: int) -> Drops:
+    found = read_json(work / "index" / f"{number:06d}.json")
+    return TypeAdapter(Drops).validate_python(found)
 
 
 def _first_texts(run: Run, jobs: list[Job], selection: Selection) -> Iterator[str]:

@@ -18,29 +18,34 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from superpose.errors import UserError
+
 INDEX = np.dtype([("key", "<u8"), ("twin", "<u8"), ("exact", "<u8"), ("size", "<u4")])
 """What is kept of a document: 128 bits of its fingerprint, 64 of its exact text, and its size in bytes."""
 
-UNREADABLE = 2**32 - 1
-"""Size of something that is not text."""
+_LARGEST = 2**32 - 1
 
 
-def index_entry(document: str | npt.NDArray[np.int64] | None) -> tuple[int, int, int, int]:
-    """A document's line in the index; tokens count 4 bytes each until they are decoded."""
-    if document is None:
-        return 0, 0, 0, UNREADABLE
+def index_entry(document: str | npt.NDArray[np.int64]) -> tuple[int, int, int, int]:
+    """A document's line in the index; tokens count 4 bytes each until they are decoded, white space alone none.
+
+    Raises:
+        UserError: the document has 4 GiB or more.
+    """
     if isinstance(document, str):
         exact, plain = document.encode(), " ".join(document.split()).encode()
         size = len(exact) if plain else 0  # white space alone is no document
     else:
         exact = plain = document.astype("<i8").tobytes()
         size = 4 * len(document)
+    if size > _LARGEST:
+        raise UserError(f"a document has {size:,} bytes; cut those of 4 GiB and more")
     fingerprint = hashlib.sha256(plain).digest()
     return (
         int.from_bytes(fingerprint[:8], "big"),
         int.from_bytes(fingerprint[8:16], "big"),
         int.from_bytes(hashlib.sha256(exact).digest()[:8], "big"),
-        min(size, UNREADABLE - 1),
+        size,
     )
 
 
@@ -62,10 +67,12 @@ class Selection:
     val: Side
     documents: int
     """Different ones that were found."""
-    repeated: int
-    unreadable: int
-    left_out_bytes: int
-    """Of the training side: what the mixture or the cap had no use for."""
+    repeats: npt.NDArray[np.int64]
+    """Numbers of the documents that are another one's repeats."""
+    beyond_train: npt.NDArray[np.int64]
+    """Of the training side, what the mixture or the cap had no use for."""
+    beyond_val: npt.NDArray[np.int64]
+    """Of the held-out side, what was not kept."""
 
 
 def select(
@@ -90,8 +97,7 @@ def select(
         seed: of the order.
     """
     sizes = index["size"].astype(np.int64)
-    unreadable = sizes == UNREADABLE
-    candidates = np.flatnonzero((sizes > 0) & ~unreadable)
+    candidates = np.flatnonzero(sizes > 0)
     # By fingerprint, then by exact text, then by place: variants of one document stand together, the first is kept.
     candidates = candidates[
         np.lexsort((index["exact"][candidates], index["twin"][candidates], index["key"][candidates]))
@@ -102,17 +108,30 @@ def select(
     kept = candidates[first]
     kept = kept[np.argsort(_shuffled(index["key"][kept], seed), kind="stable")]
 
-    held_out = index["key"][kept] < np.uint64(int(val_fraction * 2**64))
+    held_out = _held_out(index["key"][kept], val_fraction)
     train = _taken(kept[~held_out], sizes, sources, weights, max_bytes)
     val = _taken(kept[held_out], sizes, sources, weights, val_bytes)
     return Selection(
         Side(train, sizes[train]),
         Side(val, sizes[val]),
         documents=len(kept),
-        repeated=len(candidates) - len(kept),
-        unreadable=int(unreadable.sum()),
-        left_out_bytes=int(sizes[kept[~held_out]].sum() - sizes[train].sum()),
+        repeats=candidates[~first],
+        beyond_train=np.setdiff1d(kept[~held_out], train),
+        beyond_val=np.setdiff1d(kept[held_out], val),
     )
+
+
+def _held_out(keys: npt.NDArray[np.uint64], fraction: float) -> npt.NDArray[np.bool_]:
+    """Which documents are held out: those of the least keys, below `fraction` of all possible ones.
+
+    Where so few documents fall on one side that it is empty, the next one in the order of the keys goes there.
+    """
+    held_out = keys < np.uint64(min(int(fraction * 2**64), 2**64 - 1))
+    if len(keys) > 1 and fraction > 0 and not held_out.any():
+        held_out[np.argmin(keys)] = True
+    if len(keys) > 1 and held_out.all():
+        held_out[np.argmax(keys)] = False
+    return held_out
 
 
 def _taken(

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from superpose.data.account import Dropped
 from superpose.data.readers import Part, read_part
 from superpose.data.tokenizer import TextTokenizer, load_tokenizer, save_tokenizer
 from superpose.errors import UserError
@@ -46,9 +47,10 @@ def chosen_documents(
 ) -> Iterator[tuple[int, str | npt.NDArray[np.int64]]]:
     """The documents of a part that have a place, with it."""
     wanted = int(np.flatnonzero(places >= 0)[-1]) + 1
-    for place, document in zip(places[:wanted].tolist(), read_part(part, end_of_text), strict=False):
+    documents = (found for found in read_part(part, end_of_text) if not isinstance(found, Dropped))
+    for place, document in zip(places[:wanted].tolist(), documents, strict=False):
         if place >= 0:
-            if document is None or not len(document):
+            if not len(document):
                 raise UserError(f"{part.files[0]} was changed while it was being prepared; start again")
             yield place, document
 

@@ -19,13 +19,16 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
+from superpose.copies import local_copy
+from superpose.data.account import Account
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
 from superpose.files import file_sha256, read_json
+from superpose.places import is_file, is_remote, join
 
-FORMAT = "superpose tokens 2"
+FORMAT = "superpose tokens 3"
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,15 @@ class _Shard(BaseModel):
 _Side = Annotated[dict[Literal["shards"], Annotated[list[_Shard], Field(min_length=1)]], Field(min_length=1)]
 
 
+def _balanced(account: Account) -> Account:
+    if account.balance:
+        raise ValueError(f"{account.balance} bytes are unaccounted for; expected none")
+    return account
+
+
+_Balanced = Annotated[Account, AfterValidator(_balanced)]
+
+
 class _Manifest(BaseModel, strict=True):
     """What is relied on; paths stay inside the store."""
 
@@ -64,10 +76,26 @@ class _Manifest(BaseModel, strict=True):
     dtype: Literal["<u2", "<u4"]
     splits: Annotated[dict[Literal["train", "val"], _Side], Field(min_length=2)]
     preparation: dict[str, Any]
-    repeated_documents: int = 0
-    unreadable_files: int = 0
-    left_out_bytes: int = 0
+    accounts: Annotated[list[_Balanced], Field(min_length=1)]
     sha256: dict[Annotated[str, Field(pattern=r"^([\w-][\w.-]*|tokenizer/[\w-][\w.-]*\.(json|jinja))$")], str]
+
+
+def is_store(location: str) -> bool:
+    """Whether there is a prepared store; a UserError if a remote place does not answer."""
+    return is_file(join(location, "manifest.json"))
+
+
+def _on_this_machine(location: str) -> Path:
+    """The copy in the cache of a store in a remote place, made unless it is there."""
+    if not is_store(location):
+        raise UserError(f"{location} holds no manifest.json; give the place of a whole store")
+    alone = local_copy(location, {"manifest.json": None})
+    try:
+        checksums = _Manifest.model_validate(read_json(alone / "manifest.json")).sha256
+    except ValidationError:
+        # What is wrong with it is said where it is opened.
+        return alone
+    return local_copy(location, {**checksums, "manifest.json": file_sha256(alone / "manifest.json")})
 
 
 @dataclass(frozen=True)
@@ -75,28 +103,30 @@ class TokenStore:
     """An opened store; `TokenStore.open` checks that it is whole."""
 
     path: Path
+    """Its directory; of a store in a remote place, that of the copy in the cache."""
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Opens a store and maps its tokens.
+    def open(cls, location: str | Path) -> Self:
+        """Opens a store and maps its tokens; one in a remote place is first copied into the cache.
 
         Raises:
-            UserError: a file is missing, of another size than the manifest says, or of an unknown format.
+            UserError: a file is missing, altered, of another size than the manifest says, or of an unknown format.
         """
-        manifest = read_json(path / "manifest.json")
+        path = _on_this_machine(location) if isinstance(location, str) and is_remote(location) else Path(location)
+        manifest, where = read_json(path / "manifest.json"), join(str(location), "manifest.json")
         if manifest.get("format") != FORMAT:
             raise UserError(
-                f"{path / 'manifest.json'} has format {manifest.get('format')!r}, this version reads {FORMAT!r}; "
-                f"remove {path} and prepare it again"
+                f"{where} has format {manifest.get('format')!r}, this version reads {FORMAT!r}; "
+                f"remove {location} and prepare it again"
             )
         try:
             _Manifest.model_validate(manifest)
         except ValidationError as error:
             problem = error.errors()[0]
             raise UserError(
-                f"{path / 'manifest.json'} was altered: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
-                f"remove {path} and prepare it again"
+                f"{where} was altered: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; "
+                f"remove {location} and prepare it again"
             ) from None
         store = cls(path, manifest)
         _ = store.train, store.val
@@ -117,6 +147,11 @@ class TokenStore:
     @property
     def end_of_text(self) -> int:
         return int(self.manifest["end_of_text"])
+
+    @property
+    def accounts(self) -> list[Account]:
+        """Where the bytes of each source went."""
+        return [Account.model_validate(account) for account in self.manifest["accounts"]]
 
     @property
     def fingerprint(self) -> str:
@@ -155,12 +190,8 @@ class TokenStore:
                 f"{side}: {split.documents:,} documents, {len(split.tokens):,} tokens, {split.bytes / 1e6:,.1f} MB of "
                 f"text ({split.bytes / len(split.tokens):.2f} bytes per token), {shards} shard{'s' * (shards > 1)}"
             )
-        counts = {name: self.manifest.get(name, 0) for name in ("repeated_documents", "unreadable_files")}
-        left = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
-        lines.append(
-            f"vocabulary {self.vocab_size:,}, end of text {self.end_of_text}; left out: {left}, "
-            f"{self.manifest.get('left_out_bytes', 0) / 1e6:,.1f} MB beyond the mixture or the limit"
-        )
+        lines.append(f"vocabulary {self.vocab_size:,}, end of text {self.end_of_text}")
+        lines += (account.describe() for account in self.accounts)
         return "\n".join(lines)
 
     def verify(self) -> list[str]:

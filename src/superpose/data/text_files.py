@@ -1,115 +1,133 @@
-"""Texts in files: plain, compressed or not, and as a field of records in JSON lines, Parquet and Arrow."""
+"""Texts in files: whole, or cut into pieces at paragraphs, lines, words or characters, whichever there are."""
 
-import codecs
-import gzip
-import io
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, Any
+from itertools import chain
+from typing import AnyStr, BinaryIO
 
-from superpose.errors import UserError
+from superpose.data.account import Dropped
+from superpose.data.compressed import Codec, read_chunks
+from superpose.data.encodings import decode, kind_of_start, line_end_of, resolve_encoding
+from superpose.places import open_binary
 
-# Text is cut into pieces of about this many characters, so that some can be held out and their order shuffled.
-_PIECE_BYTES = 16 * 1024
+PIECE = 16 * 1024
+"""Characters of a piece, about: long texts are cut, so that some can be held out and their order shuffled."""
+
 # Text without a line end for so long is cut between two characters.
 _LONGEST_LINE = 2**20
-# Records that are read from columns at a time.
-_RECORDS = 256
+# What is looked at of a file to know what it is.
+_START = 2**16
 
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+_LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
 
-@contextmanager
-def byte_stream(file: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed."""
-    # Even nothing takes some bytes to compress, but readers take no bytes for nothing.
-    if file.suffix in (".gz", ".zst") and file.stat().st_size == 0:
-        raise EOFError("it is empty")
-    if file.suffix == ".gz":
-        with gzip.open(file, "rb") as stream:
-            yield stream  # type: ignore[misc]
-    elif file.suffix == ".zst":
-        import pyarrow as pa
-
-        with file.open("rb") as raw, pa.CompressedInputStream(raw, "zstd") as stream:
-            yield io.BufferedReader(stream, 2**20)
-    else:
-        with file.open("rb") as stream:
-            yield stream
+def can_be_entered(file: str, encoding: str, lines: bool) -> bool:
+    """Whether a file can be read from the middle: a character's start can be told there, and `lines` are in UTF-8."""
+    with open_binary(file) as stream:
+        encoding, _ = resolve_encoding(stream.read(4), encoding)
+    return encoding == "utf-8" if lines else line_end_of(encoding) is not None
 
 
-def wide_units(file: Path, encoding: str) -> bool:
-    """Whether a text is in units of two or four bytes, in which a line end cannot be searched for as a byte."""
-    with byte_stream(file) as stream:
-        start = stream.read(4)
-    return codecs.lookup(_encoding(start, encoding)).name.startswith(("utf-16", "utf-32"))
+def read_text(
+    file: str,
+    encoding: str,
+    codec: Codec = "",
+    piece: int = 0,
+    start: int = 0,
+    stop: int = 0,
+    most: int = 8 * 2**20,
+    strict: bool = False,
+) -> Iterator[str | Dropped]:
+    """The documents of a text, or of a range of its bytes.
 
-
-def _encoding(start: bytes, encoding: str) -> str:
-    """The encoding of a text that starts so: its mark decides, unless another was asked for."""
-    if codecs.lookup(encoding).name != "utf-8":
-        return encoding
-    return next((marked for mark, marked in _MARKS if start.startswith(mark)), encoding)
-
-
-def read_text(file: Path, encoding: str, in_pieces: bool, start: int, stop: int, most: int) -> Iterator[str | None]:
-    """The documents of a text, or of a range of its bytes: all of it or, if `in_pieces`, pieces; None if it is no text.
-
-    `start` and `stop` (0 for all of the file) are moved to the next paragraph; pieces are cut from `most` bytes at a
-    time.
+    Args:
+        file: to read.
+        encoding: of a text that starts with no byte order mark.
+        codec: how it is compressed.
+        piece: characters of a document, about; 0 for one document, unless the text has more than `most` bytes.
+        start: of the range, moved to the next paragraph.
+        stop: the next range's `start`; 0 for all of the file.
+        most: bytes to read at a time.
+        strict: whether a text with anything that is not in the encoding is left out as a whole.
     """
-    encoding = codecs.lookup(encoding).name
-    for number, block in enumerate(_blocks(file, encoding, in_pieces, start, stop, most)):
-        # Only where a file starts is a byte order mark one.
-        first = number == 0 and start == 0
-        try:
-            text = block.decode(_encoding(block[:4], encoding) if first else encoding.removesuffix("-sig"))
-        except UnicodeDecodeError:
-            text = "\0"
-        if "\0" in text:
-            yield None
-            return
-        yield from _pieces(text) if in_pieces else [text]
+    head, encoding, mark, place, chunks = _opened(file, encoding, codec, start, stop, most)
+    if mark and start == 0:
+        yield Dropped("framing", mark)
+    if kind_of_start(head, encoding) == "binary":
+        yield from _not_text(chunks, file, start == 0)
+        return
+    texts = decode(chunks, encoding, file, place)
+    yield from _documents(_all_or_nothing(texts, file) if strict else texts, piece)
 
 
-def _blocks(file: Path, encoding: str, in_pieces: bool, start: int, stop: int, most: int) -> Iterator[bytes]:
-    """The bytes of a text or of its range: all at once, or, where documents are pieces, as many as fit in memory."""
-    with byte_stream(file) as stream:
-        if not in_pieces or wide_units(file, encoding):
-            yield stream.read()
-            return
-        if stop:
-            start, stop = (_after_blank_line(stream, place) for place in (start, stop))
-            stream.seek(start)
-            yield stream.read(stop - start)
-            return
-        held = b""
-        while chunk := stream.read(most):
-            # Only now is it known that more follows: the end of a text is no place to cut it.
-            if end := _last_cut(held):
-                yield held[:end]
-            held = held[end:] + chunk
-        if held:
-            yield held
+def _opened(
+    file: str, encoding: str, codec: Codec, start: int, stop: int, most: int
+) -> tuple[bytes, str, int, int, Iterator[bytes | Dropped]]:
+    """How a file begins, its encoding, the length of its mark, and from which place on the chunks of a range are."""
+    if not stop:
+        chunks = read_chunks(file, codec, most)
+        first = next(chunks, b"")
+        if isinstance(first, Dropped):
+            return b"", resolve_encoding(b"", encoding)[0], 0, 0, chain([first], chunks)
+        encoding, mark = resolve_encoding(first[:4], encoding)
+        return first[:_START], encoding, mark, mark, chain([first[mark:]], chunks)
+    with open_binary(file) as stream:
+        head = stream.read(_START)
+        encoding, mark = resolve_encoding(head[:4], encoding)
+        line_end = line_end_of(encoding) or b"\n"
+        place, end = (_after_blank_line(stream, at, line_end) for at in (start, stop))
+        place = max(place, mark)
+        stream.seek(place)
+        return head, encoding, mark, place, iter([stream.read(max(0, end - place))])
 
 
-def _last_cut(block: bytes) -> int:
+def _not_text(chunks: Iterable[bytes | Dropped], file: str, first: bool) -> Iterator[Dropped]:
+    size = 0
+    for chunk in chunks:
+        if isinstance(chunk, Dropped):
+            yield chunk
+        else:
+            size += len(chunk)
+    yield Dropped("not_text", size, count=int(first), where=file if first else "")
+
+
+def _all_or_nothing(texts: Iterable[str | Dropped], file: str) -> Iterator[str | Dropped]:
+    """The texts of a file, or none of it if something is dropped of it."""
+    found = list(texts)
+    if any(isinstance(text, Dropped) for text in found):
+        size = sum(text.bytes if isinstance(text, Dropped) else len(text.encode()) for text in found)
+        yield Dropped("odd_stretches", size, where=file)
+    else:
+        yield from found
+
+
+def _documents(texts: Iterable[str | Dropped], piece: int) -> Iterator[str | Dropped]:
+    """One document, or pieces of it; what is left of it before and after a gap are different ones."""
+    held = ""
+    for text in texts:
+        if isinstance(text, Dropped):
+            if text.is_gap and held:
+                yield from pieces(held, piece)
+                held = ""
+            yield text
+            continue
+        # Only now is it known that more follows: the end of a text is no place to cut it.
+        if end := _last_cut(held):
+            piece = piece or PIECE
+            yield from pieces(held[:end], piece)
+        held = held[end:] + text
+    if held:
+        yield from pieces(held, piece)
+
+
+def _last_cut(text: str) -> int:
     """Where the last paragraph starts; the last line, if there is no blank line; 0 if more is to be read first."""
-    return _after(block.rfind) or (_last_character(block) if len(block) >= _LONGEST_LINE else 0)
+    return _after(text.rfind, "\n") or (_break(text) if len(text) >= _LONGEST_LINE else 0)
 
 
-def _after(find: Callable[[bytes], int]) -> int:
+def _after(find: Callable[[AnyStr], int], line_end: AnyStr) -> int:
     """Where a paragraph starts that `find` leads to; a line, if there is no blank line; 0 if there is neither."""
-    found = ((find(separator), separator) for separator in (b"\n\n", b"\n"))
+    found = ((find(separator), separator) for separator in (line_end + line_end, line_end))
     return next((place + len(separator) for place, separator in found if place >= 0), 0)
 
 
@@ -119,118 +137,52 @@ def _last_character(block: bytes) -> int:
     return next((place for place in range(end, end - 4, -1) if block[place] & 0xC0 != 0x80), end)
 
 
-def _after_blank_line(stream: IO[bytes], place: int) -> int:
+def _after_blank_line(stream: BinaryIO, place: int, line_end: bytes) -> int:
     """Where the first paragraph at or after a place starts; the first line, if no blank line is near."""
     if place == 0:
         return 0
     stream.seek(place - 1)
     near = stream.read(_LONGEST_LINE)
     end = _last_character(near) if len(near) == _LONGEST_LINE else len(near)
-    return place - 1 + (_after(near.find) or end)
+    return place - 1 + (_after(near.find, line_end) or end)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Cuts a long text at blank lines (at line ends where there are none) into pieces of about `_PIECE_BYTES`."""
+def pieces(text: str, size: int) -> Iterator[str]:
+    """Cuts a text at blank lines (line ends where there are none) into pieces of about so many characters; 0: of all.
+
+    A paragraph of more than two pieces is cut at line ends of any kind, else between words, else between characters.
+    """
+    if not size:
+        yield text
+        return
     blank = r"(?<=\n\n)(?=[^\n])|(?<=\n\r\n)(?=[^\r\n])"
     separator = blank if re.search(r"\n\s*\n", text) else r"(?<=\n)(?=[^\n])"
     piece: list[str] = []
-    size = 0
+    held = 0
     for paragraph in re.split(separator, text):
-        piece.append(paragraph)
-        size += len(paragraph)
-        if size >= _PIECE_BYTES:
-            yield "".join(piece)
-            piece, size = [], 0
-    if size:
+        *cut, last = _stretches(paragraph, size) if len(paragraph) > 2 * size else [paragraph]
+        for stretch, most in [*((stretch, size // 2) for stretch in cut), (last, size)]:
+            piece.append(stretch)
+            held += len(stretch)
+            if held >= most:
+                yield "".join(piece)
+                piece, held = [], 0
+    if held:
         yield "".join(piece)
 
 
-def read_json_lines(file: Path, field: str, start: int, stop: int) -> Iterator[str]:
-    """Texts of JSON lines, or of those that begin in a range of bytes; a `stop` of 0 means all of the file."""
-    with byte_stream(file) as stream:
-        place = 0
-        if start:
-            stream.seek(start - 1)
-            place = start - 1 + len(stream.readline())
-        for number, line in enumerate(stream, 1):
-            if stop and place >= stop:
-                return
-            where = f"{file}, {f'byte {place}' if start else f'line {number}'}"
-            if line.strip() and (text := _text_of(line, where, field)):
-                yield text
-            place += len(line)
+def _stretches(paragraph: str, size: int) -> Iterator[str]:
+    start = 0
+    while len(paragraph) - start > size:
+        length = _break(paragraph[start : start + size])
+        yield paragraph[start : start + length]
+        start += length
+    yield paragraph[start:]
 
 
-def _text_of(line: bytes, where: str, field: str) -> str:
-    expected = f"expected JSON lines, such as {{{json.dumps(field)}: ...}} in each; convert the file to that"
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not JSON ({error}); {expected}") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{where} is no record; {expected}")
-    if not isinstance(record.get(field), str):
-        has = ", ".join(map(repr, list(record)[:10])) or "none"
-        raise UserError(f"{where} has no text in {field!r}; its fields are {has}: name one with --field")
-    return _sound(record[field])
-
-
-def _sound(text: str) -> str:
-    """Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a replacement character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def open_parquet(file: Path) -> Any:
-    """A Parquet file, of which nothing but the footer is read."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(file)
-
-
-def read_parquet(file: Path, field: str, start: int, stop: int) -> Iterator[str]:
-    """Texts of a column of Parquet, of the row groups from `start` to before `stop`."""
-    table = open_parquet(file)
-    _expect_column(file, table.schema_arrow, field)
-    for batch in table.iter_batches(_RECORDS, row_groups=range(start, stop), columns=[field], use_threads=False):
-        yield from _texts(file, batch.column(0).to_pylist(), field)
-
-
-def read_arrow(file: Path, field: str) -> Iterator[str]:
-    """Texts of a column of Arrow, as file or stream."""
-    import pyarrow as pa
-
-    with pa.memory_map(str(file)) as stream:
-        is_file = stream.read(6) == b"ARROW1"
-        stream.seek(0)
-        reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
-        _expect_column(file, reader.schema, field)
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
-        for batch in batches:
-            column = batch.column(field)
-            # Arrow trusts the offsets in a file, and a wrong one ends the process.
-            column.validate(full=True)
-            for start in range(0, len(column), _RECORDS):
-                yield from _texts(file, column.slice(start, _RECORDS).to_pylist(), field)
-
-
-def _expect_column(file: Path, schema: Any, field: str) -> None:
-    if field not in schema.names:
-        raise UserError(
-            f"{file} has no column {field!r}; its columns are {', '.join(schema.names)}: name one with --field"
-        )
-    if schema.names.count(field) > 1:
-        raise UserError(f"{file} has several columns {field!r}; give them different names")
-
-
-def _texts(file: Path, values: Iterable[Any], field: str) -> Iterator[str]:
-    for value in values:
-        if isinstance(value, str):
-            yield _sound(value)
-        elif value is not None:
-            raise UserError(
-                f"{file}: column {field!r} holds {type(value).__name__}, expected text; name another with --field"
-            )
+def _break(text: str) -> int:
+    """Where to cut a text: after its last line end, else before its last word; or at its end."""
+    if (line := max(map(text.rfind, _LINE_ENDS))) >= 0:
+        return line + 1
+    words = text.rsplit(maxsplit=1)
+    return len(text) if text[-1:].isspace() or len(words) < 2 else len(text) - len(words[-1])

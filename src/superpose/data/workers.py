@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import connection, get_context, parent_process
+from types import ModuleType
 from typing import Any
 
 Progress = Callable[[str, float], None]
@@ -29,7 +31,7 @@ def workers(processes: int, progress: Progress) -> Iterator[Run]:
     def run(work: Callable[[Any], Any], items: Sequence[Any], what: str) -> list[Any]:
         progress(what, 0)
         results: list[Any] = []
-        for result in map(work, items) if pool is None or len(items) < 2 else pool.map(work, items):
+        for result in map(work, items) if pool is None or len(items) < 2 else _mapped(pool, work, items):
             results.append(result)
             progress(what, len(results) / len(items))
         return results
@@ -39,6 +41,21 @@ def workers(processes: int, progress: Progress) -> Iterator[Run]:
     finally:
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _mapped(pool: ProcessPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    """`pool.map`, whose processes do not run the user's script again.
+
+    A spawned process begins by importing the main module. What is worked on here is never defined there, and a script
+    without `if __name__ == "__main__":` would prepare its text once more and wait for itself. Processes are started
+    while the work is handed over, and meanwhile the main module is an empty one.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        return pool.map(work, items)
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start() -> None:

@@ -9,6 +9,7 @@ from superpose.data.tokenizer import TextTokenizer, load_tokenizer, tokenizer_id
 from superpose.errors import UserError, first_line
 from superpose.evaluate.evaluation import ModelFigures
 from superpose.models.load import load_with_tokenizer
+from superpose.places import is_remote
 from superpose.runs.disk import model_directory
 
 
@@ -18,6 +19,7 @@ class EvaluatedModel:
 
     Attributes:
         name: short, and different from the others'.
+        place: as it was given.
         model_directory: the Hugging Face directory.
         model: of transformers, on its device, set to evaluation.
         tokenizer: of transformers, for tasks; the same ids come of it as of `text_tokenizer`.
@@ -27,6 +29,7 @@ class EvaluatedModel:
     """
 
     name: str
+    place: str
     model_directory: Path
     model: Any
     tokenizer: Any
@@ -43,7 +46,7 @@ class EvaluatedModel:
     def facts(self) -> ModelFigures:
         return ModelFigures(
             name=self.name,
-            path=str(self.run or self.model_directory),
+            path=self.place,
             model=self.model.config.model_type,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             context=self.context,
@@ -51,16 +54,18 @@ class EvaluatedModel:
         )
 
 
-def load_models(places: Sequence[Path], device: str) -> list[EvaluatedModel]:
+def load_models(places: Sequence[str | Path], device: str) -> list[EvaluatedModel]:
     """Loads several models, named by their directories; a UserError if one holds no model, or is given twice."""
-    for place in places:
-        if list(places).count(place) > 1:
+    locations = [str(place) if is_remote(str(place)) else str(Path(place)) for place in places]
+    absolute = [place if is_remote(place) else str(Path(place).absolute()) for place in locations]
+    for place, known in zip(locations, absolute, strict=True):
+        if absolute.count(known) > 1:
             raise UserError(f"{place} is given twice; give each model once")
-    return [_load(place, name, device) for place, name in zip(places, _names(places), strict=True)]
+    return [_load(place, name, device) for place, name in zip(locations, _names(locations), strict=True)]
 
 
-def _load(place: Path, name: str, device: str) -> EvaluatedModel:
-    if not place.is_dir():
+def _load(place: str, name: str, device: str) -> EvaluatedModel:
+    if not is_remote(place) and not Path(place).is_dir():
         raise UserError(f"{place} is not there; give a finished run's directory, or one that save_pretrained wrote")
     directory = model_directory(place)
     model, tokenizer = load_with_tokenizer(directory)
@@ -75,15 +80,14 @@ def _load(place: Path, name: str, device: str) -> EvaluatedModel:
         model = model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device is {device!r}, which PyTorch cannot use here: {first_line(error)}") from None
-    return EvaluatedModel(
-        name, directory, model, tokenizer, text_tokenizer, context, None if directory == place else place
-    )
+    run = None if is_remote(place) or directory == Path(place) else Path(place)
+    return EvaluatedModel(name, place, directory, model, tokenizer, text_tokenizer, context, run)
 
 
-def _names(places: Sequence[Path]) -> list[str]:
+def _names(places: Sequence[str]) -> list[str]:
     """The shortest ends of the paths that tell them apart; a link says more than what it leads to in the pool."""
     names, length = [""] * len(places), 0
     while len(set(names)) < len(names) or not length:
         length += 1
-        names = ["/".join(place.absolute().parts[-length:]) for place in places]
+        names = ["/".join(Path(place).absolute().parts[-length:]) for place in places]
     return names

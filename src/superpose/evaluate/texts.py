@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from superpose.data.readers import Source, find_parts, read_part
-from superpose.data.store import TokenStore
+from superpose.data.store import TokenStore, is_store
 from superpose.errors import UserError, printable
 from superpose.evaluate.intervals import Floats
 from superpose.evaluate.models import EvaluatedModel
@@ -34,8 +33,8 @@ class HeldOut:
 
 def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut:
     """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store."""
-    if (Path(location) / "manifest.json").is_file():
-        return _held_out_of(TokenStore.open(Path(location)), name, max_bytes)
+    if is_store(location):
+        return _held_out_of(TokenStore.open(location), name, max_bytes)
     documents = _first(_documents(name, location, field), max_bytes)
     if not documents:
         raise UserError(f"--text {name}={location} holds no text; give another source")

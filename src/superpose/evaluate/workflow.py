@@ -66,7 +66,7 @@ def evaluate(
     """
     chosen = list(dict.fromkeys(task for name in tasks for task in GROUPS.get(name, (name,))))
     expect_lm_eval([name for name in chosen if name not in TASKS])
-    models = load_models([Path(place) for place in places], device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    models = load_models(places, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     size = max_megabytes * 1e6
     given = [read_text(name, str(location), field, size) for name, location in (texts or {}).items()]
     held_out = own_texts(models, size) if texts is None else given

@@ -8,12 +8,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from superpose.copies import local_copy
 from superpose.errors import UserError, first_line, last_line
 from superpose.files import read_json
+from superpose.places import is_remote, list_names
 
 ABOUT = "superpose.json"
 """File of an exported model that says what it predicts, and where it comes from."""
+_SUFFIXES = (".json", ".safetensors", ".jinja", ".txt", ".model")
+"""Of the files of a model and its tokenizer."""
 NEXT_TOKEN = "next token"  # noqa: S105  # no password
+
+
+def on_this_machine(place: str | Path) -> Path:
+    """The directory itself or, of a model in a remote place, a copy of its files in the cache.
+
+    Raises:
+        UserError: a file cannot be read, or is not what the model's superpose.json says.
+    """
+    if not is_remote(str(place)):
+        return Path(place)
+    there = [name for name in list_names(str(place)) if name.endswith(_SUFFIXES)]
+    # It is written last.
+    if "config.json" not in there:
+        raise UserError(f"{place} holds no config.json; give the place of a whole model")
+    known: dict[str, Any] = {}
+    if ABOUT in there:
+        known = read_json(local_copy(str(place), {ABOUT: None}) / ABOUT).get("sha256", {})
+    return local_copy(str(place), {name: known.get(name) for name in there})
 
 
 def is_model(place: Path) -> bool:

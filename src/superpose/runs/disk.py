@@ -19,7 +19,8 @@ import torch
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json
-from superpose.models.load import is_model
+from superpose.models.load import is_model, on_this_machine
+from superpose.places import is_remote
 from superpose.train.checkpoint import Checkpoints
 from superpose.train.config import Recipe, load_recipe
 from superpose.train.distributed import Ranks
@@ -78,6 +79,7 @@ class RunOnDisk:
         """The text it read, if it is still where it was, and whole."""
         about = read_json(self.path / "store.json")
         try:
+            # As a path, whatever it is: a run from elsewhere has nothing fetched.
             store = TokenStore.open(Path(str(about.get("path", ""))))
         except UserError:
             return None
@@ -106,9 +108,13 @@ def open_run(path: Path) -> RunOnDisk:
     return RunOnDisk(path, load_recipe(path / "config.json"))
 
 
-def model_directory(place: Path) -> Path:
-    """The Hugging Face directory to generate from: the place itself, or the model of the finished run there."""
-    if is_model(place):
+def model_directory(location: str | Path) -> Path:
+    """The Hugging Face directory to generate from: the place itself, or the model of the finished run there.
+
+    Of a remote place it is a copy in the cache; runs are read on their own machine only.
+    """
+    place = on_this_machine(location)
+    if is_remote(str(location)) or is_model(place):
         return place
     run = open_run(place)
     if run.state != "finished":

@@ -11,22 +11,27 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
+from superpose.copies import refuse_whole, write_folder
 from superpose.data.tokenizer import FILES, difference, load_tokenizer
 from superpose.errors import UserError
-from superpose.files import whole_directory, write_json, write_text
+from superpose.files import file_sha256, whole_directory, write_json, write_text
 from superpose.models.build import build_config, build_model
 from superpose.models.load import ABOUT, load_config, load_model
 from superpose.models.save import save_model
+from superpose.places import is_remote
 from superpose.runs.disk import ALONE, RunOnDisk, open_run
 from superpose.share.card import model_card
 from superpose.share.facts import FORMAT, Facts, gather
 from superpose.train.checkpoint import Checkpoints
 
+_LAST = (ABOUT, "config.json")
+"""What is written last: without a configuration, nobody takes a directory for a model."""
 _NO_TOKENIZER = "its tokenizer is not known; prepare it again at that path"
 
 
@@ -44,7 +49,8 @@ def export(
 
     Args:
         run: its directory.
-        directory: to be written; it must not exist, or be empty.
+        directory: to be written; it must not exist, or be empty. In a remote place config.json is written last, so
+            that what is not whole is no model.
         checkpoint: step of the one to export; by default the model the finished run ended with.
         average: take the moving average of the weights.
         bags: export a model that predicts bags, and say so in the card.
@@ -55,6 +61,13 @@ def export(
     Raises:
         UserError: there is no such model, it predicts bags and `bags` is not given, or something is in the way.
     """
+    if is_remote(str(directory)):
+        refuse_whole(str(directory), _LAST[-1])
+        with TemporaryDirectory() as folder:
+            out = Path(folder, str(directory).rstrip("/").rpartition("/")[2])
+            facts = export(run, out, checkpoint, average, bags, max_shard_size, license_id, languages)
+            write_folder(out, str(directory), _LAST)
+        return facts
     out = Path(directory)
     if not re.fullmatch(r"[1-9]\d*[KMGT]B", max_shard_size):
         raise UserError(f"--max-shard-size {max_shard_size}: expected a size such as 5GB or 100KB")
@@ -76,8 +89,9 @@ def export(
         own = load_tokenizer(str(aside), Tokenizer.from_file(str(aside / "tokenizer.json")).id_to_token(end) or "")
         facts = replace(facts, tokenizer=difference(own, aside))
         known = TypeAdapter(Facts).dump_python(facts, mode="json", exclude_none=True)
-        write_json(aside / ABOUT, {"format": FORMAT, **known})
         write_text(aside / "README.md", model_card(out.name, facts, license_id, languages))
+        checksums = {file.name: file_sha256(file) for file in sorted(aside.iterdir())}
+        write_json(aside / ABOUT, {"format": FORMAT, **known, "sha256": checksums})
     return facts
 
 

@@ -9,10 +9,11 @@ import torch
 
 from superpose.core.model import SuperposedLM
 from superpose.data.config import DataArgs
+from superpose.data.store import TokenStore
 from superpose.data.tokenizer import load_tokenizer, tokenizer_identity
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, build_config, longest_row
-from superpose.models.load import load_weights, predicts_bags
+from superpose.models.load import load_weights, on_this_machine, predicts_bags
 from superpose.train.config import Recipe, load_recipe, with_settings, write_recipe
 
 
@@ -23,18 +24,20 @@ def import_model(directory: str | Path, out: str | Path, base: str | Path | None
     a model that predicts the next token would first have to unlearn it for superposition.
 
     Args:
-        directory: with config.json, weights in safetensors and tokenizer.json.
+        directory: with config.json, weights in safetensors and tokenizer.json. Of one in a remote place a copy is made
+            in the cache, which the recipe names.
         out: the TOML file to write; it must not exist.
         base: a recipe.
 
     Raises:
         UserError: the directory holds no causal language model that can be trained, or no tokenizer of it.
     """
-    directory, out = Path(directory), Path(out)
+    out = Path(out)
     if out.suffix != ".toml":
         raise UserError(f"{out}: expected a name that ends in .toml")
     if out.exists():
         raise UserError(f"{out} is there already; give another name")
+    directory = on_this_machine(directory)
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} holds no config.json; give a directory that save_pretrained wrote")
     recipe = load_recipe(Path(base)) if base else Recipe().ordinary()
@@ -69,7 +72,7 @@ def _data(data: DataArgs, directory: Path, end_of_text: str) -> DataArgs:
         fresh = DataArgs.model_fields["vocab_size"].default
         tokenizer = str(directory.resolve())
         return data.model_copy(update={"tokenizer": tokenizer, "vocab_size": fresh, "end_of_text": end_of_text})
-    own, stored = directory / "tokenizer.json", data.store / "tokenizer" / "tokenizer.json"
+    own, stored = directory / "tokenizer.json", TokenStore.open(data.store).tokenizer_path / "tokenizer.json"
     if not stored.is_file() or tokenizer_identity(own) != tokenizer_identity(stored):
         raise UserError(
             f"{data.store} was prepared with another tokenizer than the model's; prepare its text again with: "

@@ -22,10 +22,13 @@ def generate(
 ) -> str:
     """Continues a text with the model of a finished run or of a Hugging Face directory; see `sample`.
 
+    Args:
+        place: a directory, or a remote place that holds a model.
+
     Raises:
         UserError: there is neither, its model was last trained in superposition, or the text is too long for it.
     """
-    model, tokenizer = load_with_tokenizer(model_directory(Path(place)))
+    model, tokenizer = load_with_tokenizer(model_directory(place))
     return sample(model, tokenizer, prompt, max_new_tokens, temperature, top_p, seed, stream)
 
 
