@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-commands test-wheel test-extras test-remote test-lowest docs mutants bench-loss bench-data clean
+.PHONY: demo test test-commands test-wheel test-extras test-remote test-lowest docs mutants bench-loss bench-data gpu clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -29,9 +29,11 @@ test-commands: .venv/ready
 test-wheel: .venv/ready
 	$(BIN)/pytest --durations 3 tests/test_wheel.py
 
-# What the extras need: TorchTitan, which asks for another version of datasets, and lm-eval, in one environment apart.
+# What the extras need: TorchTitan, which asks for another version of datasets, lm-eval, the loops of Lightning and litgpt,
+# and Triton, whose kernels are interpreted, and compiled for GPUs that need not be there: in one environment apart.
 test-extras: .venv-extras/ready
-	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py
+	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py \
+		tests/integrations/test_loops_extras.py tests/data/test_stream.py tests/core/test_triton_passes.py
 
 # Remote places on a server of this machine that speaks S3, and what datasets streams: in an environment apart.
 test-remote: .venv-remote/ready
@@ -64,6 +66,11 @@ bench-data: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/data.py
 
+# All that is measured on a GPU, in eight minutes on one card: docs/gpu.md.
+gpu: .venv/ready
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu --out benchmarks/results
+	PYTHONPATH=benchmarks $(BIN)/python -m gpu --page benchmarks/results/gpu.json
+
 .venv/ready: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "superpose needs Python 3.11 or newer; name one: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
@@ -79,7 +86,9 @@ bench-data: .venv/ready
 .venv-extras/ready: pyproject.toml constraints-extras.txt
 	$(PYTHON) -m venv .venv-extras
 	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt \
-		-e '.[torchtitan,evaluate]' pytest pytest-xdist hypothesis
+		-e '.[torchtitan,evaluate]' pytest pytest-xdist hypothesis lightning jsonargparse
+	# Its model needs none of what litgpt asks for in versions that do not fit the others.
+	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13
 	touch .venv-extras/ready
 
 .venv-remote/ready: pyproject.toml constraints-remote.txt

@@ -1,5 +1,6 @@
 """Small models, a small store, and one directory for caches, shared by all tests."""
 
+import importlib.util
 import json
 import os
 import sys
@@ -37,6 +38,14 @@ MODELS = {
     "gpt2": {"num_attention_heads": 2, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
 }
 """The four families of the first release, as small as they go; gpt2 ties its embeddings."""
+
+
+def load_example(name: str):
+    """A script of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_model(family: str, vocab_size: int = 50):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.profiler import profile
 
 from superpose import IGNORE_INDEX, embed_bags
 from superpose.core import embed
@@ -84,7 +85,7 @@ def test_the_gradient_in_half_precision_is_summed_in_float32():
 def test_the_operators_keep_pytorchs_contract():
     bags = torch.tensor([[0, 4, 2], [IGNORE_INDEX, 1, 1]])
     torch.library.opcheck(embed._mean_bags, (bags, torch.randn(5, 4, requires_grad=True), IGNORE_INDEX))
-    torch.library.opcheck(embed._mean_bags_backward, (bags, torch.randn(2, 4), IGNORE_INDEX, 5))
+    torch.library.opcheck(embed._mean_bags_backward, (bags, torch.randn(2, 4), IGNORE_INDEX, 1, 5))
 
 
 @pytest.mark.error(n=5)
@@ -123,3 +124,100 @@ def test_a_hook_on_the_embedding_is_heard_in_both_phases():
     bags = torch.randint(20, (2, 5, 3))
     torch.testing.assert_close(embed.embed_tokens(bags, embedding), 3 * embedding.weight[bags].mean(dim=2))
     torch.testing.assert_close(embed.embed_tokens(bags[..., 0], embedding), 3 * embedding.weight[bags[..., 0]])
+
+
+def learned(weight, padding_idx):
+    """The table as `nn.Embedding` has it: its padding entry is read and not trained."""
+    return torch.where(torch.arange(len(weight)).unsqueeze(1) == padding_idx, weight.detach(), weight)
+
+
+@pytest.mark.error(n=5)
+@given(bags(), st.integers(0, 6))
+def test_a_padding_entry_is_looked_up_and_gets_no_gradient(input_ids, padding_idx):
+    weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    expected = reference(input_ids, learned(weight, padding_idx))
+    rows = input_ids.flatten(0, 1)
+    elsewhere = embed._mean_of_valid(rows, weight, rows != IGNORE_INDEX, padding_idx).view(expected.shape)
+    upstream = torch.randn_like(expected)
+    (expected_gradient,) = torch.autograd.grad((expected * upstream).sum(), weight)
+    for out in (embed_bags(input_ids, weight, padding_idx=padding_idx), elsewhere):
+        torch.testing.assert_close(out, expected)
+        (gradient,) = torch.autograd.grad(out, weight, upstream)
+        torch.testing.assert_close(gradient, expected_gradient)
+        assert (gradient[padding_idx] == 0).all()
+
+
+def allocated(run):
+    """Bytes of each piece of memory that an operation of `run` asks for."""
+    with profile(profile_memory=True) as seen:
+        run()
+    return [event.self_cpu_memory_usage for event in seen.events() if event.self_cpu_memory_usage > 0]
+
+
+def test_padding_costs_no_vector_of_each_token():
+    """Neither on a CPU nor with what other devices run; and where a hook wants these vectors, they are there once."""
+    positions, bag_size, width, vocab_size = 64, 16, 32, 20
+    ids = torch.randint(vocab_size, (2, positions // 2, bag_size))
+    rows, weight = ids.flatten(0, 1), torch.randn(vocab_size, width, requires_grad=True)
+    plain, padded = torch.nn.Embedding(vocab_size, width), torch.nn.Embedding(vocab_size, width, padding_idx=0)
+    tokens = positions * bag_size
+    for run in (
+        lambda: embed.embed_tokens(ids, plain).sum().backward(),
+        lambda: embed.embed_tokens(ids, padded).sum().backward(),
+        lambda: embed._mean_of_valid(rows, weight, rows != IGNORE_INDEX, 0).sum().backward(),
+    ):
+        assert max(allocated(run)) <= 8 * (tokens + 1), "an id of each token"
+    assert (padded.weight.grad[0] == 0).all()
+    padded.register_forward_hook(lambda module, inputs, output: None)
+    vectors = [size for size in allocated(lambda: embed.embed_tokens(ids, padded)) if size > 8 * (tokens + 1)]
+    assert vectors == [4 * tokens * width]
+
+
+@pytest.mark.parametrize("settings", [{}, {"padding_idx": 3}, {"max_norm": 1.0}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("bag_size", [1, 3])
+def test_an_embedding_trains_as_the_module_itself(settings, bag_size):
+    torch.manual_seed(0)
+    embedding = torch.nn.Embedding(20, 4, dtype=torch.float64, **settings)
+    ids = torch.randint(5, (2, 5, bag_size))
+    expected = embedding(ids).mean(dim=2)
+    out = embed.embed_tokens(ids if bag_size > 1 else ids.squeeze(-1), embedding)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    ours, theirs = (torch.autograd.grad(value, embedding.weight, upstream)[0] for value in (out, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+IDS, VECTORS = torch.Size([2, 15]), torch.Size([2, 15, 4])
+HOOKS = {
+    "register_forward_pre_hook": [IDS],
+    "register_forward_hook": [IDS, VECTORS],
+    "register_full_backward_pre_hook": [VECTORS],
+    "register_full_backward_hook": [None, VECTORS],
+}
+"""What a hook of each kind gets of 2 rows of 5 bags of 3; ids have no gradient."""
+
+
+@pytest.mark.error(n=6)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("padding_idx", [None, 0])
+def test_every_kind_of_hook_is_called_once_with_the_rows_tokens(kind, padding_idx):
+    embedding, calls = torch.nn.Embedding(20, 4, padding_idx=padding_idx), []
+    getattr(embedding, kind)(lambda module, *tensors: calls.append(torch.utils._pytree.tree_leaves(tensors)))
+    bags = torch.randint(20, (2, 5, 3))
+    bags[0, 0, 0] = IGNORE_INDEX
+    embed.embed_tokens(bags, embedding).sum().backward()
+    assert [[None if part is None else part.shape for part in call] for call in calls] == [HOOKS[kind]]
+
+
+@pytest.mark.error(n=5)
+@given(bags())
+def test_vectors_a_hook_has_changed_are_averaged_over_valid_tokens(input_ids):
+    embedding = torch.nn.Embedding(7, 3, dtype=torch.float64)
+    embedding.register_forward_hook(lambda module, inputs, output: output.tanh())
+    out, expected = embed.embed_tokens(input_ids, embedding), reference(input_ids, embedding.weight.tanh())
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(value, embedding.weight, upstream)[0] for value in (out, expected))
+    )

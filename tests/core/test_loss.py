@@ -113,6 +113,19 @@ def test_weights_of_the_paper():
     assert bag_weights(2, [3, 1]).tolist() == [0.75, 0.25]
 
 
+@pytest.mark.parametrize("weighting", ["uniform", "power", "exponential", "first", [3.0, 0.0, 1.0]])
+def test_weights_made_on_a_device_are_those_made_on_the_host(weighting, monkeypatch):
+    host = bag_weights(3, weighting)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *of, device, **named: empty(*of, **named))
+    assert torch.equal(bag_weights(3, weighting, "cuda"), host)
+
+
+def test_weights_are_one_graph_under_a_compiler():
+    compiled = torch.compile(lambda: bag_weights(3, "power", "meta") + 1, fullgraph=True, backend="eager")
+    assert compiled().shape == (3,)
+
+
 @pytest.mark.parametrize("weighting", ["powr", [1.0], [1.0, -1.0], [0.0, 0.0], [float("nan"), 1.0]])
 def test_wrong_weightings_are_refused(weighting):
     with pytest.raises(ValueError, match=r"choose|give|must"):

@@ -1,11 +1,11 @@
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from superpose import IGNORE_INDEX, Schedule, SuperposedLM, SuperposedParts, split_window, window_length
 from superpose.core.loss import multi_hot_cross_entropy, target_weights
@@ -14,17 +14,9 @@ from superpose.models.build import build_config, build_model
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, learning_rate
 from superpose.train.records import read_metrics
-from tests.conftest import make_model
+from tests.conftest import load_example, make_model
 
-ROOT = Path(__file__).parents[2]
 VOCAB = 50
-
-
-def load_example(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -285,3 +277,47 @@ def test_smoothing_that_would_be_ignored_is_refused(tiny):
     for share in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="give a share of the target between 0 and 1"):
             SuperposedParts(tiny.embedding, tiny.backbone, tiny.head, label_smoothing=share)
+
+
+class HostWatch(TorchDispatchMode):
+    """The operations that read or write a tensor on the CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), named=None):
+        result = operator(*arguments, **(named or {}))
+        tensors = [part for part in tree_leaves((arguments, named, result)) if isinstance(part, torch.Tensor)]
+        self.seen += [str(operator)] if any(tensor.device.type == "cpu" for tensor in tensors) else []
+        return result
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "power", "exponential", "first", (3, 2, 1, 0)])
+@pytest.mark.parametrize("mode", ["full", "input", "output"])
+@pytest.mark.parametrize("head", ["matrix", "function"])
+def test_a_forward_pass_on_a_device_touches_nothing_on_the_host(weighting, mode, head, monkeypatch):
+    """A copy from the host makes it wait until the device has done all before; reading a value, which does too, is an
+    error on this device."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)  # which knows no device of this kind
+    with torch.device("meta"):
+        embedding, matrix = nn.Embedding(VOCAB, 8, padding_idx=0), nn.Linear(8, VOCAB)
+        window = torch.zeros(2, window_length(6, 4, mode), dtype=torch.long)
+        mask = torch.ones_like(window)
+    loss_of = SuperposedParts(
+        embedding,
+        lambda x, position_ids, kept: x * kept.unsqueeze(-1) + position_ids.unsqueeze(-1),
+        matrix if head == "matrix" else lambda hidden: matrix(hidden),
+        weighting,
+        end_of_text=0,
+        sides={"kept": "any"},
+    )
+    with HostWatch() as watch:
+        if mode != "output":  # its inputs are single tokens, and its sides whole bags
+            loss_of(window, 4, mode, kept=mask)
+            loss_of(window, 4, mode, normalizer=6.0, target_mask=mask, kept=mask).backward()
+        loss_of(window[:, :7], kept=mask[:, :7]).backward()
+    assert watch.seen == []
+    with watch:
+        torch.ones(3).to("meta")
+    assert watch.seen

@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from superpose import Schedule, window_length
 from superpose.data import stream as module
-from superpose.data.stream import RowReader, WindowStream
+from superpose.data.stream import PlannedWindows, RowReader, WindowStream
+from superpose.data.tokens import TokenArray
+from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 
 LATENTS = 3
@@ -136,6 +138,26 @@ def test_going_on_with_more_processes_or_fewer(schedule, lengths, data):
     assert windows_of(one) == windows_of(chain.from_iterable(zip(*both, strict=True)))
 
 
+@pytest.mark.error(n=9)
+@given(schedules(), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2), st.data())
+def test_a_plan_in_turn_is_the_plan_by_number(schedule, per, accumulate, world_size, data):
+    rows = per * accumulate * world_size
+    tokens = TokenArray([np.arange(10_000)], ["text"], 10_000)
+    plan = WindowPlan(schedule, rows, LATENTS, 10_000, seed=data.draw(st.integers(0, 3)))
+    ranks = [PlannedWindows(plan, tokens, accumulate, rank, world_size) for rank in range(world_size)]
+    stop = data.draw(st.integers(0, len(ranks[0])))
+    read = [[windows.read() for _ in range(stop)] for windows in ranks]
+    for rank, windows in enumerate(ranks):
+        again = PlannedWindows(plan, tokens, accumulate, rank, world_size)
+        again.load_state_dict(json.loads(json.dumps(windows.state_dict())))
+        read[rank] += again
+        assert windows_of(read[rank][stop:]) == windows_of(windows)
+    for step in range(schedule.total_steps):
+        parts = [of_rank[step * accumulate + part] for of_rank in read for part in range(accumulate)]
+        assert list(chain.from_iterable(windows_of(parts))) == plan.read(tokens, step).tolist()
+        assert {part["bag_size"] for part in parts} == {schedule.bag_size_at(step)}
+
+
 def test_the_source_s_own_state_is_what_is_gone_on_by():
     schedule, source = Schedule(12, 4, 0.5), [[number] * 5 for number in range(1000)]
     stream = WindowStream(Resumable(source), schedule, 2, LATENTS)
@@ -227,6 +249,7 @@ def test_a_stream_of_the_datasets_library():
             assert windows_of(again) == windows_of(stream) == whole[stop:]
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch, that torchdata asks for
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stateful_data_loader(workers):
     loaders = pytest.importorskip("torchdata.stateful_dataloader")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from superpose.data import readers
 from superpose.data.account import Dropped, note
 from superpose.data.readers import Source, find_parts, read_part
+from superpose.data.token_files import layout_of
 from superpose.errors import UserError
 
 END = 0
@@ -158,3 +159,84 @@ def test_tokens_that_are_gone_are_named(tmp_path):
     (tmp_path / "tokens.bin").unlink()
     with pytest.raises(UserError, match=r"tokens\.bin cannot be read"):
         list(read_part(part, END))
+
+
+def raw(path, dtype, vocab_size, count=4000, seed=0):
+    ids = np.random.default_rng(seed).integers(0, vocab_size, count)
+    path.write_bytes(ids.astype(dtype).tobytes())
+    return str(path)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i4", "<i8"])
+@pytest.mark.parametrize("vocab_size", [257, 50_257, 2**16, 100_000, 2**20])
+def test_the_type_of_bare_numbers_is_told_by_the_vocabulary(tmp_path, dtype, vocab_size):
+    file = raw(tmp_path / "a.bin", dtype, min(vocab_size, 2**16) if dtype == "<u2" else vocab_size)
+    if dtype == "<u2" and vocab_size > 2**16:
+        with pytest.raises(UserError, match=r"look like uint16, which cannot hold a vocabulary of .*--dtype uint16"):
+            layout_of(file, "auto", vocab_size)
+        assert layout_of(file, "uint16", vocab_size).dtype == "<u2"
+        return
+    found = layout_of(file, "auto", vocab_size)
+    assert np.dtype(found.dtype).itemsize == np.dtype(dtype).itemsize
+    assert found.count == 4000
+
+
+def test_a_large_file_is_looked_at_all_over(tmp_path):
+    """Only in its last third are numbers that tell."""
+    ids = np.zeros(2_000_000, dtype="<u2")
+    ids[1_400_000:] = np.random.default_rng(0).integers(0, 50_000, 600_000)
+    ids.tofile(tmp_path / "a.bin")
+    assert layout_of(str(tmp_path / "a.bin"), "auto", 50_257).dtype == "<u2"
+
+
+@pytest.mark.parametrize("dtype", [">u2", "<f4"])
+def test_numbers_that_are_no_ids_are_refused(tmp_path, dtype):
+    values = np.random.default_rng(0).random(4000) * 30_000 + 1
+    (tmp_path / "a.bin").write_bytes(values.astype(dtype).tobytes())
+    with pytest.raises(UserError, match=r"are no ids of a vocabulary of 30,001.*--dtype"):
+        layout_of(str(tmp_path / "a.bin"), "auto", 30_001)
+
+
+def test_what_cannot_be_told_is_asked_for(tmp_path):
+    (tmp_path / "a.bin").write_bytes(np.array([5, 0, 7, 0], "<u2").tobytes())
+    with pytest.raises(UserError, match=r"may be uint32 or uint16; say which with --dtype"):
+        layout_of(str(tmp_path / "a.bin"), "auto", 300)
+    assert layout_of(str(tmp_path / "a.bin"), "uint32", 300).count == 2
+
+
+@pytest.mark.parametrize("start", [b"LITPKDS", b"\x93NUMPY", b"GGUF"])
+def test_another_programs_header_is_named(tmp_path, start):
+    (tmp_path / "a.bin").write_bytes(start + bytes(17) + np.arange(400, dtype="<u2").tobytes())
+    with pytest.raises(UserError, match=r"a\.bin is .*write its tokens as raw uint16 or uint32"):
+        layout_of(str(tmp_path / "a.bin"), "auto", 50_257)
+
+
+@pytest.mark.parametrize(
+    ("magic", "version", "dtype", "message"),
+    [
+        (20240801, 1, "auto", "of version 1, and version 7 is read"),
+        (20240520, 7, "auto", "of version 7, and version 1 is read"),
+        (20240801, 7, "uint16", "header for uint32; leave out dtype, which is uint16"),
+    ],
+)
+def test_each_header_has_its_version_and_type(tmp_path, magic, version, dtype, message):
+    header = np.array([magic, version, 4, *[0] * 253], "<i4").tobytes()
+    (tmp_path / "a.bin").write_bytes(header + bytes(4 * (4 if magic == 20240801 else 2)))
+    with pytest.raises(UserError, match=message):
+        layout_of(str(tmp_path / "a.bin"), dtype, 2**17)
+
+
+def test_tokens_without_ends_are_cut_and_all_are_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "RANGE", 20_000)
+    ids = np.random.default_rng(0).integers(1, 50_000, 30_000).astype("<u2")
+    for last in ([], [0]):
+        tokens = np.array([*ids, *last], "<u2")
+        tokens.tofile(tmp_path / "a.bin")
+        found = [
+            document
+            for part in find_parts(Source(str(tmp_path / "a.bin")), 50_257, END)
+            for document in read_part(part, END)
+            if not isinstance(document, Dropped)
+        ]
+        assert np.concatenate(found).tolist() == ids.tolist()
+        assert max(map(len, found)) <= 4096

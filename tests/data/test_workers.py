@@ -55,6 +55,22 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     pytest.fail("a worker is still there")
 
 
+@pytest.mark.parametrize("way", ["spawn", "forkserver"])
+def test_a_process_does_not_run_the_script_again(tmp_path, way):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import multiprocessing, os\n"
+        "from superpose.data.workers import script_left_out\n"
+        "print('once', flush=True)\n"
+        f"process = multiprocessing.get_context({way!r}).Process(target=os.getcwd)\n"
+        "with script_left_out(): process.start()\n"
+        "process.join()\n"
+        "print(process.exitcode)\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["once", "0"], done.stderr
+
+
 def alive(process):
     try:
         return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"

@@ -8,15 +8,17 @@ import time
 
 import pytest
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from superpose.data.store import TokenStore
 from superpose.errors import ReportedError, UserError
 from superpose.train.checkpoint import Checkpoints
-from superpose.train.distributed import Ranks
+from superpose.train.distributed import Ranks, joined_ranks
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
 from superpose.train.running import StoppedError
-from superpose.train.step import build_state
+from superpose.train.step import accumulate_gradients, build_state, validate
 from tests.conftest import MODELS
 from tests.ranks import on_ranks, torchrun_environment
 from tests.train.test_loop import ALONE, changed, weights
@@ -32,17 +34,22 @@ BIASED = {
 VARIANTS = {
     "fsdp": {"train": {"grad_clip": 0.05}},
     "ddp": {"train": {"accumulate": 2}, "parallel": {"strategy": "ddp"}},
-    "hybrid": {"train": {"accumulate": 2, "checkpoint_activations": True}, "parallel": {"replicas": 2}},
+    "sharded": {"train": {"accumulate": 2, "grad_clip": 0.05}, "parallel": {"shard_gradients": True}},
+    "hybrid": {
+        "train": {"accumulate": 2, "checkpoint_activations": True},
+        "parallel": {"replicas": 2, "shard_gradients": True},
+    },
     "experts": {"model": {"architecture": "qwen3_moe", "config": MOE}},
     "experts-ddp": {"model": {"architecture": "qwen3_moe", "config": MOE}, "parallel": {"strategy": "ddp"}},
     "biased": {"model": {"architecture": "deepseek_v3", "config": BIASED}},
     "tied": {
         "model": {"architecture": "gpt2", "config": {**GPT2, **MODELS["gpt2"]}},
         "superposition": {"expand": "batch", "documents": "aligned"},
-        "train": {"attention": "document"},
+        "train": {"attention": "document", "accumulate": 2},
     },
     "muon": {"train": {"optimizer": "muon", "average": 0.5}},
 }
+STRATEGIES = ("fsdp", "ddp")
 RESUMED = ("ddp", "experts", "biased", "muon")
 
 
@@ -88,6 +95,62 @@ def work_of_two(rank, group, recipe, path, folder):
     both = changed(recipe, "parallel", replicas=2, strategy="ddp")
     with pytest.raises(UserError, match="leave it out"):
         train(both, store, folder / "both")
+    both = changed(changed(recipe, "train", accumulate=2), "parallel", shard_gradients=True, strategy="ddp")
+    with pytest.raises(UserError, match=r"parallel\.shard_gradients is of FSDP2"):
+        train(both, store, folder / "both")
+    for name in ("sharded", "unsharded"):
+        held = between_parts(changed(varied(recipe, "sharded"), "parallel", shard_gradients=name == "sharded"), store)
+        if rank == 0:
+            (folder / f"{name}.json").write_text(json.dumps(held))
+    for strategy in STRATEGIES:
+        found = validated(changed(recipe, "parallel", strategy=strategy), store)
+        if rank == 0:
+            (folder / f"{strategy}.json").write_text(json.dumps(found))
+
+
+def between_parts(recipe, store):
+    """Bytes of the gradients that this rank holds between two parts of a step, and of all weights in float32."""
+    with joined_ranks(recipe.parallel, "cpu") as ranks:
+        state = build_state(recipe, store, ranks)
+        held = []
+
+        def count(*_):
+            groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
+            gradients = []
+            for of in (parameter for group in groups for parameter in group.fsdp_params):
+                gradients += [of.sharded_param.grad, of.unsharded_accumulated_grad]
+                gradients += [of._unsharded_param.grad] if hasattr(of, "_unsharded_param") else []
+            held.append(sum(local(gradient).nbytes for gradient in gradients if gradient is not None))
+
+        units = [module for module in state.lm.modules() if isinstance(module, FSDPModule)]
+        state.model.model.register_forward_pre_hook(count)
+        accumulate_gradients(state, recipe.train, recipe.schedule.stage_at(0), window_of(recipe, store, ranks))
+        return held[-1], sum(4 * parameter.numel() for parameter in state.model.parameters())
+
+
+def local(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def window_of(recipe, store, ranks):
+    rows = recipe.windows(store.train).read(store.train.tokens, 0)
+    return rows.chunk(ranks.world_size)[ranks.rank]
+
+
+def validated(recipe, store):
+    """Dtypes of matrix products in training and in validation, and the validation's loss, all in bfloat16."""
+    recipe = changed(recipe, "train", precision="bfloat16")
+    with joined_ranks(recipe.parallel, "cpu") as ranks:
+        state = build_state(recipe, store, ranks)
+        seen = []
+        for module in state.model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda module, inputs, output: seen.append(str(output.dtype)))
+        accumulate_gradients(state, recipe.train, recipe.schedule.stage_at(0), window_of(recipe, store, ranks))
+        training, args = sorted(set(seen)), recipe.train
+        seen.clear()
+        held_out = validate(state.lm, store.val, args.latents, args.batch_size, ranks, args.precision)
+        return training, sorted(set(seen)), held_out.loss
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +189,19 @@ def test_two_ranks_train_what_one_process_trains(on_two, recipe, store, tmp_path
     for key, tensor in one.items():
         # Muon orthogonalises in bfloat16, which makes more of a difference in the last bit.
         torch.testing.assert_close(two[key], tensor, rtol=1e-3, atol=2e-3 if name == "muon" else 2e-4)
+
+
+def test_gradients_are_kept_sharded_between_the_parts_of_a_step(on_two):
+    for name, ranks in (("sharded", 2), ("unsharded", 1)):
+        held, whole = json.loads((on_two / f"{name}.json").read_text())
+        assert held == pytest.approx(whole / ranks, rel=0.01), name
+
+
+def test_validation_is_in_the_precision_of_training_whatever_the_strategy(on_two, recipe, store):
+    alone = validated(recipe, store)
+    for training, validation, loss in (alone, *(json.loads((on_two / f"{s}.json").read_text()) for s in STRATEGIES)):
+        assert training == validation == ["torch.bfloat16"]
+        assert loss == pytest.approx(alone[2], abs=1e-3)
 
 
 def test_the_model_of_shards_is_an_ordinary_one(on_two):

@@ -47,7 +47,7 @@ def split_window(
         target_mask: [B, as many as the window], 0 for tokens that are read but never asked for: labels of -100.
 
     Returns:
-        inputs, a view of the window, and targets:
+        inputs, a view of the window, and targets, which may be one too:
 
         ======== ============ ============
         mode     inputs       targets
@@ -62,11 +62,22 @@ def split_window(
         ValueError: the window's shape does not fit the bag size.
     """
     inputs, targets = _cut(window, bag_size, mode)
-    empty = (inputs == IGNORE_INDEX) if inputs.dim() == 2 else (inputs == IGNORE_INDEX).all(dim=-1)
-    targets = targets.masked_fill(empty if targets.dim() == 2 else empty.unsqueeze(-1), IGNORE_INDEX)
+    if may_hold_ignored(window):
+        empty = (inputs == IGNORE_INDEX) if inputs.dim() == 2 else (inputs == IGNORE_INDEX).all(dim=-1)
+        targets = targets.masked_fill(empty if targets.dim() == 2 else empty.unsqueeze(-1), IGNORE_INDEX)
     if target_mask is not None:
         targets = targets.masked_fill(_cut(target_mask, bag_size, mode)[1] == 0, IGNORE_INDEX)
     return inputs, targets
+
+
+def may_hold_ignored(ids: Tensor) -> bool:
+    """Whether any of the ids may be `IGNORE_INDEX`: False saves the passes that would leave such places out.
+
+    Asked on a CPU alone. Elsewhere the host would have to wait for the device, and under a compiler the graph would
+    break in two, so there it is True.
+    """
+    asked = ids.device.type == "cpu" and type(ids) is Tensor and not torch.compiler.is_compiling()
+    return not asked or bool((ids == IGNORE_INDEX).any())
 
 
 def _cut(window: Tensor, bag_size: int, mode: Mode) -> tuple[Tensor, Tensor]:

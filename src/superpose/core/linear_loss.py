@@ -19,8 +19,6 @@ Precision
 Shapes: N positions (B rows x L latents), n of a chunk, S targets of a position (a bag), D width, V vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +28,7 @@ from torch import Tensor
 
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.loss import Reduction, bagged, check_softcap, count_positions, sum_dtype, target_shares
-from superpose.core.multi_hot_op import linear_multi_hot
+from superpose.core.multi_hot_op import Settings, linear_multi_hot
 
 
 def _cpu_halves() -> set[torch.dtype]:
@@ -41,6 +39,10 @@ def _cpu_halves() -> set[torch.dtype]:
 
 
 _CPU_HALVES = _cpu_halves()
+
+_START_BYTES = {"cpu": 2**23, "gpu": 2**30}
+"""What could be moved while a chunk's operations are started, about 0.8 ms of a CPU that moves 10 GB/s (three products
+that arrange their operands, 40 small operations), and 0.25 ms of a GPU that moves 4 TB/s."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class VocabShard:
     group: dist.ProcessGroup
 
     @classmethod
-    def even(cls, vocab_size: int, group: dist.ProcessGroup) -> VocabShard:
+    def even(cls, vocab_size: int, group: dist.ProcessGroup) -> "VocabShard":
         """This rank's part as PyTorch cuts a dimension: parts of one size, the last ones shorter or empty."""
         return cls(dist.get_rank(group) * -(-vocab_size // dist.get_world_size(group)), group)
 
@@ -120,6 +122,16 @@ def linear_multi_hot_cross_entropy(
     leading = hidden.shape[:-1]
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1, targets.shape[-1])
     product_dtype = _product_dtype(hidden, lm_head_weight)
+    settings = Settings(
+        wanted=[tensor is not None and tensor.requires_grad for tensor in (hidden, lm_head_weight, bias)],
+        z_loss=z_loss,
+        softcap=softcap or 0.0,
+        vocab_size=max(0, min(vocab_size - start, entries)),
+        vocab_start=start,
+        chunk_positions=_chunk(chunk_positions, hidden, entries, product_dtype),
+        group=group,
+        product_dtype=product_dtype,
+    )
     total, losses, *_ = linear_multi_hot(
         hidden,
         lm_head_weight,
@@ -127,42 +139,41 @@ def linear_multi_hot_cross_entropy(
         targets.masked_fill(targets == ignore_index, 0),
         target_shares(targets, weights, ignore_index, sum_dtype(product_dtype)),
         torch.is_grad_enabled() and reduction != "none",
-        None,
-        [tensor is not None and tensor.requires_grad for tensor in (hidden, lm_head_weight, bias)],
-        z_loss,
-        softcap or 0.0,
-        max(0, min(vocab_size - start, entries)),
-        start,
-        group,
-        product_dtype,
-        _chunk(chunk_positions, hidden, entries),
+        *settings.packed(),
     )
     loss: Tensor = losses.reshape(leading) if reduction == "none" else total
     return loss / count_positions(targets, weights, ignore_index).clamp(min=1) if reduction == "mean" else loss
 
 
-def chunk_positions(device_type: str, positions: int, width: int, vocab_size: int) -> int:
-    """Positions that go through the head at a time, so 2 x this x V numbers are the loss's largest temporary.
+def chunk_positions(device_type: str, positions: int, width: int, vocab_size: int, itemsize: int = 4) -> int:
+    """Positions n that go through the head at a time: as few as keep cheap what is done once a chunk.
 
-    On a CPU as few as keep the products efficient, so that the passes between them find the logits in cache: 128,
-    or as many as make 1 MiB of logits for a small vocabulary. Elsewhere products need more positions to fill the
-    device, and memory sets the limit: as many as make the logits as large as the hidden states, at least 1024.
+    Each chunk adds to the head's gradient, which is read and written in float32, 8 V D bytes, and costs the start of
+    its operations. Each position writes V logits, turns them into gradients, and reads those for two products:
+    5 V numbers of `itemsize` bytes. n is where the first is a quarter of the second::
+
+        4 (8 V D + start) = 5 n V itemsize          n = 1.6 D in float32, 3.2 D in half precision, and more for small V
+
+    So the logits take 1.6 times the bytes of the head's gradient in float32, whatever the vocabulary. Products hide
+    such a quarter: it is 0.3 of a byte for each logit and number of the width, beside 6 operations.
 
     Args:
         device_type: "cpu", or any other type of a `torch.device`.
-        positions: N, of all hidden states together.
+        positions: N, of all hidden states together; chunks are of one size, but for the last.
         width: D of the hidden states.
         vocab_size: entries of the head (V); where ranks share the head, of this rank's part.
+        itemsize: bytes of a number in the products.
     """
-    vocab_size = max(1, vocab_size)
-    wanted = max(128, 2**18 // vocab_size) if device_type == "cpu" else max(1024, positions * width // vocab_size)
-    return max(1, min(wanted, positions))
+    start = _START_BYTES["cpu" if device_type == "cpu" else "gpu"]
+    once, each = 8 * vocab_size * width + start, 5 * max(1, vocab_size) * itemsize
+    chunks = -(-positions // max(1, 4 * once // each))
+    return max(1, -(-positions // max(1, chunks)))
 
 
-def _chunk(given: int | None, hidden: Tensor, entries: int) -> int:
+def _chunk(given: int | None, hidden: Tensor, entries: int, product_dtype: torch.dtype) -> int:
     if given is not None and given < 1:
         raise ValueError(f"chunk_positions is {given}; give at least 1, or None to have it chosen")
-    return given or chunk_positions(hidden.device.type, hidden.shape[0], hidden.shape[1], entries)
+    return given or chunk_positions(hidden.device.type, *hidden.shape, entries, product_dtype.itemsize)
 
 
 def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:

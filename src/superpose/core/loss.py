@@ -24,7 +24,8 @@ Shapes: N positions (B rows x L latents), S targets of a position (a bag), V voc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -35,43 +36,58 @@ from superpose.core.fold import IGNORE_INDEX
 Weighting = Literal["uniform", "power", "exponential", "first"]
 Reduction = Literal["mean", "sum", "none"]
 
+_NAMED: dict[Weighting, Callable[[int], float]] = {
+    "uniform": lambda place: 1.0,
+    "power": lambda place: 1 / place,
+    "exponential": lambda place: math.exp(-place),
+    "first": lambda place: float(place == 1),
+}
+"""Weight of a place in the bag, counted from 1."""
 
-def bag_weights(bag_size: int, weighting: Weighting | Sequence[float] = "uniform") -> Tensor:
+
+def bag_weights(
+    bag_size: int,
+    weighting: Weighting | Sequence[float] = "uniform",
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Weights of a target bag's tokens by their place in the bag, scaled to sum to 1: float32 [S].
 
     Args:
         bag_size: S, tokens in a bag.
         weighting: "uniform" (the paper's choice up to S = 7), "power" 1/i (steadier from S = 8 on),
             "exponential" exp(-i), "first" (the next token alone), or S numbers of your own.
+        device: where the weights are. They are made there, so that a device does not wait for the host.
 
     Raises:
         ValueError: an unknown name, a wrong number of weights, or weights that are negative or all zero.
     """
-    place = torch.arange(1, bag_size + 1, dtype=torch.float64)
+    places = range(1, bag_size + 1)
     if isinstance(weighting, str):
-        named = {
-            "uniform": torch.ones_like(place),
-            "power": 1 / place,
-            "exponential": torch.exp(-place),
-            "first": (place == 1).double(),
-        }
-        if weighting not in named:
-            raise ValueError(f"weighting is {weighting!r}; choose one of {', '.join(named)}, or give numbers")
-        weights = named[weighting]
+        if weighting not in get_args(Weighting):
+            raise ValueError(f"weighting is {weighting!r}; choose one of {', '.join(get_args(Weighting))}, or numbers")
+        weights = [_NAMED[weighting](place) for place in places]
     else:
-        weights = torch.tensor([float(weight) for weight in weighting], dtype=torch.float64)
+        weights = [float(weight) for weight in weighting]
         if len(weights) != bag_size:
             raise ValueError(f"{len(weights)} weights for bags of {bag_size} tokens; give one for each place")
-        if not torch.isfinite(weights).all() or (weights < 0).any() or weights.sum() == 0:
-            raise ValueError(f"weights {weights.tolist()} must be finite, not negative and not all zero")
-    return (weights / weights.sum()).float()
+        if not all(map(math.isfinite, weights)) or min(weights) < 0 or sum(weights) == 0:
+            raise ValueError(f"weights {weights} must be finite, not negative and not all zero")
+    total = math.fsum(weights)
+    shares = [weight / total for weight in weights]
+    if torch.device(device).type == "cpu":
+        return torch.tensor(shares, dtype=torch.float32)
+    # A tensor of a list is copied from the host, and the host waits until it is; a fill is a launch like any other.
+    made = torch.empty(bag_size, dtype=torch.float32, device=device)
+    for share, place in zip(shares, made, strict=True):
+        place.fill_(share)
+    return made
 
 
 def target_weights(targets: Tensor, weighting: Weighting | Sequence[float]) -> Tensor | None:
     """`bag_weights` for targets [..., S], on their device; None where all places weigh the same."""
     if targets.shape[-1] == 1 or weighting == "uniform":
         return None
-    return bag_weights(targets.shape[-1], weighting).to(targets.device)
+    return bag_weights(targets.shape[-1], weighting, targets.device)
 
 
 def count_positions(targets: Tensor, weights: Tensor | None = None, ignore_index: int = IGNORE_INDEX) -> Tensor:

@@ -2,9 +2,9 @@
 
 While a chunk's logits are at hand
 
-    1. one pass finds each position's maximum, one exponentiates in place, one sums: value and softmax from one exp;
-    2. one pass scales the exponentials to the softmax, and at the S targets of a position their shares are taken off;
-    3. two products turn that into the chunk's gradients, added up in float32.
+    1. one pass reads them: the logits at the targets, maxima and normalisers, hence the losses;
+    2. one pass turns them into their gradients, in place (`superpose.core.passes`);
+    3. two products turn those into the chunk's gradients, added up in float32.
 
 torch.compile sees one operator, `superpose::linear_multi_hot`, with a shape function and a backward pass: the graph
 stays whole and the operator is not traced into.
@@ -15,15 +15,57 @@ a token twice.
 Shapes: N positions (B rows x L latents), n of a chunk, S targets of a position (a bag), D width, V vocabulary.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from superpose.core.passes import blocks, passes_for
+
+_CACHED = 2**19
+"""Numbers in half precision, 1 MiB: half of what the cache of a core holds."""
+_FEWEST = 256
+"""Rows of a product below which it loses speed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loss is, beside its tensors. An operator takes no objects, so they travel `packed`.
+
+    Args:
+        wanted: of hidden, weight and bias, those that need a gradient.
+        vocab_size: entries of the head that are vocabulary, the rest is padding.
+        vocab_start: id of the first of them, where the others are on other ranks.
+        group: name of the process group of those ranks; "" if there are none.
+        product_dtype: of the operands of the matrix products.
+        chunk_positions: positions at a time.
+    """
+
+    wanted: Sequence[bool]
+    z_loss: float
+    softcap: float
+    vocab_size: int
+    vocab_start: int
+    chunk_positions: int
+    group: str
+    product_dtype: torch.dtype
+
+    def packed(self) -> tuple[Sequence[bool], Sequence[float], Sequence[int], str, torch.dtype]:
+        """The operators' last arguments."""
+        sizes = self.vocab_size, self.vocab_start, self.chunk_positions
+        return self.wanted, (self.z_loss, self.softcap), sizes, self.group, self.product_dtype
+
+    @classmethod
+    def of(
+        cls, wanted: Sequence[bool], numbers: Sequence[float], sizes: Sequence[int], group: str, dtype: torch.dtype
+    ) -> "Settings":
+        """Undoes `packed`."""
+        z_loss, softcap = numbers
+        vocab_size, vocab_start, chunk_positions = sizes
+        return cls(wanted, z_loss, softcap, vocab_size, vocab_start, chunk_positions, group, dtype)
 
 
 @torch.library.custom_op("superpose::linear_multi_hot", mutates_args=())
@@ -34,122 +76,220 @@ def linear_multi_hot(
     targets: Tensor,
     shares: Tensor,
     form_gradients: bool,
-    upstream: Tensor | None,
     wanted: Sequence[bool],
-    z_loss: float,
-    softcap: float,
-    vocab_size: int,
-    vocab_start: int,
+    numbers: Sequence[float],
+    sizes: Sequence[int],
     group: str,
     product_dtype: torch.dtype,
-    chunk_positions: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Sum of the positions' losses [], the losses [N], and, if they are to be formed, the gradients of the sum.
 
     Args:
         targets: [N, S], token 0 in place of ignored ones.
-        shares: [N, S] of each target in its bag, 0 for ignored ones.
+        shares: [N, S] of each target in its bag, 0 for ignored ones; their dtype is that of all sums.
         form_gradients: of hidden, weight and bias, those that are `wanted`; the others come back empty.
-        upstream: [N], a factor for each position in the gradients; 1 if not given.
-        vocab_size: entries of `weight` that are vocabulary, the rest is padding.
-        vocab_start: id of the first of them, where the others are on other ranks.
-        group: name of the process group of those ranks; "" if there are none.
+        wanted, numbers, sizes, group, product_dtype: `Settings.packed`.
     """
-    wide = shares.dtype
-    wants_hidden, wants_weight, wants_bias = (form_gradients and want for want in wanted)
-    losses, grad_hidden, grad_weight, grad_bias = _outputs(hidden, weight, bias, shares, form_gradients, wanted)
+    settings = Settings.of(wanted if form_gradients else [False] * 3, numbers, sizes, group, product_dtype)
+    losses, gradients = _sweep(hidden, weight, bias, targets, shares, None, settings)
+    return losses.sum(), losses, *gradients
+
+
+@torch.library.custom_op("superpose::linear_multi_hot_gradients", mutates_args=())
+def linear_multi_hot_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shares: Tensor,
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    numbers: Sequence[float],
+    sizes: Sequence[int],
+    group: str,
+    product_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of hidden, weight and bias, for an upstream gradient [N] that positions meet."""
+    settings = Settings.of(wanted, numbers, sizes, group, product_dtype)
+    return _sweep(hidden, weight, bias, targets, shares, upstream, settings)[1]
+
+
+def _sweep(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shares: Tensor,
+    upstream: Tensor | None,
+    settings: Settings,
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """The losses [N] and the gradients of their sum, or of their product with `upstream`."""
+    wants_hidden, wants_weight, wants_bias = settings.wanted
+    vocab_size, dtype = settings.vocab_size, settings.product_dtype
+    losses = shares.new_empty(len(hidden))
+    gradients = grad_hidden, grad_weight, grad_bias = _gradients(hidden, weight, bias, shares, settings.wanted)
     grad_hidden.zero_()
     grad_bias.zero_()
-
-    head = weight[:vocab_size].to(product_dtype)
+    chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))
+    head = _aligned_head(weight[:vocab_size], dtype)
+    # Half-precision products are summed in float32; a single one can be written where it belongs.
+    single = grad_weight.dtype == dtype and chunk_positions >= len(hidden)
+    total = grad_weight[:vocab_size]
+    if wants_weight and (len(head) > vocab_size or not (single or total.dtype == shares.dtype)):
+        total = torch.empty_like(head, dtype=dtype if single else shares.dtype)
+    bias = None if bias is None else bias[:vocab_size]
     # Written anew for each chunk: memory that is asked for again and again is cleared again and again.
-    chunk_positions = max(1, min(chunk_positions, hidden.shape[0]))
-    buffer = torch.empty(chunk_positions, vocab_size, dtype=wide, device=hidden.device)
-    narrow_buffer = buffer if product_dtype == wide else torch.empty_like(buffer, dtype=product_dtype)
-
-    for start in range(0, hidden.shape[0], chunk_positions):
+    buffer = head.new_empty(chunk_positions, len(head))
+    for start in range(0, len(hidden), chunk_positions):
         part = slice(start, start + chunk_positions)
-        states, share, counts = hidden[part].to(product_dtype), shares[part], shares[part].sum(-1, keepdim=True) > 0
-        logits, narrow = buffer[: len(states)], narrow_buffer[: len(states)]
-
-        torch.mm(states, head.t(), out=narrow)
-        if narrow is not logits:
-            logits.copy_(narrow)
-        if bias is not None:
-            logits += bias[:vocab_size]
-        slope = None
-        if softcap:
-            logits.div_(softcap).tanh_()
-            slope = 1 - logits.square() if form_gradients else None
-            logits.mul_(softcap)
-
-        places = targets[part] - vocab_start
-        owned = None
-        if group:
-            owned = (places >= 0) & (places < vocab_size)
-            places = places.masked_fill(~owned, 0)
-        picked, top, normalizer = _pick_and_exponentiate(logits, places, owned, group)
-        lse = top + normalizer.log()
-
-        bag = (share * picked).sum(-1, keepdim=True)
-        losses[part] = torch.where(counts, lse - bag + z_loss * lse.square(), 0).squeeze(-1)
-        if not form_gradients or vocab_size == 0:
+        states = hidden[part]
+        padded = torch.mm(states.to(dtype), head.t(), out=buffer[: len(states)])
+        logits = padded[:, :vocab_size]
+        bags = _bags(targets[part], shares[part], settings)
+        sums = _read(logits, bias, bags, settings)
+        losses[part] = _losses(bags, sums, settings)
+        if not any(settings.wanted) or vocab_size == 0:
             continue
-
-        # d loss / d logits = (1 + 2 z_loss lse) softmax - shares at the targets
-        factor = counts.to(wide) if upstream is None else counts * upstream[part].unsqueeze(-1)
-        softmax_factor = factor * (1 + 2 * z_loss * lse) / normalizer
-        share = torch.where(counts, factor * share, 0)
-        at_targets = logits.gather(-1, places) * softmax_factor - _merged(share, places, owned)
-        torch.mul(logits, softmax_factor, out=narrow)
-        narrow.scatter_(-1, places, at_targets.to(narrow.dtype))
-        if slope is not None:
-            narrow *= slope
-
+        multiplier = _write(logits, bias, bags, sums, None if upstream is None else upstream[part], settings)
         if wants_hidden:
-            grad_hidden[part] = narrow @ head
+            grad_hidden[part] = _times(padded @ head, multiplier)
         if wants_weight:
-            _add_product(grad_weight[:vocab_size], narrow.t(), states, first=start == 0)
+            _add_product(total, padded.t(), _times(states, multiplier).to(dtype), first=start == 0)
         if wants_bias:
-            grad_bias[:vocab_size] += narrow.sum(dim=0, dtype=wide)
+            _add_rows(grad_bias[:vocab_size], logits, multiplier)
 
     if wants_weight:
+        if total.data_ptr() != grad_weight.data_ptr():
+            grad_weight[:vocab_size] = total[:vocab_size]
         grad_weight[vocab_size if len(hidden) else 0 :] = 0  # what no product has written
-    if group and wants_hidden:
-        dist.all_reduce(grad_hidden, group=_group(group))
-    return losses.sum(), losses, grad_hidden, grad_weight, grad_bias
+    if settings.group and wants_hidden:
+        dist.all_reduce(grad_hidden, group=_group(settings.group))
+    return losses, gradients
 
 
-def _outputs(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, form_gradients: bool, wanted: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Room for the losses [N] and the gradients of hidden, weight and bias; no room for those not to be formed."""
-    like = (hidden, hidden.dtype), (weight, shares.dtype), (bias, shares.dtype)
+def _aligned_head(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The head in the dtype of the products, below it the missing rows as zeros.
+
+    Their columns of logits are 0 and stay so, and add nothing to any gradient.
+    """
+    missing = _missing_rows(weight, dtype)
+    if not missing:
+        return weight.to(dtype)
+    head = weight.new_empty(len(weight) + missing, weight.shape[1], dtype=dtype)
+    head[len(weight) :] = 0
+    head[: len(weight)] = weight
+    return head
+
+
+def _missing_rows(weight: Tensor, dtype: torch.dtype) -> int:
+    """Rows that a head lacks for rows of logits to begin at multiples of 16 bytes, as a GPU reads them.
+
+    Else the product alone takes seven times as long, of V 50,257 against V 50,304 on an H200.
+    """
+    return -len(weight) % (16 // dtype.itemsize) if weight.is_cuda else 0
+
+
+def _gradients(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, wanted: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of hidden, weight and bias; none for those that are not wanted.
+
+    That of a bfloat16 head is rounded once it is summed. Of a float16 one it is not: before the loss is divided by its
+    positions, it may be too large for that.
+    """
+    weight_dtype = weight.dtype if weight.dtype == torch.bfloat16 else shares.dtype
+    like = (hidden, hidden.dtype), (weight, weight_dtype), (bias, shares.dtype)
     hidden_grad, weight_grad, bias_grad = (
-        torch.empty_like(of, dtype=dtype) if form_gradients and want and of is not None else shares.new_empty(0)
+        torch.empty_like(of, dtype=dtype) if want and of is not None else shares.new_empty(0)
         for (of, dtype), want in zip(like, wanted, strict=True)
     )
-    return shares.new_empty(hidden.shape[0]), hidden_grad, weight_grad, bias_grad
+    return hidden_grad, weight_grad, bias_grad
 
 
-def _pick_and_exponentiate(
-    logits: Tensor, places: Tensor, owned: Tensor | None, group: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits at the targets [n, S], maxima [n, 1] and sums of exp(logits - maximum) [n, 1].
+@dataclass(frozen=True)
+class _Bags:
+    """Targets of a chunk.
 
-    Leaves exp(logits - maximum) in `logits`. With a group, all three are those of the whole vocabulary.
+    Attributes:
+        places: [n, S], columns of this rank's logits.
+        owned: [n, S], False where a target is another rank's; None where there are none.
+        share: [n, S] in its position's loss.
+        counts: [n, 1], whether a position has a target that counts.
     """
-    if logits.shape[1] == 0:  # a shard of padding alone
-        picked = logits.new_zeros(places.shape)
-        top = logits.new_full((len(logits), 1), -math.inf)
-    else:
-        picked, top = logits.gather(-1, places), logits.amax(-1, keepdim=True)
-    if owned is None:
-        return picked, top, logits.sub_(top).exp_().sum(-1, keepdim=True)
-    dist.all_reduce(top, dist.ReduceOp.MAX, group=_group(group))
-    sums = torch.cat([picked.masked_fill_(~owned, 0), logits.sub_(top).exp_().sum(-1, keepdim=True)], dim=-1)
-    dist.all_reduce(sums, group=_group(group))
-    return sums[:, :-1], top, sums[:, -1:]
+
+    places: Tensor
+    owned: Tensor | None
+    share: Tensor
+    counts: Tensor
+
+
+def _bags(targets: Tensor, share: Tensor, settings: Settings) -> _Bags:
+    counts = share.sum(-1, keepdim=True) > 0
+    if not settings.group:
+        return _Bags(targets, None, share, counts)
+    places = targets - settings.vocab_start
+    owned = (places >= 0) & (places < settings.vocab_size)
+    return _Bags(places.masked_fill(~owned, 0), owned, share, counts)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What has been read off a chunk's logits.
+
+    Attributes:
+        own: [n, S] logits in the columns `places`, whose they may be; see `_Bags`.
+        picked: [n, S] logits of the targets.
+        point: [n, 1], where this rank's exponentials have their origin.
+        lse: [n, 1] logarithm of the sum of exp(logits).
+        to_softmax: [n, 1], by which this rank's exponentials become probabilities.
+    """
+
+    own: Tensor
+    picked: Tensor
+    point: Tensor
+    lse: Tensor
+    to_softmax: Tensor
+
+
+def _read(logits: Tensor, bias: Tensor | None, bags: _Bags, settings: Settings) -> _Sums:
+    keep = any(settings.wanted)
+    read = passes_for(logits).read_logits
+    own, point, normalizer = read(logits, bias, settings.softcap, bags.places, bags.share.dtype, keep)
+    if bags.owned is None:
+        return _Sums(own, own, point, point + normalizer.log(), 1 / normalizer)
+    group, top = _group(settings.group), point.clone()
+    dist.all_reduce(top, dist.ReduceOp.MAX, group=group)
+    moved = (point - top).exp()
+    sums = torch.cat([own.masked_fill(~bags.owned, 0), normalizer * moved], dim=-1)
+    dist.all_reduce(sums, group=group)
+    return _Sums(own, sums[:, :-1], point, top + sums[:, -1:].log(), moved / sums[:, -1:])
+
+
+def _losses(bags: _Bags, sums: _Sums, settings: Settings) -> Tensor:
+    losses = sums.lse - (bags.share * sums.picked).sum(-1, keepdim=True)
+    if settings.z_loss:
+        losses += settings.z_loss * sums.lse.square()
+    return torch.where(bags.counts, losses, 0).squeeze(-1)
+
+
+def _write(
+    logits: Tensor,
+    bias: Tensor | None,
+    bags: _Bags,
+    sums: _Sums,
+    upstream: Tensor | None,
+    settings: Settings,
+) -> Tensor | None:
+    """d loss / d logits in place of the logits, but for what rows are still to be multiplied by [n, 1]; None for 1.
+
+    It is (1 + 2 z_loss lse) softmax - shares at the targets, times the position's upstream gradient.
+    """
+    factor = bags.counts.to(sums.lse.dtype) if upstream is None else bags.counts * upstream.unsqueeze(-1)
+    taken_off = _merged(factor * bags.share, bags.places, bags.owned)
+    if settings.z_loss:
+        factor = factor * (1 + 2 * settings.z_loss * sums.lse)
+    write = passes_for(logits).write_gradient
+    return write(logits, bias, settings.softcap, sums.own, sums.point, factor * sums.to_softmax, bags.places, taken_off)
 
 
 def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
@@ -162,23 +302,39 @@ def _merged(share: Tensor, places: Tensor, owned: Tensor | None) -> Tensor:
         share = share.masked_fill(~owned, 0)
     if share.shape[-1] == 1:
         return share
-    same = (places.unsqueeze(-1) == places.unsqueeze(-2)).to(share.dtype)
-    return (same * share.unsqueeze(-2)).sum(-1)
+    ids = places.to(share.dtype)  # exact up to 2^24, and several times faster to compare
+    same = torch.eq(ids.unsqueeze(-1), ids.unsqueeze(-2), out=share.new_empty(*ids.shape, ids.shape[-1]))
+    return torch.bmm(same, share.unsqueeze(-1)).squeeze(-1)
+
+
+def _times(rows: Tensor, multiplier: Tensor | None) -> Tensor:
+    return rows if multiplier is None else rows * multiplier
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, first: bool) -> None:
-    """total += a @ b, or total = a @ b at first, which saves clearing and reading a gradient as large as the head.
-
-    Half-precision products are summed in float32, on a CPU only from one product to the next.
-    """
+    """total += a @ b, or total = a @ b at first, which saves clearing and reading a gradient as large as the head."""
+    beta = 0 if first else 1
     if total.dtype == a.dtype:
-        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
-        return
-    product = torch.mm(a, b, out_dtype=total.dtype) if a.is_cuda else a @ b
-    if first:
-        total.copy_(product)
+        torch.addmm(total, a, b, beta=beta, out=total)
+    elif total.is_cuda:
+        torch.addmm(total, a, b, out_dtype=total.dtype, beta=beta, out=total)
     else:
-        total += product
+        # A CPU's half-precision products come rounded: a few rows at a time, which are still in cache when added.
+        few = max(_FEWEST, _CACHED // b.shape[1])
+        room = b.new_empty(few, b.shape[1])
+        for start in range(0, len(a), few):
+            rows = total[start : start + few]
+            product = torch.mm(a[start : start + few], b, out=room[: len(rows)])
+            rows.copy_(product) if first else rows.add_(product)
+
+
+def _add_rows(total: Tensor, rows: Tensor, multiplier: Tensor | None) -> None:
+    """total [V] += the sum of rows [n, V], each times its multiplier [n, 1]."""
+    if multiplier is None:
+        total += rows.sum(dim=0, dtype=total.dtype)
+        return
+    for part in blocks(rows):
+        total += torch.mv(rows[part].t().to(total.dtype), multiplier[part].squeeze(-1))
 
 
 @linear_multi_hot.register_fake
@@ -189,37 +345,64 @@ def _(
     targets: Tensor,
     shares: Tensor,
     form_gradients: bool,
-    upstream: Tensor | None,
     wanted: Sequence[bool],
     *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return shares.new_empty(()), *_outputs(hidden, weight, bias, shares, form_gradients, wanted)
+    gradients = _gradients(hidden, weight, bias, shares, wanted if form_gradients else [False] * 3)
+    return shares.new_empty(()), shares.new_empty(hidden.shape[0]), *gradients
+
+
+@linear_multi_hot_gradients.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    shares: Tensor,
+    upstream: Tensor,
+    wanted: Sequence[bool],
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(hidden, weight, bias, shares, wanted)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, targets, shares, formed, _, *settings = inputs
+    hidden, weight, bias, targets, shares, formed, *packed = inputs
     _, _, *gradients = output
     ctx.mark_non_differentiable(*gradients)
     ctx.set_materialize_grads(False)
-    ctx.formed, ctx.settings = formed, settings
-    ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-    ctx.save_for_backward(*(gradients if formed else (hidden, weight, bias, targets, shares)))
+    ctx.formed, ctx.packed = formed, packed
+    ctx.gradients = [gradients] if formed else []
+    ctx.save_for_backward(hidden, weight, bias, targets, shares)
 
 
 def _backward(ctx: Any, grad_total: Tensor | None, grad_losses: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    wanted = ctx.settings[0]
-    if (grad_total if ctx.formed else grad_losses) is None:
-        return (None,) * (7 + len(ctx.settings))
-    if ctx.formed:
-        gradients = [gradient * grad_total for gradient in ctx.saved_tensors]
+    wanted = ctx.packed[0]
+    no_gradients = (None,) * (3 + len(ctx.packed))  # of targets, shares, form_gradients and the settings
+    upstream = grad_total if ctx.formed else grad_losses
+    if upstream is None:
+        return None, None, None, *no_gradients
+    if not ctx.formed:
+        gradients = linear_multi_hot_gradients(*ctx.saved_tensors, upstream, *ctx.packed)
     else:
-        _, _, *gradients = linear_multi_hot(*ctx.saved_tensors, True, grad_losses, *ctx.settings)
-    weight_dtype, bias_dtype = ctx.dtypes
-    dtypes = gradients[0].dtype, weight_dtype, bias_dtype
+        # Gradients are there for one backward pass, which gives them away; another over a graph that was kept forms
+        # them anew. So there is no second copy of the largest of them.
+        formed = ctx.gradients.pop() if ctx.gradients else linear_multi_hot(*ctx.saved_tensors, True, *ctx.packed)[2:]
+        gradients = _scaled(formed, upstream)
+    operands = ctx.saved_tensors[:3]
     return (
-        *(g.to(dtype) if want else None for g, dtype, want in zip(gradients, dtypes, wanted, strict=True)),
-        *[None] * (4 + len(ctx.settings)),
+        *(g.to(of.dtype) if want else None for g, of, want in zip(gradients, operands, wanted, strict=True)),
+        *no_gradients,
     )
+
+
+def _scaled(gradients: Sequence[Tensor], factor: Tensor) -> Sequence[Tensor]:
+    """The gradients times a factor [], in place."""
+    if type(factor) is not Tensor:  # traced: the compiler finds room, and knows no numbers
+        return [gradient * factor for gradient in gradients]
+    if factor.is_cpu and factor == 1:
+        return gradients
+    return [gradient.mul_(factor) for gradient in gradients]
 
 
 linear_multi_hot.register_autograd(torch.autograd.function.once_differentiable(_backward), setup_context=_keep)

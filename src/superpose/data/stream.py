@@ -24,6 +24,8 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from superpose.core.fold import IGNORE_INDEX, window_length
 from superpose.core.schedule import Schedule
+from superpose.data.tokens import TokenArray
+from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -108,12 +110,99 @@ def as_batch(windows: Tensor, bag_size: int) -> dict[str, Any]:
     return batch | {"target_mask": windows >= 0} if (windows < 0).any() else batch
 
 
-class WindowStream(IterableDataset[dict[str, Any]]):
-    """The windows of every forward pass of a run in turn, on one of the processes, from a stream.
+class Batches(IterableDataset[dict[str, Any]]):
+    """The windows of every forward pass of a run in turn, on one process: what a loop of one's own goes through.
 
-    Going through it goes on where it stopped. Each item is a batch: `input_ids` int64
+    Each item is what a forward pass reads: `input_ids` int64
     [rows / (world_size x accumulate), `window_length(latents, bag_size, mode)`], `bag_size` of its step, and
-    `target_mask` where the source has labels of -100.
+    `target_mask` where tokens are never asked for. Going through it goes on where it stopped. `WindowStream` cuts
+    windows from a stream, `PlannedWindows` from a text at hand; both have `state_dict` and `load_state_dict`.
+    """
+
+    def __init__(
+        self, schedule: Schedule, rows: int, latents: int, accumulate: int, rank: int, world_size: int
+    ) -> None:
+        if rows < 1 or latents < 1 or accumulate < 1 or rows % (world_size * accumulate):
+            raise UserError(
+                f"{rows} rows of {latents} latents cannot be shared out evenly among {world_size} processes and "
+                f"{accumulate} forward passes of a step; give a multiple"
+            )
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank is {rank} of {world_size} processes; give 0 to {world_size - 1}")
+        self.schedule, self.rows, self.latents = schedule, rows, latents
+        self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
+        self.position = 0
+        """Forward passes read, the next one's number."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        if worker is not None and worker.num_workers > 1:
+            raise UserError(f"num_workers is {worker.num_workers}, and each would read all of the stream; give 0 or 1")
+        while self.position < len(self):
+            yield self.read()
+
+    def __len__(self) -> int:
+        """Forward passes of the whole run on a process."""
+        return self.schedule.total_steps * self.accumulate
+
+    def read(self) -> dict[str, Any]:
+        """The batch of the next forward pass."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, in plain values: the same on all processes."""
+        step, part = divmod(self.position, self.accumulate)
+        same = {name: getattr(self, name) for name in ("rows", "latents", "accumulate")}
+        return {"schedule": self.schedule.to_dict(), **same, "step": step, "part": part}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was called, on as many processes or others.
+
+        Raises:
+            UserError: the run had another batch or row length.
+            ValueError: the schedule is another.
+        """
+        self.schedule.check_same(state["schedule"])
+        for name in ("rows", "latents", "accumulate"):
+            if state[name] != getattr(self, name) and (name != "accumulate" or state["part"]):
+                raise UserError(f"the stream was cut by {name} {state[name]}, not {getattr(self, name)}; give the same")
+        self.position = state["step"] * self.accumulate + state["part"]
+
+    @property
+    def _share(self) -> tuple[int, int, int]:
+        """The step of the next pass, and which of how many parts of its rows: as if each were a process of its own."""
+        step, part = divmod(self.position, self.accumulate)
+        return step, self.rank * self.accumulate + part, self.world_size * self.accumulate
+
+
+class PlannedWindows(Batches):
+    """The windows that a `WindowPlan` chooses from a text at hand: shuffled, and a function of the step.
+
+    Args:
+        plan: of the run.
+        tokens: those it was made for.
+        accumulate, rank, world_size: as in `WindowStream`.
+    """
+
+    def __init__(
+        self, plan: WindowPlan, tokens: TokenArray, accumulate: int = 1, rank: int = 0, world_size: int = 1
+    ) -> None:
+        super().__init__(plan.schedule, plan.rows, plan.latents, accumulate, rank, world_size)
+        self.plan, self.tokens = plan, tokens
+
+    def read(self) -> dict[str, Any]:
+        """The batch of the next forward pass.
+
+        Raises:
+            UserError: the tokens on disk were altered.
+        """
+        step, place, places = self._share
+        self.position += 1
+        return as_batch(self.plan.read(self.tokens, step, place, places), self.schedule.bag_size_at(step))
+
+
+class WindowStream(Batches):
+    """The windows of a stream, in its order.
 
     Args:
         source: rows, see `RowReader`; a list, a generator, or an `IterableDataset` of datasets or of torch. All
@@ -141,35 +230,13 @@ class WindowStream(IterableDataset[dict[str, Any]]):
         world_size: int = 1,
         reader: RowReader | None = None,
     ) -> None:
-        if rows < 1 or latents < 1 or accumulate < 1 or rows % (world_size * accumulate):
-            raise UserError(
-                f"{rows} rows of {latents} latents cannot be shared out evenly among {world_size} processes and "
-                f"{accumulate} forward passes of a step; give a multiple"
-            )
-        if not 0 <= rank < world_size:
-            raise UserError(f"rank is {rank} of {world_size} processes; give 0 to {world_size - 1}")
-        self.source, self.schedule, self.rows, self.latents = source, schedule, rows, latents
-        self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
-        self.reader = reader or RowReader()
-        self.position = 0
-        """Forward passes read, the next one's number."""
+        super().__init__(schedule, rows, latents, accumulate, rank, world_size)
+        self.source, self.reader = source, reader or RowReader()
         self._tokens = np.zeros(0, dtype=np.int64)  # from the first window of the step on
         self._rows: Iterator[Any] | None = None
         self._read = 0  # rows of the source that are in `_tokens` or were before
         self._ahead: deque[npt.NDArray[np.int64]] = deque()  # the rows after these
         self._mark: dict[str, Any] = {"source": None, "read": 0, "next": []}  # the source before it was read ahead
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        worker = get_worker_info()
-        if worker is not None and worker.num_workers > 1:
-            raise UserError(f"num_workers is {worker.num_workers}, and each would read all of the stream; give 0 or 1")
-        while self.position < self.passes:
-            yield self.read()
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of the whole run on a process."""
-        return self.schedule.total_steps * self.accumulate
 
     def raw_tokens(self, until: int | None = None) -> int:
         """Tokens read in steps 0 to `until - 1`, by default all."""
@@ -182,16 +249,15 @@ class WindowStream(IterableDataset[dict[str, Any]]):
             UserError: the source has ended.
             ValueError: a row does not hold what it should.
         """
-        step, part = divmod(self.position, self.accumulate)
+        step, place, places = self._share
         stage = self.schedule.stage_at(step)
         width = stage.raw_tokens_per_latent * self.latents
         length = window_length(self.latents, stage.bag_size, stage.mode)
         self._fill((self.rows - 1) * width + length, step)
         windows = np.lib.stride_tricks.sliding_window_view(self._tokens, length)[: self.rows * width : width]
-        # The parts of a step are shared out as if each were a process of its own.
-        place, share = self.rank * self.accumulate + part, self.rows // (self.world_size * self.accumulate)
+        share = self.rows // places
         batch = as_batch(torch.from_numpy(windows[place * share : (place + 1) * share].copy()), stage.bag_size)
-        if part == self.accumulate - 1:
+        if (place + 1) % self.accumulate == 0:
             self._tokens = self._tokens[self.rows * width :]
         self.position += 1
         return batch
@@ -207,16 +273,7 @@ class WindowStream(IterableDataset[dict[str, Any]]):
             source = copy.deepcopy(own()) if own is not None and self._read else None
             self._ahead.extend(self._next_rows(self._rows, self._read))
             self._mark = {"source": source, "read": self._read, "next": [_digest(row) for row in self._ahead]}
-        step, part = divmod(self.position, self.accumulate)
-        return {
-            "schedule": self.schedule.to_dict(),
-            **{name: getattr(self, name) for name in ("rows", "latents", "accumulate")},
-            "step": step,
-            "part": part,
-            "tokens": self._tokens.tolist(),
-            "read": self._read,
-            "mark": self._mark,
-        }
+        return super().state_dict() | {"tokens": self._tokens.tolist(), "read": self._read, "mark": self._mark}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where a stream stood when `state_dict` was called.
@@ -229,17 +286,13 @@ class WindowStream(IterableDataset[dict[str, Any]]):
             UserError: the rows are others, or the run had another batch or row length.
             ValueError: the schedule is another.
         """
-        self.schedule.check_same(state["schedule"])
-        for name in ("rows", "latents", "accumulate"):
-            if state[name] != getattr(self, name) and (name != "accumulate" or state["part"]):
-                raise UserError(f"the stream was cut by {name} {state[name]}, not {getattr(self, name)}; give the same")
-        self.position = state["step"] * self.accumulate + state["part"]
+        super().load_state_dict(state)
         self._tokens = np.array(state["tokens"], dtype=np.int64)
         self._read, self._mark = state["read"], state["mark"]
         before = self._mark["read"]
         load = getattr(self.source, "load_state_dict", None)
         if self._mark["source"] is not None and load is not None:
-            afresh = copy.copy(self.source)  # before it is told where to go on
+            afresh = copy.deepcopy(self.source)  # as it is before it is told where to go on
             load(copy.deepcopy(self._mark["source"]))
             if self._goes_on(iter(self.source)):
                 return
@@ -300,7 +353,7 @@ class StreamSteps(Dataset[dict[str, Any]]):
         self.stream = stream
 
     def __len__(self) -> int:
-        return self.stream.passes
+        return len(self.stream)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         assert self.stream.position <= number

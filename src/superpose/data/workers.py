@@ -43,19 +43,26 @@ def workers(processes: int, progress: Progress) -> Iterator[Run]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _mapped(pool: ProcessPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    """`pool.map`, whose processes do not run the user's script again.
+@contextmanager
+def script_left_out() -> Iterator[None]:
+    """Processes started in this block do not run the user's script again.
 
-    A spawned process begins by importing the main module. What is worked on here is never defined there, and a script
-    without `if __name__ == "__main__":` would prepare its text once more and wait for itself. Processes are started
-    while the work is handed over, and meanwhile the main module is an empty one.
+    A process that is not forked begins by importing the main module. What is worked on here is never defined there, and
+    a script without `if __name__ == "__main__":` would do all once more and wait for itself. So meanwhile the main
+    module is an empty one.
     """
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")
     try:
-        return pool.map(work, items)
+        yield
     finally:
         sys.modules["__main__"] = main
+
+
+def _mapped(pool: ProcessPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+    # The pool starts its processes while work is handed over.
+    with script_left_out():
+        return pool.map(work, items)
 
 
 def _start() -> None:

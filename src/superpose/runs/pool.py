@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superpose.data.store import TokenStore
-from superpose.data.workers import available_cores
+from superpose.data.workers import available_cores, script_left_out
 from superpose.errors import UserError
 from superpose.files import BusyError, one_at_a_time
 from superpose.train.config import Recipe, with_settings
@@ -142,7 +142,8 @@ def execute(
                     args=(key, by_key[key].recipe, store.path, pool / key, trunk, threads, records),
                     daemon=True,
                 )
-                process.start()
+                with script_left_out():
+                    process.start()
                 running[key] = process
             try:
                 key, record = records.get(timeout=0.5)

@@ -191,6 +191,10 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
             raise ValueError(
                 f"train.batch_size ({train.batch_size}) is not a multiple of train.accumulate ({train.accumulate})"
             )
+        if self.parallel.shard_gradients and train.accumulate == 1:
+            raise ValueError(
+                "parallel.shard_gradients is of steps in several parts; set train.accumulate above 1, or leave it out"
+            )
         if train.warmup_steps + train.decay_steps(train.steps) > train.steps:
             raise ValueError(
                 f"train.warmup_steps ({train.warmup_steps}) and the decay over the last "

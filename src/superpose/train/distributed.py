@@ -19,7 +19,8 @@ import torch.distributed as dist
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from superpose.core.model import SuperposedLM
 from superpose.errors import ReportedError, UserError, first_line
@@ -36,6 +37,9 @@ class ParallelArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Of FSDP2: parts of the ranks that each hold a whole model (hybrid sharding); the nodes, for example."""
     reshard: bool = True
     """Of FSDP2: give a block's weights back after its forward pass, and gather them again for the backward one."""
+    shard_gradients: bool = False
+    """Of FSDP2, with train.accumulate: sum the ranks' gradients after each part of a step and keep shards of them, not
+    whole ones until the last. Less memory (4 bytes a parameter on each rank otherwise), more messages."""
     timeout: Annotated[float, Field(gt=0, lt=2**31)] = 600
     """Seconds after which a rank that hears nothing of the others gives up."""
 
@@ -118,8 +122,9 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
     if world_size == 1:
         yield Ranks(0, 1, torch.device(device))
         return
-    if args.strategy == "ddp" and args.replicas > 1:
-        raise UserError("parallel.replicas is of FSDP2; with parallel.strategy = 'ddp', leave it out")
+    of_fsdp = {"replicas": args.replicas > 1, "shard_gradients": args.shard_gradients}
+    for name in (name for name, given in of_fsdp.items() if given and args.strategy == "ddp"):
+        raise UserError(f"parallel.{name} is of FSDP2; with parallel.strategy = 'ddp', leave it out")
     if world_size % args.replicas:
         raise UserError(f"{world_size} ranks cannot be divided into parallel.replicas = {args.replicas} equal parts")
     here = torch.device(device)
@@ -159,6 +164,20 @@ def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) ->
     for block in blocks(lm.model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=args.reshard)
     fully_shard(lm, mesh=mesh, mp_policy=policy)
+
+
+def share_gradients(module: nn.Module, args: ParallelArgs, last: bool) -> None:
+    """Says before a part of a step is computed what its backward pass does with gradients: sums them over ranks or not.
+
+    By default with the step's last part alone. Until then a rank holds the whole gradient of its parts, in float32
+    (4 bytes a parameter). With `args.shard_gradients` FSDP2 sums each part's over the ranks that share a model and
+    keeps a rank's shard of it; replicas exchange theirs with the last part all the same.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last or args.shard_gradients)
+        module.set_requires_all_reduce(last)
+    elif isinstance(module, DistributedDataParallel):
+        module.require_backward_grad_sync = last  # all that its no_sync() sets
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

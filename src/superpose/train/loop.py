@@ -192,7 +192,7 @@ def _validate(run: Running, done: int) -> HeldOutLoss:
 
 def _held_out(run: Running) -> HeldOutLoss:
     args = run.recipe.train
-    return validate(run.state.lm, run.store.val, args.latents, args.batch_size, run.ranks)
+    return validate(run.state.lm, run.store.val, args.latents, args.batch_size, run.ranks, args.precision)
 
 
 def _finish(run: Running, measured: HeldOutLoss, compile_seconds: float) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from superpose.core.check import some_of
@@ -20,14 +19,14 @@ from superpose.core.fold import IGNORE_INDEX
 from superpose.core.model import SuperposedLM
 from superpose.core.parts import SuperposedOutput
 from superpose.core.schedule import Stage
-from superpose.core.sharding import reshard
+from superpose.core.sharding import is_sharded, reshard
 from superpose.data.store import Split, TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model
 from superpose.models.load import load_weights
 from superpose.train.checkpoint import Parts, State, training_state
 from superpose.train.config import Recipe, TrainArgs
-from superpose.train.distributed import Ranks, blocks, shard
+from superpose.train.distributed import ParallelArgs, Ranks, blocks, shard, share_gradients
 from superpose.train.optim import Average, build_optimizers, clip_gradients
 
 
@@ -42,6 +41,7 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     average: Average | None
     ranks: Ranks
+    parallel: ParallelArgs
     notes: Sequence[str] = ()
     """What to know of the model before it is trained, a sentence each."""
 
@@ -125,7 +125,7 @@ def build_state(recipe: Recipe, store: TokenStore, ranks: Ranks) -> TrainState:
     if lm.unbalanced:
         notes.append(f"nothing balances the load of a {config.model_type}'s experts: its family has nothing for it")
     average = Average(model, train.average) if train.average else None
-    return TrainState(model, lm, module, build_optimizers(train, model), average, ranks, notes)
+    return TrainState(model, lm, module, build_optimizers(train, model), average, ranks, recipe.parallel, notes)
 
 
 def _fill(model: nn.Module, whole: nn.Module | None, ranks: Ranks) -> None:
@@ -187,7 +187,7 @@ def optimizer_step(state: TrainState, args: TrainArgs, stage: Stage, window: Ten
 def accumulate_gradients(
     state: TrainState, args: TrainArgs, stage: Stage, window: Tensor
 ) -> tuple[Tensor, list[SuperposedOutput]]:
-    """Forward and backward passes of all parts of a step; gradients are shared among ranks with the last."""
+    """Forward and backward passes of all parts of a step; see `share_gradients` for the ranks'."""
     ranks = state.ranks
     # In training every latent has a target, so every latent counts, in whatever parts the step is computed. Ranks
     # average their gradients, so each divides by its own share of the step's latents.
@@ -196,19 +196,18 @@ def accumulate_gradients(
     outputs: list[SuperposedOutput] = []
     parts = window.chunk(args.accumulate)
     for number, part in enumerate(parts):
-        last = number == len(parts) - 1
-        if isinstance(state.module, FSDPModule):
-            state.module.set_requires_gradient_sync(last)
-        elif isinstance(state.module, DistributedDataParallel):
-            state.module.require_backward_grad_sync = last  # all that its no_sync() sets
-        # FSDP2 brings a precision of its own.
-        cast = args.precision == "bfloat16" and not isinstance(state.module, FSDPModule)
-        with torch.autocast(ranks.device.type, torch.bfloat16, enabled=cast):
+        share_gradients(state.module, state.parallel, last=number == len(parts) - 1)
+        with autocast(state.lm, args.precision, ranks.device):
             output: SuperposedOutput = state.module(part, stage.bag_size, stage.mode, normalizer=positions)
         output.loss.backward()
         total += output.cross_entropy.detach()
         outputs.append(output._replace(loss=total, cross_entropy=total))  # lets the graph go
     return total, outputs
+
+
+def autocast(lm: SuperposedLM, precision: str, device: torch.device) -> torch.autocast:
+    """What a forward pass runs under, in training and validation alike; FSDP2 brings a precision of its own."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" and not is_sharded(lm))
 
 
 def _mean(values: list[Tensor | None]) -> Tensor | None:
@@ -230,11 +229,14 @@ class HeldOutLoss(NamedTuple):
 
 
 @torch.no_grad()
-def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks) -> HeldOutLoss:
+def validate(
+    lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ranks, precision: str = "float32"
+) -> HeldOutLoss:
     """Next-token loss over a whole split, every token but the first predicted once, in rows of `latents`.
 
     It does not know of bags: in either phase it measures the model that training is to end with. Ranks take turns at
-    the batches; each computes as many, since a sharded model is computed by all or none.
+    the batches; each computes as many, since a sharded model is computed by all or none. The precision is that of
+    training, however the model is spread over ranks.
     """
     training = lm.training
     lm.eval()
@@ -244,7 +246,9 @@ def validate(lm: SuperposedLM, split: Split, latents: int, rows: int, ranks: Ran
     for turn in range(0, len(batches), ranks.world_size):
         number = turn + ranks.rank
         batch = batches[number] if number < len(batches) else torch.full_like(batches[0][:1], IGNORE_INDEX)
-        total += lm(batch.to(ranks.device), bag_size=1, normalizer=1.0).cross_entropy.double().cpu()
+        with autocast(lm, precision, ranks.device):
+            output = lm(batch.to(ranks.device), bag_size=1, normalizer=1.0)
+        total += output.cross_entropy.double().cpu()
     nats = float(ranks.total(total))
     reshard(lm)
     lm.train(training)

@@ -1,0 +1,114 @@
+"""Lightning's Trainer, on a stream of rows: its accumulation, processes and checkpoints.
+
+    pip install lightning
+    python examples/lightning_module.py text.txt --out out --devices 2 --accumulate 2
+    python examples/lightning_module.py text.txt --out out --resume out/last.ckpt
+
+Tokens are bytes, rows are lines. What superposition changes is marked with `#!`.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from superpose import Schedule, SuperposedLM
+from superpose.data.stream import WindowStream
+
+LATENTS, ROWS = 32, 8
+
+
+class Module(lightning.LightningModule):
+    """A small Llama that learns from windows of a stream."""
+
+    def __init__(self, text: bytes, schedule: Schedule, accumulate: int = 1, backend: str = "") -> None:
+        super().__init__()
+        self.text, self.schedule, self.accumulate = text, schedule, accumulate
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=LATENTS, **sizes))
+        self.lm = SuperposedLM(model)  #! was: model
+        if backend:
+            self.lm.compile(backend=backend)
+        self.losses: list[float] = []
+        self.stored: dict[str, Any] | None = None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        rows = ([*line] for line in self.text.splitlines(keepends=True))
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        self.batches = WindowStream(rows, self.schedule, ROWS, LATENTS, self.accumulate, rank, ranks)  #!
+        if self.stored:
+            self.batches.load_state_dict(self.stored)  #!
+        return DataLoader(self.batches, batch_size=None)  #! was: DataLoader(rows, batch_size=...)
+
+    def training_step(self, batch: dict[str, Any], number: int) -> Tensor:
+        loss: Tensor = self.lm(batch["input_ids"], batch["bag_size"]).loss  #! was: (input_ids, labels=input_ids).loss
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=2e-3, betas=(0.9, 0.95))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["batches"] = self.batches.state_dict()  #! with the schedule
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.stored = checkpoint["batches"]  #!
+
+
+def train(
+    text: bytes,
+    schedule: Schedule,
+    out: Path,
+    accumulate: int = 1,
+    backend: str = "",
+    resume: Path | None = None,
+    until: int | None = None,
+    devices: int = 1,
+) -> list[float]:
+    """The loss of each forward pass of this process; `out`/last.ckpt goes on with it."""
+    lightning.seed_everything(0, verbose=False)
+    module = Module(text, schedule, accumulate, backend)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        use_distributed_sampler=False,  #! every process reads its own rows
+        max_steps=until or schedule.total_steps,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=1.0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, ckpt_path=resume)
+    trainer.save_checkpoint(out / "last.ckpt")
+    return module.losses
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--bag-size", type=int, default=4)
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--compile", default="", metavar="BACKEND")
+    parser.add_argument("--resume", type=Path)
+    args = parser.parse_args()
+    schedule = Schedule(args.steps, args.bag_size, args.ratio)
+    losses = train(
+        args.text.read_bytes(), schedule, args.out, args.accumulate, args.compile, args.resume, None, args.devices
+    )
+    print(f"loss of bags {losses[0]:.3f}, at the end {losses[-1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()
