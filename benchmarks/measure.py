@@ -20,8 +20,8 @@ def interleaved(
 ) -> dict[str, float]:
     """Least seconds of each arm over rounds of all arms, after one round that does not count.
 
-    Other work on the machine only ever adds time, and in rounds it hits all arms alike. `time.thread_time` leaves out
-    the time in which it had the core.
+    Other work on the machine only ever adds time, and in rounds it hits all arms alike. Of work on one thread
+    `time.thread_time` does not count the time that others had the core.
     """
     least = dict.fromkeys(arms, float("inf"))
     for number in range(rounds + 1):
