@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-commands test-wheel test-extras test-lowest docs mutants bench-loss bench-data gpu clean
+.PHONY: demo test test-commands test-wheel test-extras test-remote test-lowest docs mutants bench-loss bench-data gpu clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -17,6 +17,7 @@ test: .venv/ready
 	$(MAKE) test-commands
 	$(MAKE) test-wheel
 	$(MAKE) test-extras
+	$(MAKE) test-remote
 	if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then $(MAKE) test-lowest; fi
 	$(MAKE) docs
 
@@ -33,6 +34,11 @@ test-wheel: .venv/ready
 test-extras: .venv-extras/ready
 	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py \
 		tests/integrations/test_loops_extras.py tests/data/test_stream.py tests/core/test_triton_passes.py
+
+# Remote places on a server of this machine that speaks S3, and what datasets streams: in an environment apart.
+test-remote: .venv-remote/ready
+	.venv-remote/bin/pytest -n 2 --dist loadfile tests/test_places.py tests/test_copies.py tests/data/test_remote.py \
+		tests/data/test_text_streams.py
 
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
 # Newer packages below them may call what they use deprecated, which is no fault. On Python 3.11, the lowest as well.
@@ -85,10 +91,16 @@ gpu: .venv/ready
 	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13
 	touch .venv-extras/ready
 
+.venv-remote/ready: pyproject.toml constraints-remote.txt
+	$(PYTHON) -m venv .venv-remote
+	.venv-remote/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-remote.txt \
+		-e '.[remote,stream]' s3fs 'moto[s3]' flask flask-cors pytest pytest-xdist hypothesis
+	touch .venv-remote/ready
+
 .venv-docs/ready: constraints-docs.txt
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-docs.txt
 	touch .venv-docs/ready
 
 clean:
-	rm -rf .venv .venv-extras .venv-lowest .venv-docs site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-extras .venv-remote .venv-lowest .venv-docs site build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,7 @@
 import errno
 import os
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +91,9 @@ def test_without_locks_there_is_none(tmp_path, monkeypatch, number, refused, bus
     ):
         (tmp_path / "made").touch()
     assert (tmp_path / "made").exists() != refused
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\0b"])
+def test_a_name_no_file_can_have_is_one_sentence(name):
+    with pytest.raises(UserError, match=r"cannot be read .*; check the path"):
+        read_json(Path(name))

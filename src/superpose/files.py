@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from superpose.errors import UserError
+from superpose.errors import UserError, first_line
 
 
 @contextmanager
@@ -104,9 +104,12 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; a UserError if it is missing or holds none."""
     try:
-        return parse_json(path.read_bytes(), str(path))
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    except ValueError as error:  # no file can have such a name
+        raise UserError(f"{path} cannot be read ({first_line(error)}); check the path") from None
+    return parse_json(content, str(path))
 
 
 def parse_json(content: bytes, name: str) -> dict[str, Any]:

@@ -93,18 +93,35 @@ def test_a_stream_that_says_something_else_is_not_gone_on_with(tmp_path, kind):
         keep((folder, stream(kind(changed), kind is Resumable), "text", 100))
 
 
-def test_a_state_that_leads_elsewhere_is_not_believed(tmp_path):
+class Skips(Resumable):
+    def load_state_dict(self, state):
+        self.place = state["place"] + 3 * (state["place"] > 0)
+
+
+class Refuses(Resumable):
+    def load_state_dict(self, state):
+        if state["place"]:
+            raise KeyError("epoch")
+        super().load_state_dict(state)
+
+
+@pytest.mark.parametrize("kind", [Skips, Refuses])
+def test_a_state_that_leads_elsewhere_is_not_believed(tmp_path, kind):
     """What waits in a buffer is in no state: the records before it are read again instead."""
-
-    class Skips(Resumable):
-        def load_state_dict(self, state):
-            self.place = state["place"] + 3 * (state["place"] > 0)
-
     texts = [f"text {number}" for number in range(100)]
     with pytest.raises(UserError, match="broke off"):
-        keep((tmp_path, stream(Skips(texts, 60), True), "text", 100))
-    keep((tmp_path, stream(Skips(texts), True), "text", 100))
+        keep((tmp_path, stream(kind(texts, 60), True), "text", 100))
+    keep((tmp_path, stream(kind(texts), True), "text", 100))
     assert kept(tmp_path) == texts
+
+
+@pytest.mark.parametrize("content", ['{"records": -1}', '{"records": "7"}', "[]", '{"records": 1, "state": 3}'])
+def test_a_mark_that_was_altered_is_named(tmp_path, content):
+    folder = tmp_path / "streams" / "0"
+    folder.mkdir(parents=True)
+    (folder / "00000.json").write_text(content)
+    with pytest.raises(UserError, match=r"00000.json (was altered|holds no JSON object)"):
+        keep((folder, stream(Records(["a", "b"])), "text", 100))
 
 
 @pytest.mark.parametrize(

@@ -249,3 +249,20 @@ def test_a_tokenizer_that_the_kind_of_model_changes_is_named(run, exported, tmp_
     assert "tokenizer = PreTrainedTokenizerFast.from_pretrained(" in card
     assert "AutoTokenizer would not give the tokens of training: Other reads 'a' as" in card
     assert compared[0][0].end_of_text == AutoTokenizer.from_pretrained(exported).eos_token_id
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("tokenizer.json", "{}", r"model/tokenizer.json is not a tokenizer"),
+        ("config.json", {"eos_token_id": [0, 1]}, r"eos_token_id is \[0, 1\], expected a token's number"),
+        ("config.json", {"eos_token_id": -1}, r"eos_token_id is -1, expected a token's number"),
+    ],
+)
+def test_a_damaged_tokenizer_or_end_of_text_is_one_sentence(run, tmp_path, name, content, said):
+    shutil.copytree(run, tmp_path / "run")
+    file = tmp_path / "run" / "model" / name
+    file.write_text(content if isinstance(content, str) else json.dumps(read_json(file) | content))
+    with pytest.raises(UserError, match=said):
+        export(tmp_path / "run", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

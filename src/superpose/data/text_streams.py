@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
 
 from superpose.data.encodings import sound
 from superpose.errors import UserError, first_line, missing_package
@@ -131,8 +133,8 @@ def keep(job: tuple[Path, Stream | tuple[str, int], str, int]) -> None:
     if done.is_file():
         return
     marks = sorted(folder.glob("[0-9]*.json"))
-    mark: dict[str, Any] = read_json(marks[-1]) if marks else {"records": 0, "state": None, "next": None}
-    place, number = mark["records"], len(marks)
+    mark = _read_mark(marks[-1]) if marks else _Mark(records=0)
+    place, number = mark.records, len(marks)
     texts: list[str | None] = []
     size, state = 0, None
     for record in _entered(stream, mark, field, folder):
@@ -140,7 +142,8 @@ def keep(job: tuple[Path, Stream | tuple[str, int], str, int]) -> None:
         if size >= most:
             # Only with the record that follows can it be seen later that the stream is entered at the right place.
             _write(folder / f"{number:05d}.arrow", texts, field)
-            write_json(folder / f"{number:05d}.json", {"records": place, "state": state, "next": _digest(text)})
+            mark = _Mark(records=place, state=state, next=_digest(text))
+            write_json(folder / f"{number:05d}.json", mark.model_dump())
             texts, size, number = [], 0, number + 1
         texts.append(text)
         size += len(text or "") + 1
@@ -151,28 +154,49 @@ def keep(job: tuple[Path, Stream | tuple[str, int], str, int]) -> None:
     write_json(done, {"records": place})
 
 
-def _entered(stream: Stream, mark: dict[str, Any], field: str, folder: Path) -> Iterator[Mapping[str, Any]]:
+class _Mark(BaseModel, strict=True):
+    """How far a stream was read."""
+
+    records: Annotated[int, Field(ge=0)]
+    state: dict[str, Any] | None = None
+    """The stream's own, after so many records."""
+    next: str = ""
+    """Of the text that followed."""
+
+
+def _read_mark(file: Path) -> _Mark:
+    try:
+        return _Mark.model_validate(read_json(file))
+    except ValidationError:
+        raise UserError(f"{file} was altered; remove {file.parents[2]} and start again") from None
+
+
+def _entered(stream: Stream, mark: _Mark, field: str, folder: Path) -> Iterator[Mapping[str, Any]]:
     """The records that follow on those before a mark."""
-    if not mark["records"]:
+    if not mark.records:
         yield from _told(stream.records, stream.location)
         return
 
     def first(records: Iterator[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        return [record for record in islice(records, 1) if _digest(record.get(field)) == mark["next"]]
+        return [record for record in islice(records, 1) if _digest(record.get(field)) == mark.next]
 
     records: Any = stream.records
-    if mark["state"] is not None:
+    if mark.state is not None and stream.has_state:
         start = records.state_dict()
-        records.load_state_dict(mark["state"])
         entered = _told(records, stream.location)
-        if found := first(entered):
+        try:
+            records.load_state_dict(mark.state)
+            found = first(entered)
+        except Exception:  # of whatever takes a state that is none of its own; reading up to there tells
+            found = []
+        if found:
             yield from chain(found, entered)
             return
         records.load_state_dict(start)
-    entered = islice(_told(records, stream.location), mark["records"], None)
+    entered = islice(_told(records, stream.location), mark.records, None)
     if not (found := first(entered)):
         raise UserError(
-            f"{stream.location} says something else at record {mark['records']} than when its reading was "
+            f"{stream.location} says something else at record {mark.records} than when its reading was "
             f"interrupted; remove {folder.parent.parent} and start again"
         )
     yield from chain(found, entered)

@@ -173,12 +173,7 @@ def load_tokenizer(location: str, end_of_text: str = "") -> TextTokenizer:
         raise UserError(
             f"tokenizer {location} is not there; give a tokenizer.json, a directory that holds one, or '{BYTES}'"
         )
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises its own bare Exception
-        raise UserError(
-            f"{file} is not a tokenizer ({first_line(error)[:200]}); give a Hugging Face tokenizer.json"
-        ) from None
+    tokenizer = read_tokenizer(file)
     token = end_of_text or _eos_token(file.parent / "tokenizer_config.json")
     special = [added.content for added in tokenizer.get_added_tokens_decoder().values()]
     if not token:
@@ -196,6 +191,16 @@ def load_tokenizer(location: str, end_of_text: str = "") -> TextTokenizer:
     tokenizer = _with_special(tokenizer, number)
     tokenizer.encode_special_tokens = True
     return TextTokenizer(tokenizer, number, path if path.is_dir() else None)
+
+
+def read_tokenizer(file: Path) -> Tokenizer:
+    """What is in a tokenizer.json; a UserError if that is no tokenizer."""
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises its own bare Exception
+        raise UserError(
+            f"{file} is not a tokenizer ({first_line(error)[:200]}); give a Hugging Face tokenizer.json"
+        ) from None
 
 
 def save_tokenizer(text_tokenizer: TextTokenizer, directory: Path) -> None:
@@ -268,7 +273,10 @@ def difference(text_tokenizer: TextTokenizer, directory: Path) -> str | None:
     except Exception as error:  # whatever transformers raises for settings that do not go together
         return f"AutoTokenizer cannot load it ({first_line(error)[:200]})"
     texts = _sample(text_tokenizer)
-    theirs = loaded(texts, split_special_tokens=True)["input_ids"]
+    try:
+        theirs = loaded(texts, split_special_tokens=True)["input_ids"]
+    except Exception as error:  # of settings that do not go together, some show only here
+        return f"{type(loaded).__name__}, which AutoTokenizer takes, cannot encode ({first_line(error)[:200]})"
     for text, ids, other in zip(texts, text_tokenizer.encode(texts), theirs, strict=True):
         own = ids.tolist()
         if own != other:

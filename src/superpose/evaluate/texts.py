@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from superpose.data.readers import Source, find_parts, read_part
 from superpose.data.store import TokenStore, is_store
+from superpose.data.tokenizer import read_tokenizer
 from superpose.errors import UserError, printable
 from superpose.evaluate.intervals import Floats
 from superpose.evaluate.models import EvaluatedModel
@@ -78,7 +78,7 @@ def own_texts(models: Sequence[EvaluatedModel], max_bytes: float) -> list[HeldOu
 def _held_out_of(store: TokenStore, name: str, max_bytes: float) -> HeldOut:
     """The text that a store's held-out tokens stand for, by the store's own tokenizer."""
     split = store.val
-    tokenizer = Tokenizer.from_file(str(store.tokenizer_path / "tokenizer.json"))
+    tokenizer = read_tokenizer(store.tokenizer_path / "tokenizer.json")
     # A document ends with the end of text, which is not part of it.
     documents = (
         tokenizer.decode(split.tokens.read(start, stop - start - 1).tolist(), skip_special_tokens=False)

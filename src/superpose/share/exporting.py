@@ -15,10 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import TypeAdapter
-from tokenizers import Tokenizer
 
 from superpose.copies import refuse_whole, write_folder
-from superpose.data.tokenizer import FILES, difference, load_tokenizer
+from superpose.data.tokenizer import FILES, difference, load_tokenizer, read_tokenizer
 from superpose.errors import UserError
 from superpose.files import file_sha256, whole_directory, write_json, write_text
 from superpose.models.build import build_config, build_model
@@ -79,6 +78,8 @@ def export(
     # Of a model of bags a run writes none at its end, but its last checkpoint holds it.
     model = _model(source, step if bags else checkpoint, average)
     facts, end = gather(source, model, step, average), model.config.eos_token_id
+    if type(end) is not int or not 0 <= end < 2**32:
+        raise UserError(f"{source.path}: the model's eos_token_id is {end!r}, expected a token's number")
     tokenizer = source.path / "model"
     if not (tokenizer / "tokenizer.json").is_file():
         tokenizer = source.whole_store(_NO_TOKENIZER).tokenizer_path
@@ -86,7 +87,7 @@ def export(
         files = [(name, (tokenizer / name).read_bytes()) for name in FILES if (tokenizer / name).is_file()]
         save_model(aside, model, files, max_shard_size=max_shard_size)
         # Which class AutoTokenizer takes depends on the kind of model.
-        own = load_tokenizer(str(aside), Tokenizer.from_file(str(aside / "tokenizer.json")).id_to_token(end) or "")
+        own = load_tokenizer(str(aside), read_tokenizer(tokenizer / "tokenizer.json").id_to_token(end) or "")
         facts = replace(facts, tokenizer=difference(own, aside))
         known = TypeAdapter(Facts).dump_python(facts, mode="json", exclude_none=True)
         write_text(aside / "README.md", model_card(out.name, facts, license_id, languages))
