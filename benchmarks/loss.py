@@ -1,19 +1,26 @@
 """The loss through the head against the ways it is usually computed: time, and peak memory.
 
-    python benchmarks/loss.py                   all of docs/loss.md's figures, about an hour
-    python benchmarks/loss.py --rounds 1        roughly, in a third of that
+    python benchmarks/loss.py                                everything, about an hour and a half
+    python benchmarks/loss.py --ways                         six ways at one shape: the first tables of docs/loss.md
+    python benchmarks/loss.py --shapes --threads 1 --dtypes bfloat16 --widths 256 768
+                                                             superpose, the plain loss and the products at many shapes
 
-Forward and backward pass on one thread. Times of a setting's methods are taken in turns in one process, and stated
-as ratios to `F.cross_entropy(F.linear(hidden, head), targets[:, 0])`, the loss of ordinary training. Peak memory is
-that of a process that does one forward and backward pass, its 200-odd MB of Python and PyTorch included.
-Writes benchmarks/results/loss.json and docs/images/loss.png.
+Forward and backward pass. Arms of a setting are taken in turns in one process; the least of all rounds counts, on one
+thread in seconds of that thread, on several by the clock. The plain loss is `F.cross_entropy(F.linear(hidden, head),
+targets[:, 0])`, that of ordinary training; the limit is the three matrix products alone, in the same dtype. Peak memory
+is that of a process that does one forward and backward pass, 300 MB of Python and PyTorch included.
+
+Settings that benchmarks/results/loss.json has for this CPU are not measured again, so a run can be cut and goes on;
+`--again` measures them. `ONEDNN_MAX_CPU_ISA=AVX512_CORE` in the environment imitates a CPU without bfloat16
+instructions. Writes that file and, with the six ways, docs/images/loss.png.
 """
-
-from __future__ import annotations
 
 import argparse
 import json
+import os
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +33,15 @@ from superpose.core.linear_loss import linear_multi_hot_cross_entropy
 from superpose.core.loss import multi_hot_cross_entropy
 
 ROOT = Path(__file__).parents[1]
-WIDTH = 256
-ROWS = {16384: 2048, 128256: 256}
-"""Rows for each vocabulary size: about as many logits for either."""
+FILE = ROOT / "benchmarks" / "results" / "loss.json"
 BAG_SIZES = (1, 4, 8, 16)
 DTYPES = ("float32", "bfloat16")
+WAYS_SHAPE = (2048, 256, 16384)
+"""Positions, width and vocabulary of the comparison of six ways."""
+WIDTHS = (64, 256, 768, 2048, 4096)
+VOCABULARIES = (1024, 16384, 50304, 128256)
+OPERATIONS = 3e11
+"""Of the products of a shape, which decide its positions: seconds in float32 on one thread."""
 REFERENCE = "ordinary cross-entropy"
 
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -84,12 +95,17 @@ METHODS: dict[str, Method] = {
 }
 
 
-def operands(vocab_size: int, dtype: str, bag_size: int) -> tuple[Tensor, Tensor, Tensor]:
+def positions_of(width: int, vocab_size: int) -> int:
+    """N of a shape: the power of 2 that its operations allow, 64 to 2048."""
+    allowed = OPERATIONS / (6 * width * vocab_size)
+    return max([64, *(1 << power for power in range(6, 12) if 1 << power <= allowed)])
+
+
+def operands(positions: int, width: int, vocab_size: int, dtype: str, bag_size: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(0)
-    rows = ROWS[vocab_size]
-    hidden = torch.randn(rows, WIDTH).to(getattr(torch, dtype)).requires_grad_()
-    head = (torch.randn(vocab_size, WIDTH) * WIDTH**-0.5).to(getattr(torch, dtype)).requires_grad_()
-    return hidden, head, torch.randint(0, vocab_size, (rows, bag_size))
+    hidden = torch.randn(positions, width).to(getattr(torch, dtype)).requires_grad_()
+    head = (torch.randn(vocab_size, width) * width**-0.5).to(getattr(torch, dtype)).requires_grad_()
+    return hidden, head, torch.randint(0, vocab_size, (positions, bag_size))
 
 
 def step(method: str, hidden: Tensor, head: Tensor, targets: Tensor) -> float:
@@ -101,34 +117,81 @@ def step(method: str, hidden: Tensor, head: Tensor, targets: Tensor) -> float:
     return float("nan")
 
 
-def measure(vocab_size: int, dtype: str, bag_size: int, rounds: int) -> list[dict[str, Any]]:
-    hidden, head, targets = operands(vocab_size, dtype, bag_size)
+def peak(method: str, shape: tuple[int, ...], dtype: str, bag_size: int) -> int:
+    megabytes: int = round(peak_memory(__file__, "--once", method, *map(str, shape), dtype, str(bag_size)))
+    return megabytes
+
+
+def clock() -> Callable[[], float]:
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def ways(dtype: str, bag_size: int, rounds: int) -> list[dict[str, Any]]:
+    """The six ways at one shape: a row for each."""
+    hidden, head, targets = operands(*WAYS_SHAPE, dtype, bag_size)
     exact = multi_hot_cross_entropy(F.linear(hidden.detach().double(), head.detach().double()), targets).item()
-    setting = {"vocab_size": vocab_size, "rows": len(hidden), "width": WIDTH, "dtype": dtype, "bag_size": bag_size}
-    seconds = interleaved({name: lambda name=name: step(name, hidden, head, targets) for name in METHODS}, rounds)  # type: ignore[misc]
-    results = []
+    arms = {name: partial(step, name, hidden, head, targets) for name in METHODS}
+    seconds = interleaved(arms, rounds, clock())
+    rows = []
     for name in METHODS:
         value = step(name, hidden, head, targets)
-        results.append(
+        rows.append(
             {
-                **setting,
                 "method": name,
                 "seconds": round(seconds[name], 4),
                 "ratio": round(seconds[name] / seconds[REFERENCE], 3),
                 # The reference has another target, the products have none.
                 "error": None if METHODS[name] in (ordinary, products) else float(f"{abs(value - exact):.1e}"),
-                "peak_mb": round(peak_memory(__file__, "--once", name, str(vocab_size), dtype, str(bag_size))),
+                "peak_mb": peak(name, WAYS_SHAPE, dtype, bag_size),
             }
         )
-    return results
+        print(f"{name:42} {rows[-1]['ratio']:7.3f} {rows[-1]['peak_mb']:6} {rows[-1]['error'] or '':>9}", flush=True)
+    return rows
 
 
-def show(results: list[dict[str, Any]]) -> None:
-    first = results[0]
-    print(f"\nV {first['vocab_size']}  N {first['rows']}  D {WIDTH}  s {first['bag_size']}  {first['dtype']}")
-    print(f"{'':42} {'time':>7} {'peak, MB':>9} {'error':>9}")
-    for row in results:
-        print(f"{row['method']:42} {row['ratio']:7.3f} {row['peak_mb']:9} {row['error'] or '':>9}", flush=True)
+def shape_row(width: int, vocab_size: int, dtype: str, rounds: int, memory: bool) -> dict[str, Any]:
+    """Superpose at each bag size, the plain loss and the limit: seconds, and peak memory at the largest bag."""
+    shape = positions_of(width, vocab_size), width, vocab_size
+    hidden, head, targets = operands(*shape, dtype, max(BAG_SIZES))
+    # As many as take a fiftieth of a second, so that small shapes are not measured by single calls.
+    repeats = max(1, int(5e9 / (6 * shape[0] * width * vocab_size)))
+
+    def arm(method: str, bag_size: int) -> Callable[[], object]:
+        bags = targets[:, :bag_size].contiguous()
+        return lambda: [step(method, hidden, head, bags) for _ in range(repeats)]
+
+    limit, ours = "the three matrix products alone", "superpose"
+    arms = {"limit": arm(limit, 1), "plain": arm(REFERENCE, 1), **{f"s{s}": arm(ours, s) for s in BAG_SIZES}}
+    seconds = interleaved(arms, rounds, clock())
+    row: dict[str, Any] = {"positions": shape[0], "seconds": {n: round(v / repeats, 5) for n, v in seconds.items()}}
+    row["to_limit"] = {s: round(seconds[f"s{s}"] / seconds["limit"], 3) for s in BAG_SIZES}
+    row["to_plain"] = {s: round(seconds[f"s{s}"] / seconds["plain"], 3) for s in BAG_SIZES}
+    if memory:
+        mb = [peak(method, shape, dtype, max(BAG_SIZES)) for method in (ours, REFERENCE)]
+        row |= {"peak_mb": mb[0], "plain_peak_mb": mb[1]}
+    print(
+        f"N {shape[0]:5} D {width:5} V {vocab_size:7} {dtype:9} {torch.get_num_threads()} threads "
+        f"to limit {list(row['to_limit'].values())} to plain {list(row['to_plain'].values())} {row.get('peak_mb', '')} "
+        f"{row.get('plain_peak_mb', '')}",
+        flush=True,
+    )
+    return row
+
+
+def plot_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The six ways' rows of the CPU that this is, with their dtype and bag size."""
+    return [
+        {**row, "dtype": dtype, "bag_size": s}
+        for dtype in DTYPES
+        for s in BAG_SIZES
+        for row in results.get(f"{kind()} | ways {dtype} s {s}", [])
+    ]
+
+
+def kind() -> str:
+    """The CPU, and what of it may be used."""
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return str(machine()["cpu"]) + (f" limited to {limited}" if limited else "")
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:
@@ -138,12 +201,11 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullLocator
 
-    vocab_size = min(ROWS)
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.8), layout="constrained")
     panels = [("float32", "ratio"), ("bfloat16", "ratio"), ("float32", "peak_mb")]
     for axis, (dtype, figure_of) in zip(axes, panels, strict=True):
         for name in METHODS:
-            rows = [r for r in results if (r["vocab_size"], r["dtype"], r["method"]) == (vocab_size, dtype, name)]
+            rows = [r for r in results if (r["dtype"], r["method"]) == (dtype, name)]
             axis.plot(
                 [r["bag_size"] for r in rows],
                 [r[figure_of] for r in rows],
@@ -167,29 +229,50 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--once", nargs=4, metavar=("METHOD", "V", "DTYPE", "S"), help="one pass, for its peak memory")
+    parser.add_argument("--ways", action="store_true", help="six ways at one shape; without this and --shapes, both")
+    parser.add_argument("--shapes", action="store_true", help="superpose, the plain loss and the limit at many shapes")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
+    parser.add_argument("--again", action="store_true", help="measure what is known as well")
+    parser.add_argument(
+        "--once", nargs=6, metavar=("METHOD", "N", "D", "V", "DTYPE", "S"), help="one pass, for its peak"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.once:
-        method, vocab_size, dtype, bag_size = arguments.once
-        step(method, *operands(int(vocab_size), dtype, int(bag_size)))
+        method, positions, width, vocab_size, dtype, bag_size = arguments.once
+        hidden, head, targets = operands(int(positions), int(width), int(vocab_size), dtype, int(bag_size))
+        # Loads what every process that trains has: PyTorch's compiler, 75 MB, which an operator of one's own loads too.
+        torch.optim.SGD([head])
+        step(method, hidden, head, targets)
         print_peak_memory()
         return
-    results: list[dict[str, Any]] = []
-    for vocab_size in ROWS:
-        for dtype in DTYPES:
-            for bag_size in BAG_SIZES:
-                # Without the instructions a bfloat16 product takes seconds, and noise is the smaller for it.
-                rounds = arguments.rounds if dtype == "float32" else max(1, arguments.rounds // 2)
-                setting = measure(vocab_size, dtype, bag_size, rounds)
-                show(setting)
-                results += setting
-    file = ROOT / "benchmarks" / "results" / "loss.json"
-    file.parent.mkdir(exist_ok=True)
-    facts = {"command": "make bench-loss", "machine": machine(), "results": results}
-    file.write_text(json.dumps(facts, indent=1) + "\n")
-    plot(results, ROOT / "docs" / "images" / "loss.png")
+    facts = json.loads(FILE.read_text()) if FILE.exists() else {}
+    results: dict[str, Any] = facts.get("results", {})
+
+    def measure(name: str, run: Callable[[], Any]) -> None:
+        name = f"{kind()} | {name}"
+        if name not in results or arguments.again:
+            results[name] = run()
+            facts.update(command="make bench-loss", torch=torch.__version__, results=results)
+            FILE.write_text(json.dumps(facts, indent=1) + "\n")
+
+    both = arguments.ways == arguments.shapes
+    if arguments.ways or both:
+        for dtype in arguments.dtypes:
+            for s in BAG_SIZES:
+                measure(f"ways {dtype} s {s}", partial(ways, dtype, s, arguments.rounds))
+        plot(plot_rows(results), ROOT / "docs" / "images" / "loss.png")
+    if arguments.shapes or both:
+        shapes = [(d, v, dtype) for dtype in arguments.dtypes for d in arguments.widths for v in arguments.vocabularies]
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            for width, vocab_size, dtype in shapes:
+                run = partial(shape_row, width, vocab_size, dtype, arguments.rounds, memory=threads == 1)
+                measure(f"{dtype} D {width} V {vocab_size} threads {threads}", run)
 
 
 if __name__ == "__main__":

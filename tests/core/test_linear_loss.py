@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from superpose import (
@@ -14,7 +15,7 @@ from superpose import (
     linear_multi_hot_cross_entropy,
     multi_hot_cross_entropy,
 )
-from superpose.core import linear_loss, multi_hot_op
+from superpose.core import linear_loss, multi_hot_op, passes
 from superpose.core.multi_hot_op import Settings, linear_multi_hot, linear_multi_hot_gradients
 from tests.core.test_loss import V, bags, reductions
 from tests.ranks import on_ranks
@@ -168,6 +169,58 @@ def test_one_head_product_for_the_whole_bag_and_never_all_logits():
     assert watched(torch.no_grad()(loss))[0] == product
     head.requires_grad_(False)
     assert watched(lambda: loss().backward())[0] == 2 * product
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_heads_gradient_is_held_once(dtype):
+    """The one that is formed is scaled where it is and becomes that of the parameter."""
+    held = set()  # addresses: a reference would keep the parameter from taking the gradient as it is
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple) else (out,):
+                if isinstance(tensor, torch.Tensor) and tensor.numel() == head.numel():
+                    held.add(tensor.data_ptr())
+            return out
+
+    hidden, head, _ = leaves(8, 64, 16, dtype)
+    with Largest():
+        linear_multi_hot_cross_entropy(hidden, head, torch.randint(0, 64, (8, 2))).backward()
+    assert held == {head.grad.data_ptr()}
+
+
+def test_a_chunk_in_half_precision_is_never_copied_whole(monkeypatch):
+    """Nor into another dtype inside an operation of PyTorch."""
+    monkeypatch.setattr(linear_loss, "_CPU_HALVES", {torch.bfloat16})
+    positions, vocab_size = 64, 256
+    monkeypatch.setattr(passes, "_BLOCK", positions * vocab_size // 8 // torch.get_num_threads())
+    hidden, head, _ = leaves(positions, vocab_size, 8, torch.bfloat16)
+    targets = torch.randint(0, vocab_size, (positions, 4))
+    with profile(record_shapes=True) as seen:
+        linear_multi_hot_cross_entropy(hidden, head, targets, chunk_positions=positions).backward()
+    copied = [event.input_shapes[0] for event in seen.events() if event.name == "aten::copy_"]
+    assert [positions // 8, vocab_size] in copied
+    assert max(torch.Size(shape).numel() for shape in copied) == positions * vocab_size // 8
+
+
+def test_gradients_are_added_up_over_backward_passes():
+    """What was given away is not what the next pass scales."""
+    hidden, head, _ = leaves(8)
+    loss = linear_multi_hot_cross_entropy(hidden, head, torch.randint(0, V, (8, 2)))
+    expected = torch.autograd.grad(loss, (hidden, head), retain_graph=True)
+    for factor in (1.0, 2.0, 0.0, 3.0):
+        (factor * loss).backward(retain_graph=True)
+    for leaf, gradient in zip((hidden, head), expected, strict=True):
+        torch.testing.assert_close(leaf.grad, 6 * gradient)
+
+
+def test_positions_whose_loss_is_not_asked_for_have_no_gradient():
+    hidden, head, _ = leaves(8)
+    losses = linear_multi_hot_cross_entropy(hidden, head, torch.randint(0, V, (8, 2)), reduction="none", z_loss=0.1)
+    losses[3:5].sum().backward()
+    assert (hidden.grad.norm(dim=1) > 0).tolist() == [False] * 3 + [True] * 2 + [False] * 3
+    assert head.grad.isfinite().all()
 
 
 def test_a_second_backward_gives_the_same_again():
@@ -396,16 +449,25 @@ def test_a_large_logit_neither_overflows_nor_loses_the_loss():
     torch.testing.assert_close(loss, torch.tensor([0.0, 2e4]))
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@given(st.integers(1, 10**6), st.integers(8, 8192), st.integers(100, 300_000), st.sampled_from([2, 4]))
+def test_chunks_move_four_times_what_is_moved_between_them(device, positions, width, vocab_size, itemsize):
+    chunk = linear_loss.chunk_positions(device, positions, width, vocab_size, itemsize)
+    once = 8 * vocab_size * width + linear_loss._START_BYTES["cpu" if device == "cpu" else "gpu"]
+    wanted = 4 * once / (5 * vocab_size * itemsize)
+    assert 1 <= chunk <= min(positions, wanted + 1)
+    # Chunks of one size: none is less than half of what the bytes ask for.
+    assert chunk == positions or chunk >= wanted / 2 - 1
+
+
 @pytest.mark.parametrize(
-    ("device", "positions", "width", "vocab_size", "expected"),
+    ("device", "positions", "width", "vocab_size", "itemsize", "expected"),
     [
-        ("cpu", 4096, 256, 8192, 128),
-        ("cpu", 4096, 256, 256, 1024),  # 1 MiB of float32 logits
-        ("cuda", 65_536, 2048, 128_256, 1046),  # the logits are as large as the hidden states
-        ("cuda", 4096, 576, 128_256, 1024),
-        ("cuda", 512, 576, 128_256, 512),
-        ("cpu", 0, 16, 0, 1),  # no positions, or a shard without vocabulary
+        ("cpu", 2048, 64, 1024, 2, 2048),  # the demo: one chunk
+        ("cpu", 16_384, 768, 50_304, 4, 1261),
+        ("cuda", 65_536, 4096, 128_256, 2, 16_384),  # a gradient of 2 GB is added up four times
+        ("cpu", 0, 16, 0, 4, 1),  # no positions, or a shard without vocabulary
     ],
 )
-def test_chunks_follow_the_device_and_the_shapes(device, positions, width, vocab_size, expected):
-    assert linear_loss.chunk_positions(device, positions, width, vocab_size) == expected
+def test_chunks_follow_the_device_and_the_shapes(device, positions, width, vocab_size, itemsize, expected):
+    assert linear_loss.chunk_positions(device, positions, width, vocab_size, itemsize) == expected

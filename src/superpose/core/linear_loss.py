@@ -173,7 +173,8 @@ def chunk_positions(device_type: str, positions: int, width: int, vocab_size: in
 def _chunk(given: int | None, hidden: Tensor, entries: int, product_dtype: torch.dtype) -> int:
     if given is not None and given < 1:
         raise ValueError(f"chunk_positions is {given}; give at least 1, or None to have it chosen")
-    return given or chunk_positions(hidden.device.type, *hidden.shape, entries, product_dtype.itemsize)
+    positions, width = hidden.shape
+    return given or chunk_positions(hidden.device.type, positions, width, entries, product_dtype.itemsize)
 
 
 def _check_head(hidden: Tensor, weight: Tensor, bias: Tensor | None, softcap: float | None) -> None:

@@ -4,7 +4,7 @@
     gradients              float32; kept through a step's parts where there are several
     gathered               of FSDP2: two blocks, and embedding and head, whole, in the dtype of the products
     activations            what the blocks keep for the backward pass, by counting what PyTorch would keep of one
-    head                   the chunked loss' two chunks of logits and its gradients; beside it whole logits
+    head                   the chunked loss' chunk of logits and its gradients; beside it whole logits
     checkpoint             host memory: the copy of the state that is written beside training, and the writer's own
     base                   the process itself: libraries on a CPU, the driver's context on a GPU
 
@@ -118,9 +118,12 @@ def memory(request: Request, model: ModelFacts) -> Memory:
 
 
 def head_memory(device_type: str, positions: int, width: int, vocab_size: int) -> int:
-    """Bytes of the chunked loss in float32: two chunks of logits, the head's gradient and that of the hidden states."""
-    chunk = min(positions, chunk_positions(device_type, positions, width, vocab_size))
-    return _FLOAT32 * (2 * chunk * vocab_size + vocab_size * width + positions * width)
+    """Bytes of the chunked loss in float32: a chunk of logits, the head's gradient and that of the hidden states.
+
+    In half precision a chunk has twice the positions, and so the same bytes.
+    """
+    chunk = chunk_positions(device_type, positions, width, vocab_size)
+    return _FLOAT32 * (chunk * vocab_size + vocab_size * width + positions * width)
 
 
 def _wastes_aligned_blocks() -> bool:
