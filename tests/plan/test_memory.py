@@ -53,6 +53,15 @@ def estimate(config, rows=4, **settings):
     return memory(Request(config, LATENTS, rows, 1, **settings), facts(config, LATENTS))
 
 
+def test_gradients_are_whole_between_the_parts_of_a_step_unless_sharded():
+    """One row at a time either way, on two devices."""
+    config = config_of("llama")
+    whole, sharded = (estimate(config, rows=4, parts=2, sharing=Sharing(2, 2, gradients=g)) for g in (False, True))
+    assert whole.peak - sharded.peak == 4 * facts(config, LATENTS).parameters // 2
+    one_part = (estimate(config, rows=2, sharing=Sharing(2, 2, gradients=g)) for g in (False, True))
+    assert next(one_part) == next(one_part)
+
+
 def test_the_state_is_arithmetic():
     config = config_of("llama")
     parameters = facts(config, LATENTS).parameters
