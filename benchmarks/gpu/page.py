@@ -45,7 +45,7 @@ def card(facts: dict[str, Any]) -> str:
     product, copy = facts["product_tflops"], facts["copy_tb_per_s"]
     return (
         f"Measured on one **{facts['card']}** ({facts['memory_gb']:.0f} GB), {versions}.\n"
-        f"On it a bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s; a copy\n"
+        f"On it a bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s, and a copy\n"
         f"moves {copy:.2f} TB/s, read and written. Nothing has been measured on another card.\n"
         "[gpu.json](../benchmarks/results/gpu.json) has every figure."
     )
@@ -62,7 +62,7 @@ def correctness(found: dict[str, Any]) -> str:
         rows.append([dtype, str(len(of)), f"{worst['error']:.1e}", f"{worst['plain_error']:.1e}"])
     header = ["gradients, against float64", "cases", "largest error", "whole logits, plain PyTorch"]
     names = dict.fromkeys(case["case"] for case in cases)
-    return f"{right} of {len(cases)} cases are right: {', '.join(names)}.\n\n{_table(header, rows)}"
+    return f"{right} of {len(cases)} cases are right: {'; '.join(names)}.\n\n{_table(header, rows)}"
 
 
 def passes(found: dict[str, Any]) -> str:
@@ -103,9 +103,15 @@ def losses(found: dict[str, Any]) -> str:
             ]
         )
     header = ["s", "V", "D", "plain, ms", "superpose, ms", "to plain", "to limit", "memory to plain", "others to plain"]
-    left = f"\n\nLeft out, for want of time: {len(found['left_out'])} settings." if found["left_out"] else ""
-    missing = "".join(f" Not there: {sentence}." for sentence in found["missing"])
-    return f"{_table(header, rows)}{left}{missing}"
+    ratios = [of[OURS]["to_plain"] for of in settings.values()]
+    memory = [of[OURS]["peak_mb"] / of[PLAIN]["peak_mb"] for of in settings.values()]
+    said = [
+        f"Of {len(ratios)} settings superpose takes no longer than plain in {sum(ratio <= 1 for ratio in ratios)}; "
+        f"at most {max(ratios):.2f} of its time,\nand {min(memory):.2f} to {max(memory):.2f} of its memory."
+    ]
+    said += [f"Left out, for want of time: {len(found['left_out'])} settings."] if found["left_out"] else []
+    said += [f"Not there: {sentence}." for sentence in found["missing"]]
+    return f"{' '.join(said)}\n\n{_table(header, rows)}"
 
 
 def _other(name: str) -> bool:

@@ -7,8 +7,8 @@ gradient: both kernels wait for memory, and what is between takes no time of its
 - a program reads 16 bytes a thread and instruction: BLOCK entries are two such reads of half precision for each of 8
   warps of 32 threads, and eight such programs fill a multiprocessor's 2,048 threads, so that 64 KB are on their way
   at any time where 3 TB/s at 700 ns over 132 multiprocessors ask for 16 KB;
-- each thread keeps a maximum and a sum of its own for every entry of the block it holds, which meet at the end of the
-  row alone; a new maximum scales the old sum, else the new exponential is scaled, so an entry costs one exponential;
+- a thread keeps a maximum and a sum of its own for each of its reads, which meet at the end of the row alone; an entry
+  costs one exponential, and a read one more, by which a new maximum scales the old sum;
 - no result depends on the order in which programs or threads arrive: nothing is added to memory, and a target that
   occurs twice is written twice with the same value.
 
