@@ -189,9 +189,10 @@ def plot_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def kind() -> str:
-    """The CPU, and what of it may be used."""
-    limited = os.environ.get("ONEDNN_MAX_CPU_ISA")
-    return str(machine()["cpu"]) + (f" limited to {limited}" if limited else "")
+    """The CPU, and whether it multiplies in bfloat16; the setting that imitates one that does not."""
+    facts, limited = machine(), os.environ.get("ONEDNN_MAX_CPU_ISA")
+    halves = "with" if facts["avx512_bf16"] else "without"
+    return f"{facts['cpu']} {halves} bfloat16" + (f", limited to {limited}" if limited else "")
 
 
 def plot(results: list[dict[str, Any]], file: Path) -> None:

@@ -8,12 +8,12 @@ The loss of a head is three matrix products (logits, gradient of hidden, gradien
 N x V numbers. Done naively the passes cost as much as the products, and the N x V numbers are the largest tensor
 of the whole training step. Here positions go through the head in chunks, and a chunk's gradients are formed while its
 logits are at hand (`superpose.core.multi_hot_op`). So the forward pass does all the work, the backward pass only
-scales two gradients, nothing is computed twice, and two chunks of n x V are the largest temporary there is.
+scales two gradients, in place, nothing is computed twice, and one chunk of n x V is the largest temporary there is.
 docs/loss.md has the argument with its measurements.
 
 Precision
-    Logits are float32 (float64 for float64), and so are the sums over the vocabulary, the loss, and the head's
-    gradient until it is returned. The products run in the dtype of their operands or of autocast; on a CPU that
+    Logits are float32 (float64 for float64), and so are the sums over the vocabulary, the loss, and the sum of the
+    chunks' gradients of the head. The products run in the dtype of their operands or of autocast; on a CPU that
     cannot multiply in half precision, in float32, which is both faster there and closer.
 
 Shapes: N positions (B rows x L latents), n of a chunk, S targets of a position (a bag), D width, V vocabulary.
