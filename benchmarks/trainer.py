@@ -80,7 +80,7 @@ def main() -> None:
     from measure import machine
 
     torch.set_num_threads(1)
-    results = json.loads(RESULTS.read_text())["settings"] if RESULTS.exists() else {}
+    results = json.loads(RESULTS.read_text()).get("settings", {}) if RESULTS.exists() else {}
     for name in options.setting or SETTINGS:
         results[name] = {"machine": machine(), **measured(name, options)}
         print(json.dumps(results[name], indent=1))
