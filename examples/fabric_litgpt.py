@@ -81,7 +81,7 @@ def train(
     batches = batches_of(text, schedule, plan, accumulate, fabric.global_rank, fabric.world_size)  #! was: a loader
     state: dict[str, Any] = {"lm": lm, "optimizer": optimizer, "batches": batches}  #! with the schedule
     if checkpoint and checkpoint.exists():
-        fabric.load(checkpoint, state)
+        fabric.load(checkpoint, state, weights_only=True)
     losses = []
     while batches.position < (until or schedule.total_steps) * accumulate:
         total = torch.zeros(())

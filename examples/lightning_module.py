@@ -86,7 +86,7 @@ def train(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, ckpt_path=resume)
+    trainer.fit(module, ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(out / "last.ckpt")
     return module.losses
 

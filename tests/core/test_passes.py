@@ -8,7 +8,7 @@ from superpose.core.passes import passes_for
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 9))  # n, S, V
 
 
-def block(shape, dtype, seed, with_bias, scale=5):
+def block(shape, dtype, seed, scale, with_bias):
     """Logits [n, V], bias, places [n, S], factor [n, 1] and what is taken off at the places [n, S]."""
     n, bag_size, vocab_size = shape
     generator = torch.Generator().manual_seed(seed)
@@ -22,12 +22,12 @@ def block(shape, dtype, seed, with_bias, scale=5):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @given(shapes, st.integers(0, 9), st.sampled_from([0.0, 3.0]), st.sampled_from([5, 100]), st.booleans())
 def test_the_passes_are_their_formulas(dtype, shape, seed, softcap, scale, with_bias):
-    logits, *rest = block(shape, dtype, seed, with_bias, scale)
+    logits, *rest = block(shape, dtype, seed, scale, with_bias)
     check_formulas(passes_for(logits), (logits, *rest), softcap, scale)
 
 
-def check_formulas(passes, operands, softcap, scale=5):
-    """Of a form of the passes, against float64, element by element."""
+def check_formulas(passes, operands, softcap, scale):
+    """Of a form of the passes, against float64, element by element; `scale` is of the logits."""
     logits, bias, places, factor, at_targets = operands
     dtype = logits.dtype
     capped = logits.double() if bias is None else logits.double() + bias

@@ -26,18 +26,19 @@ def small_blocks(monkeypatch):
     st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 50)),
     st.integers(0, 9),
     st.sampled_from([0.0, 3.0]),
+    st.sampled_from([5, 100]),
     st.booleans(),
 )
-def test_the_kernels_are_their_formulas(dtype, shape, seed, softcap, with_bias):
+def test_the_kernels_are_their_formulas(dtype, shape, seed, softcap, scale, with_bias):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_passes, "BLOCK", 16)
-        check_formulas(FUSED, block(shape, dtype, seed, with_bias), softcap)
+        check_formulas(FUSED, block(shape, dtype, seed, scale, with_bias), softcap, scale)
 
 
 @pytest.mark.parametrize("vocab_size", [1, 4095, 4096, 4097, 9001])
 @pytest.mark.parametrize("softcap", [0.0, 30.0])
 def test_the_blocks_that_a_gpu_gets(vocab_size, softcap):
-    check_formulas(FUSED, block((2, 3, vocab_size), torch.bfloat16, 0, True), softcap)
+    check_formulas(FUSED, block((2, 3, vocab_size), torch.bfloat16, 0, 5, True), softcap, 5)
 
 
 def read(logits, places=None):

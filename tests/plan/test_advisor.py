@@ -121,6 +121,7 @@ def test_a_recipe_that_does_not_fit_as_it_stands_says_what_to_set():
     plan = make_plan(request_of(recipe, parse_hardware("8xA100-40")))
     assert plan.decision == "do not"
     assert "it does with train.accumulate = " in texts(plan, "do not")
+    assert "and parallel.shard_gradients = true" in texts(plan, "do not")
 
 
 def test_rows_at_a_time_are_as_many_as_fit():

@@ -127,16 +127,14 @@ def _sweep(
     wants_hidden, wants_weight, wants_bias = settings.wanted
     vocab_size, dtype = settings.vocab_size, settings.product_dtype
     losses = shares.new_empty(len(hidden))
-    gradients = grad_hidden, grad_weight, grad_bias = _gradients(hidden, weight, bias, shares, settings.wanted)
+    gradients = grad_hidden, grad_weight, grad_bias = _gradients(hidden, weight, bias, shares, settings)
     grad_hidden.zero_()
     grad_bias.zero_()
     chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))
     head = _aligned_head(weight[:vocab_size], dtype)
-    # Half-precision products are summed in float32; a single one can be written where it belongs.
-    single = grad_weight.dtype == dtype and chunk_positions >= len(hidden)
     total = grad_weight[:vocab_size]
-    if wants_weight and (len(head) > vocab_size or not (single or total.dtype == shares.dtype)):
-        total = torch.empty_like(head, dtype=dtype if single else shares.dtype)
+    if wants_weight and len(head) > vocab_size:
+        total = torch.empty_like(head, dtype=grad_weight.dtype)
     bias = None if bias is None else bias[:vocab_size]
     # Written anew for each chunk: memory that is asked for again and again is cleared again and again.
     buffer = head.new_empty(chunk_positions, len(head))
@@ -190,18 +188,20 @@ def _missing_rows(weight: Tensor, dtype: torch.dtype) -> int:
 
 
 def _gradients(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, wanted: Sequence[bool]
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, shares: Tensor, settings: Settings
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the gradients of hidden, weight and bias; none for those that are not wanted.
 
-    That of a bfloat16 head is rounded once it is summed. Of a float16 one it is not: before the loss is divided by its
-    positions, it may be too large for that.
+    Products in half precision are summed in float32. A single one in bfloat16 may stay what it is; in float16 it may
+    be too large, as long as the loss has not been divided by its positions.
     """
-    weight_dtype = weight.dtype if weight.dtype == torch.bfloat16 else shares.dtype
+    single = settings.chunk_positions >= hidden.shape[0]
+    narrow = single and weight.dtype == settings.product_dtype == torch.bfloat16
+    weight_dtype = torch.bfloat16 if narrow else shares.dtype
     like = (hidden, hidden.dtype), (weight, weight_dtype), (bias, shares.dtype)
     hidden_grad, weight_grad, bias_grad = (
         torch.empty_like(of, dtype=dtype) if want and of is not None else shares.new_empty(0)
-        for (of, dtype), want in zip(like, wanted, strict=True)
+        for (of, dtype), want in zip(like, settings.wanted, strict=True)
     )
     return hidden_grad, weight_grad, bias_grad
 
@@ -346,9 +346,10 @@ def _(
     shares: Tensor,
     form_gradients: bool,
     wanted: Sequence[bool],
-    *_: Any,
+    *packed: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    gradients = _gradients(hidden, weight, bias, shares, wanted if form_gradients else [False] * 3)
+    settings = Settings.of(wanted if form_gradients else [False] * 3, *packed)
+    gradients = _gradients(hidden, weight, bias, shares, settings)
     return shares.new_empty(()), shares.new_empty(hidden.shape[0]), *gradients
 
 
@@ -360,10 +361,9 @@ def _(
     targets: Tensor,
     shares: Tensor,
     upstream: Tensor,
-    wanted: Sequence[bool],
-    *_: Any,
+    *packed: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(hidden, weight, bias, shares, wanted)
+    return _gradients(hidden, weight, bias, shares, Settings.of(*packed))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -56,7 +56,7 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
         hardware,
         parts=train.accumulate,
         precision="bfloat16" if half else "float32",
-        sharing=Sharing(devices, shards),
+        sharing=Sharing(devices, shards, train.accumulate == 1 or parallel.shard_gradients),
         optimizer=train.optimizer,
         checkpoint_activations=train.checkpoint_activations,
         device=train.device.split(":")[0],
@@ -120,6 +120,8 @@ def what_would_fit(request: Request, model: ModelFacts) -> str | None:
         changes = [f"train.accumulate = {leaner.parts}"] if leaner.parts != request.parts else []
         if leaner.checkpoint_activations != request.checkpoint_activations:
             changes.append("train.checkpoint_activations = true")
+        if leaner.parts > 1 and leaner.sharing.shards > 1 and not (request.parts > 1 and request.sharing.gradients):
+            changes.append("parallel.shard_gradients = true")
         return f"{text}; it does with {' and '.join(changes)}"
     states = needed.weights + needed.gradients + needed.optimizer
     text += f" (weights, gradients and optimizer alone take {states / gib:,.0f})"
@@ -134,7 +136,8 @@ def what_would_fit(request: Request, model: ModelFacts) -> str | None:
 def _fitted(request: Request, model: ModelFacts, room: float) -> tuple[Request, bool]:
     """The request with as many parts as fit it into `room` bytes a device, and with activations checkpointed where that
     is not enough; or, and then False, what needs least."""
-    rows, leaner = request.rows // request.sharing.devices, request
+    rows = request.rows // request.sharing.devices
+    request = leaner = replace(request, sharing=replace(request.sharing, gradients=True))
     for checkpointed in sorted({request.checkpoint_activations, True}):
         leaner = replace(request, checkpoint_activations=checkpointed)
         while (too_much := memory(leaner, model).peak > _ROOM * room) and rows // leaner.parts > 1:

@@ -100,7 +100,8 @@ def memory(request: Request, model: ModelFacts) -> Memory:
     head_whole = positions * model.vocab_size * (2 * _FLOAT32 + (2 if half else 0) + width_bytes)
 
     # Going backward, gradients take the place of activations: each is largest at one end. Several parts share them.
-    early, late = (gradients, 0) if request.parts > 1 else (0, gradients)
+    between = gradients if request.sharing.gradients else _FLOAT32 * model.parameters
+    early, late = (between, 0) if request.parts > 1 else (0, gradients)
     kept = weights + state + gathered + early
     checkpoint = _COPIES * (weights + state)
     # What checkpointing has freed is room for the file that is written, so that takes no more of its own.

@@ -130,10 +130,12 @@ class Sharing:
     Attributes:
         devices: all of them.
         shards: devices that a copy of weights, gradients and optimizer is spread over; 1 for DDP and a single device.
+        gradients: whether gradients are spread between the parts of a step too (`parallel.shard_gradients`).
     """
 
     devices: int = 1
     shards: int = 1
+    gradients: bool = True
 
 
 @dataclass(frozen=True)
