@@ -2,7 +2,7 @@ from importlib import metadata
 
 import pytest
 
-from superpose.errors import UserError, missing_package
+from superpose.errors import UserError, first_line, last_line, missing_package
 
 
 def test_what_is_quoted_cannot_write_on_a_terminal():
@@ -14,6 +14,13 @@ def test_of_a_long_message_both_ends_stay():
     assert message.startswith("recipe aaa")
     assert message.endswith("aaa is not there; check the path")
     assert len(message) <= 802
+
+
+def test_types_are_named_as_people_write_them():
+    error = TypeError("bos_token is <class 'list'>\nand <class 'tokenizers.AddedToken'> was expected")
+    assert first_line(error) == "bos_token is list"
+    assert last_line(error) == "and AddedToken was expected"
+    assert first_line(TimeoutError()) == last_line(TimeoutError()) == "TimeoutError"
 
 
 def test_a_package_that_is_not_there_is_named_with_its_extra(monkeypatch):

@@ -16,7 +16,7 @@ def _damaged_model(samples: Samples, place: Path, rng: random.Random) -> None:
     shutil.copytree(samples.exported, place)
     files = sorted(place.iterdir())
     weights = [1 if file.name == "README.md" else 4 for file in files]
-    for file in {rng.choices(files, weights)[0] for _ in range(rng.choice((0, 1, 1, 1, 2)))}:
+    for file in {rng.choices(files, weights)[0] for _ in range(rng.choice((0, 0, 1, 1, 1, 2)))}:
         if file.suffix == ".safetensors" and rng.random() < 0.7:
             damage_safetensors(rng, file)
         else:
@@ -32,7 +32,7 @@ def feed_export(samples: Samples, folder: Path, rng: random.Random) -> None:
     run = folder / "run"
     shutil.copytree(samples.run, run)
     files = [file for file in sorted(run.rglob("*")) if file.is_file()]
-    for file in {rng.choice(files) for _ in range(rng.choice((0, 1, 1, 1, 2)))}:
+    for file in {rng.choice(files) for _ in range(rng.choice((0, 0, 1, 1, 1, 2)))}:
         if file.suffix == ".safetensors" and rng.random() < 0.5:
             damage_safetensors(rng, file)
         else:
@@ -84,13 +84,13 @@ def feed_evaluate(samples: Samples, folder: Path, rng: random.Random) -> None:
     _damaged_model(samples, place, rng)
     places = [place] if rng.random() < 0.8 else [samples.exported, place]
     texts = None
-    if rng.random() < 0.8:
+    if rng.random() < 0.95:
         shutil.copytree(samples.texts, folder / "texts")
         shutil.copytree(samples.store, folder / "texts" / "store")
-        name = rng.choice(("a.txt", "a.jsonl", "a.parquet", "a.jsonl.gz", "plain.bin", "store", "saved", "nothing"))
+        name = rng.choice(("a.txt", "a.jsonl", "a.parquet", "a.jsonl.gz", "store", "saved", "plain.bin"))
         given = folder / "texts" / name
         inside = [given] if given.is_file() else [file for file in sorted(given.rglob("*")) if file.is_file()]
-        if inside and rng.random() < 0.6:
+        if inside and rng.random() < 0.5:
             damage_file(rng, rng.choice(inside))
         texts = {rng.choice(("mine", text(rng))): str(given)}
     tasks = rng.choice(([], ["brackets"], ["copy"], ["identifiers"]) * 4 + ([text(rng)],))

@@ -7,13 +7,16 @@ _LONGEST = 800
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of others says first; its class, if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error of others says first, with types as people write them; its class, if it says nothing."""
+    return _without_classes((str(error).strip() or type(error).__name__).splitlines()[0])
 
 
 def last_line(error: BaseException) -> str:
     """What an error of others says at its end, with types as people write them."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return _without_classes((str(error).strip() or type(error).__name__).splitlines()[-1].strip())
+
+
+def _without_classes(line: str) -> str:
     return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", line)
 
 

@@ -74,3 +74,8 @@ def test_runs_on_different_text_are_both_asked(run, store, tmp_path):
     write_json(tmp_path / "run" / "store.json", {"fingerprint": "another", "path": str(tmp_path / "store")})
     both = own_texts([one, replace(one, name="other", run=tmp_path / "run")], 1e6)
     assert [text.name for text in both] == ["held-out of one", "held-out of other"]
+
+
+def test_a_name_that_cannot_be_written_is_refused(corpus):
+    with pytest.raises(UserError, match=r"--text \\udcff=.*: the name is not in UTF-8; give another"):
+        read_text("\udcff", str(corpus), "text", 1000)

@@ -33,6 +33,10 @@ class HeldOut:
 
 def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut:
     """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--text {name}={location}: the name is not in UTF-8; give another") from None
     if is_store(location):
         return _held_out_of(TokenStore.open(location), name, max_bytes)
     documents = _first(_documents(name, location, field), max_bytes)
