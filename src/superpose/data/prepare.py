@@ -119,9 +119,7 @@ def prepare_store(
     parts = [part for source in preparation.sources for part in find_parts(source, streams=streams, **tells)]
     if given is None and any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
-    opened = {
-        part.source.location: open_stream(part.source.location, streams) for part in parts if part.kind == "stream"
-    }
+    opened = _opened(parts, streams)
     inputs = _hash_of_inputs(preparation, parts, opened)
     path = Path(path or cache_directory() / "stores" / inputs[:16])
     if not path.exists():
