@@ -32,6 +32,9 @@ BYTES = "bytes"
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 """What Hugging Face may save of a tokenizer of this kind; its settings and templates among them."""
 
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes of transformers that read `tokenizer.json` and nothing else; two names of one."""
+
 TRAINING_BYTES = 16 * 2**20
 """Text a tokenizer is trained on. Merges settle long before: more costs time and changes rare entries only."""
 
@@ -256,7 +259,7 @@ def _plain(directory: Path, end_of_text: str) -> None:
     plain: dict[str, Any] = {name: False for name in ("add_bos_token", "add_eos_token") if config.get(name)}
     if _eos_token(file) != end_of_text:
         plain["eos_token"] = end_of_text
-    if config.get("tokenizer_class") not in ("PreTrainedTokenizerFast", "TokenizersBackend"):
+    if config.get("tokenizer_class") not in _PLAIN_CLASSES:
         plain["tokenizer_class"] = "PreTrainedTokenizerFast"
     if plain or "auto_map" in config:
         config.pop("auto_map", None)
@@ -266,10 +269,15 @@ def _plain(directory: Path, end_of_text: str) -> None:
 def difference(text_tokenizer: TextTokenizer, directory: Path) -> str | None:
     """What `AutoTokenizer.from_pretrained(directory)` makes other ids of than training reads, in words; None if it
     gives the same ids for a sample of text."""
-    from transformers import AutoTokenizer
-
+    file = directory / "tokenizer_config.json"
     try:
-        loaded = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        named = read_json(file).get("tokenizer_class") if file.is_file() else None
+        if named in _PLAIN_CLASSES and not (directory / "config.json").is_file():
+            # Without a model's configuration AutoTokenizer takes the class that is named, and is seconds to import.
+            from transformers import PreTrainedTokenizerFast as Loader
+        else:
+            from transformers import AutoTokenizer as Loader
+        loaded = Loader.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever transformers raises for settings that do not go together
         return f"AutoTokenizer cannot load it ({first_line(error)[:200]})"
     texts = _sample(text_tokenizer)
