@@ -56,7 +56,7 @@ docs: .venv-docs/ready
 mutants: .venv/ready
 	$(BIN)/python checks/mutants.py
 
-# The loss and the embedding against the ways they are usually computed: docs/loss.md. About an hour.
+# The loss and the embedding against the ways they are usually computed: docs/loss.md. About an hour and a half.
 bench-loss: .venv/ready
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/loss.py

@@ -45,7 +45,7 @@ SHAPES = {
 ROUNDS = {"64 wide, V 1,024": 40, "512 wide, V 32,000": 4, "768 wide, V 50,304": 3}
 BAG_SIZES = (1, 4, 8)
 DEMO_BAG_SIZES = (1, 4, 8, 16)
-DEMO_ROUNDS = 30
+DEMO_ROUNDS = 60
 
 
 def main() -> None:
