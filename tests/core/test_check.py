@@ -77,7 +77,7 @@ def needs_ids(model):
 
 
 def not_linear(model):
-    """An embedding of bags that is not the mean: the norm of the vectors that come in is part of what goes on."""
+    """An embedding of bags that is not the mean: how many tokens come in is part of what goes on."""
     embed = model.model.forward
 
     def forward(input_ids=None, inputs_embeds=None, **named):
@@ -88,7 +88,7 @@ def not_linear(model):
 
     class Noisy(nn.Embedding):
         def forward(self, ids):
-            return super().forward(ids) * (1.0 if ids.dim() == 2 else 2.0)
+            return super().forward(ids) * (1.0 if ids.shape[-1] <= 8 else 2.0)
 
     table = Noisy(300, 32)
     table.weight = model.model.embed_tokens.weight
