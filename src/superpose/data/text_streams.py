@@ -129,6 +129,8 @@ def keep(job: tuple[Path, Stream | tuple[str, int], str, int]) -> None:
     """
     folder, given, field, most = job
     stream = given if isinstance(given, Stream) else _from_hub(given[0]).shard(given[1])
+    if sound(field) != field:
+        raise UserError(f"{stream.location}: a field named {field!r} cannot be kept; name another with --field")
     done = folder / "whole.json"
     if done.is_file():
         return

@@ -263,7 +263,12 @@ def _plain(directory: Path, end_of_text: str) -> None:
         plain["tokenizer_class"] = "PreTrainedTokenizerFast"
     if plain or "auto_map" in config:
         config.pop("auto_map", None)
-        write_json(file, config | plain)
+        try:
+            write_json(file, config | plain)
+        except ValueError:
+            raise UserError(
+                f"{file.name} of the tokenizer holds NaN or an infinity, which JSON does not have; write a number there"
+            ) from None
 
 
 def difference(text_tokenizer: TextTokenizer, directory: Path) -> str | None:
