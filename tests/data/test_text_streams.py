@@ -213,5 +213,5 @@ def test_what_datasets_cannot_stream_is_said_in_a_sentence(saved):
 
 def test_a_field_that_is_no_text_is_refused(tmp_path):
     records = [{"\ud8af": "text"}]
-    with pytest.raises(UserError, match="a field named .* cannot be kept; name another"):
+    with pytest.raises(UserError, match=r"a field named .* cannot be kept; name another"):
         keep((tmp_path, stream(records), "\ud8af", 10))

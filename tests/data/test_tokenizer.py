@@ -270,5 +270,5 @@ def test_an_end_of_text_that_text_is_written_with_is_refused(tmp_path):
 def test_settings_that_json_does_not_have_are_refused(tmp_path):
     save_tokenizer(load_tokenizer("bytes"), tmp_path / "made")
     (tmp_path / "made" / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "model_max_length": NaN}')
-    with pytest.raises(UserError, match="tokenizer_config.json of the tokenizer holds NaN or an infinity"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json of the tokenizer holds NaN or an infinity"):
         save_tokenizer(load_tokenizer(str(tmp_path / "made")), tmp_path / "saved")
