@@ -43,8 +43,9 @@ test-remote: .venv-remote/ready
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
 # Newer packages below them may call what they use deprecated, which is no fault. On Python 3.11, the lowest as well.
 # `make test-lowest LOWEST=tests` runs all.
-LOWEST ?= tests/cli tests/data tests/integrations/test_transformers.py tests/models tests/report tests/results \
-	tests/share tests/train/test_checkpoint.py tests/train/test_config.py
+LOWEST ?= tests/cli/test_plan.py tests/cli/test_runs.py tests/cli/test_share.py tests/data tests/integrations/test_rows.py \
+	tests/integrations/test_trainer_settings.py tests/models tests/report tests/results tests/share \
+	tests/train/test_checkpoint.py tests/train/test_config.py
 test-lowest: .venv-lowest/ready
 	.venv-lowest/bin/pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(LOWEST)
 
