@@ -1,8 +1,9 @@
-"""A loop with Accelerate, on a stream of rows: its accumulation, processes, compiler and checkpoints.
+"""A loop with Accelerate, on a stream of rows or by a plan: its accumulation, processes, compiler and checkpoints.
 
     python examples/accelerate_loop.py text.txt --out out
     accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py text.txt --out out --accumulate 2
     python examples/accelerate_loop.py text.txt --out out --resume          # from its last checkpoint
+    python examples/accelerate_loop.py text.txt --out out --plan --compile inductor
 
 Tokens are bytes, rows are lines. What superposition changes in the loop is marked with `#!`.
 """
@@ -10,13 +11,16 @@ Tokens are bytes, rows are lines. What superposition changes in the loop is mark
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from superpose import Schedule, SuperposedLM
-from superpose.data.stream import WindowStream
+from superpose.data.stream import Batches, PlannedWindows, WindowStream
+from superpose.data.tokens import TokenArray
+from superpose.data.windows import WindowPlan
 
 LATENTS, ROWS = 32, 8
 
@@ -25,6 +29,7 @@ def train(
     text: bytes,
     schedule: Schedule,
     out: Path,
+    plan: bool = False,
     accumulate: int = 1,
     backend: str = "no",
     resume: bool = False,
@@ -37,10 +42,16 @@ def train(
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=LATENTS, **sizes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
     lm, optimizer = accelerator.prepare(SuperposedLM(model), optimizer)  #! was: model
-    rows = ([*line] for line in text.splitlines(keepends=True))
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    batches = WindowStream(rows, schedule, ROWS, LATENTS, accumulate, rank, ranks)  #! was: prepare(DataLoader(...))
-    accelerator.register_for_checkpointing(batches)  #! with the stream goes the schedule
+    batches: Batches  #! was: prepare(DataLoader(...))
+    if plan:
+        tokens = TokenArray([np.frombuffer(text, dtype=np.uint8)], ["text"], 256)
+        shuffled = WindowPlan(schedule, ROWS, LATENTS, len(tokens), seed=0)  #!
+        batches = PlannedWindows(shuffled, tokens, accumulate, rank, ranks)  #!
+    else:
+        rows = ([*line] for line in text.splitlines(keepends=True))
+        batches = WindowStream(rows, schedule, ROWS, LATENTS, accumulate, rank, ranks)  #!
+    accelerator.register_for_checkpointing(batches)  #! with the windows goes the schedule
     if resume:
         accelerator.load_state(str(out))
     losses: list[float] = []
@@ -70,6 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--bag-size", type=int, default=4)
     parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--plan", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--compile", default="no", metavar="BACKEND")
     parser.add_argument("--resume", action="store_true")
@@ -77,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     schedule = Schedule(args.steps, args.bag_size, args.ratio)
     text = args.text.read_bytes()
-    losses = train(text, schedule, args.out, args.accumulate, args.compile, args.resume, args.until)
+    losses = train(text, schedule, args.out, args.plan, args.accumulate, args.compile, args.resume, args.until)
     if Accelerator().is_main_process:
         print(*(f"{loss:.5f}" for loss in losses))
 

@@ -1,8 +1,9 @@
-"""Lightning's Trainer, on a stream of rows: its accumulation, processes and checkpoints.
+"""Lightning's Trainer, on a stream of rows or by a plan: its accumulation, processes and checkpoints.
 
     pip install lightning
     python examples/lightning_module.py text.txt --out out --devices 2 --accumulate 2
     python examples/lightning_module.py text.txt --out out --resume out/last.ckpt
+    python examples/lightning_module.py text.txt --out out --plan --compile inductor
 
 Tokens are bytes, rows are lines. What superposition changes is marked with `#!`.
 """
@@ -12,23 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from superpose import Schedule, SuperposedLM
-from superpose.data.stream import WindowStream
+from superpose.data.stream import Batches, PlannedWindows, WindowStream
+from superpose.data.tokens import TokenArray
+from superpose.data.windows import WindowPlan
 
 LATENTS, ROWS = 32, 8
 
 
 class Module(lightning.LightningModule):
-    """A small Llama that learns from windows of a stream."""
+    """A small Llama that learns from windows of a stream or a plan."""
 
-    def __init__(self, text: bytes, schedule: Schedule, accumulate: int = 1, backend: str = "") -> None:
+    def __init__(
+        self, text: bytes, schedule: Schedule, plan: bool = False, accumulate: int = 1, backend: str = ""
+    ) -> None:
         super().__init__()
-        self.text, self.schedule, self.accumulate = text, schedule, accumulate
+        self.text, self.schedule, self.plan, self.accumulate = text, schedule, plan, accumulate
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         model = LlamaForCausalLM(LlamaConfig(vocab_size=256, max_position_embeddings=LATENTS, **sizes))
         self.lm = SuperposedLM(model)  #! was: model
@@ -38,9 +44,15 @@ class Module(lightning.LightningModule):
         self.stored: dict[str, Any] | None = None
 
     def train_dataloader(self) -> DataLoader[Any]:
-        rows = ([*line] for line in self.text.splitlines(keepends=True))
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        self.batches = WindowStream(rows, self.schedule, ROWS, LATENTS, self.accumulate, rank, ranks)  #!
+        shares = self.accumulate, self.trainer.global_rank, self.trainer.world_size
+        self.batches: Batches
+        if self.plan:
+            tokens = TokenArray([np.frombuffer(self.text, dtype=np.uint8)], ["text"], 256)
+            shuffled = WindowPlan(self.schedule, ROWS, LATENTS, len(tokens), seed=0)  #!
+            self.batches = PlannedWindows(shuffled, tokens, *shares)  #!
+        else:
+            rows = ([*line] for line in self.text.splitlines(keepends=True))
+            self.batches = WindowStream(rows, self.schedule, ROWS, LATENTS, *shares)  #!
         if self.stored:
             self.batches.load_state_dict(self.stored)  #!
         return DataLoader(self.batches, batch_size=None)  #! was: DataLoader(rows, batch_size=...)
@@ -64,6 +76,7 @@ def train(
     text: bytes,
     schedule: Schedule,
     out: Path,
+    plan: bool = False,
     accumulate: int = 1,
     backend: str = "",
     resume: Path | None = None,
@@ -72,7 +85,7 @@ def train(
 ) -> list[float]:
     """The loss of each forward pass of this process; `out`/last.ckpt goes on with it."""
     lightning.seed_everything(0, verbose=False)
-    module = Module(text, schedule, accumulate, backend)
+    module = Module(text, schedule, plan, accumulate, backend)
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=devices,
@@ -98,14 +111,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--bag-size", type=int, default=4)
     parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--plan", action="store_true")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--compile", default="", metavar="BACKEND")
     parser.add_argument("--resume", type=Path)
     args = parser.parse_args()
-    schedule = Schedule(args.steps, args.bag_size, args.ratio)
+    schedule, text = Schedule(args.steps, args.bag_size, args.ratio), args.text.read_bytes()
     losses = train(
-        args.text.read_bytes(), schedule, args.out, args.accumulate, args.compile, args.resume, None, args.devices
+        text, schedule, args.out, args.plan, args.accumulate, args.compile, args.resume, devices=args.devices
     )
     print(f"loss of bags {losses[0]:.3f}, at the end {losses[-1]:.3f}")
 

@@ -57,13 +57,25 @@ def test_a_loop_of_its_own_on_two_processes(text, corpus):
 
 
 @pytest.mark.error(n=9)
-def test_accelerate(text, tmp_path):
+@pytest.mark.parametrize("plan", [False, True])
+def test_accelerate(text, tmp_path, plan):
     pytest.importorskip("accelerate")
     train = example("accelerate_loop").train
-    through = train(text, SCHEDULE, tmp_path / "through")
-    assert through == example("distributed_loop").train(text, SCHEDULE)
-    assert train(text, SCHEDULE, tmp_path / "parts", accumulate=2) == pytest.approx(through, rel=1e-4)
+    through = train(text, SCHEDULE, tmp_path / "through", plan)
+    assert through == example("distributed_loop").train(text, SCHEDULE, plan)
+    parts = train(text, SCHEDULE, tmp_path / "parts", plan, accumulate=2)
+    assert parts == pytest.approx(through, rel=1e-4)
     for stop in (2, 4, 6):
-        begun = train(text, SCHEDULE, tmp_path / "out", accumulate=2, until=stop)
-        rest = train(text, SCHEDULE, tmp_path / "out", accumulate=2, resume=True)
-        assert begun + rest == train(text, SCHEDULE, tmp_path / "parts", accumulate=2)
+        begun = train(text, SCHEDULE, tmp_path / "out", plan, accumulate=2, until=stop)
+        assert begun + train(text, SCHEDULE, tmp_path / "out", plan, accumulate=2, resume=True) == parts
+
+
+def test_accelerate_compiled(text, tmp_path):
+    state = pytest.importorskip("accelerate.state")
+    train = example("accelerate_loop").train
+    torch._dynamo.reset()
+    # Its settings are those of the process.
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    compiled = train(text, SCHEDULE, tmp_path, backend="eager")
+    state.AcceleratorState._reset_state(reset_partial_state=True)
+    assert compiled == pytest.approx(train(text, SCHEDULE, tmp_path), rel=1e-5)

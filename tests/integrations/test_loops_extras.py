@@ -11,17 +11,18 @@ __all__ = ["text"]
 
 @pytest.mark.error(n=9)
 @pytest.mark.filterwarnings("ignore")
-def test_lightning(text, tmp_path):
+@pytest.mark.parametrize("plan", [False, True])
+def test_lightning(text, tmp_path, plan):
     pytest.importorskip("lightning")
     train = example("lightning_module").train
-    through = train(text, SCHEDULE, tmp_path, accumulate=2)
+    through = train(text, SCHEDULE, tmp_path, plan, accumulate=2)
     whole = [sum(through[place : place + 2]) / 2 for place in range(0, 16, 2)]
-    assert whole == pytest.approx(example("distributed_loop").train(text, SCHEDULE), rel=1e-4)
+    assert whole == pytest.approx(example("distributed_loop").train(text, SCHEDULE, plan), rel=1e-4)
     for stop in (2, 4, 6):
-        begun = train(text, SCHEDULE, tmp_path, accumulate=2, until=stop)
-        assert begun + train(text, SCHEDULE, tmp_path, accumulate=2, resume=tmp_path / "last.ckpt") == through
+        begun = train(text, SCHEDULE, tmp_path, plan, accumulate=2, until=stop)
+        assert begun + train(text, SCHEDULE, tmp_path, plan, accumulate=2, resume=tmp_path / "last.ckpt") == through
     torch._dynamo.reset()
-    assert train(text, SCHEDULE, tmp_path, backend="eager") == pytest.approx(whole, rel=1e-4)
+    assert train(text, SCHEDULE, tmp_path, plan, backend="eager") == pytest.approx(whole, rel=1e-4)
 
 
 @pytest.mark.error(n=9)
