@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from litgpt.config import Config
 from litgpt.model import GPT
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ def main() -> None:
         args.checkpoint,
         devices=args.devices,
     )
-    print(*(f"{loss:.5f}" for loss in losses))
+    rank_zero_only(print)(*(f"{loss:.5f}" for loss in losses))
 
 
 if __name__ == "__main__":

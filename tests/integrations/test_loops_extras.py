@@ -40,7 +40,7 @@ def test_litgpt_in_fabric(text, corpus, tmp_path):
     assert train(text, SCHEDULE, accumulate=2, backend="eager") == pytest.approx(through[False], rel=1e-4)
     settings = ["--steps", "8", "--bag-size", "4", "--ratio", "0.5", "--devices", "2"]
     losses = printed(str(ROOT / "examples/fabric_litgpt.py"), str(corpus), *settings)
-    assert sorted(losses) == pytest.approx(sorted(2 * through[False]), rel=1e-3)
+    assert losses == pytest.approx(through[False], rel=1e-3)
     # At bag size 1 it is the loss of litgpt's own forward pass.
     gpt = module.GPT(
         module.Config(vocab_size=256, padded_vocab_size=256, n_layer=2, n_head=2, n_embd=32, block_size=32)
