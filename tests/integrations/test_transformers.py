@@ -416,8 +416,9 @@ def test_gradient_checkpointing_changes_nothing(tmp_path, accumulate, monkeypatc
     same_weights(plain.model, saving.model, 1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("family", "backend"), [("llama", "eager"), ("gpt2", "eager"), ("qwen3_moe", "eager"), ("llama", "aot_eager")]
+)
 def test_torch_compile_changes_nothing(tmp_path, family, backend):
     plain = trainer_of(tmp_path, make_model(family))
     plain.train()
