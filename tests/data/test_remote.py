@@ -201,7 +201,7 @@ def prepared_by_another(out, *sources):
 
 @needs_s3
 def test_a_preparation_on_s3_survives_kills_of_itself_and_of_the_server(tmp_path, monkeypatch):
-    """From objects to a store in S3: killed at several points, and the server once, it ends in the same store."""
+    """From objects to a store in S3: the server killed once, itself at several points, it ends in the same store."""
     monkeypatch.setenv("SUPERPOSE_CACHE", str(tmp_path / "cache"))
     lines = [json.dumps({"text": f"Document {number}: " + "word " * 300}) + "\n" for number in range(6_000)]
     files = {f"bucket/texts/{part}.jsonl": "".join(lines[part::3]).encode() for part in range(3)}
@@ -214,6 +214,16 @@ def test_a_preparation_on_s3_survives_kills_of_itself_and_of_the_server(tmp_path
         assert whole.returncode == 0, said
         took = time.monotonic() - began
         expected = TokenStore.open(tmp_path / "whole").fingerprint
+        stopped = prepared_by_another(out, source)
+        time.sleep(took * 0.4)
+        server.kill()
+        _, said = stopped.communicate()
+        assert stopped.returncode == 2, said
+        assert said.startswith("superpose: s3://bucket/")
+        assert "cannot be reached" in said
+        assert said.count("\n") == 1
+        server.start()
+        server.put(files)
         for share in (0.5, 0.7, 0.85):
             killed = prepared_by_another(out, source)
             time.sleep(took * share)
@@ -221,17 +231,6 @@ def test_a_preparation_on_s3_survives_kills_of_itself_and_of_the_server(tmp_path
             killed.communicate()
         left = list((tmp_path / "cache" / "stores").iterdir())
         assert left, "it was killed before it began"
-        stopped = prepared_by_another(out, source)
-        time.sleep(took * 0.5)
-        server.kill()
-        _, said = stopped.communicate()
-        # It may have been done already, but for what it says then.
-        assert stopped.returncode == 2, said
-        assert said.startswith("superpose: s3://bucket/")
-        assert "cannot be reached" in said
-        assert said.count("\n") == 1
-        server.start()
-        server.put(files)
         last = prepared_by_another(out, source)
         _, said = last.communicate()
         assert last.returncode == 0, said
