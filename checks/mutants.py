@@ -85,7 +85,7 @@ MUTANTS = [
     Mutant(
         3,
         "one head product for each target of a bag",
-        "core/multi_hot_op.py",
+        "core/sweep.py",
         "torch.mm(states.to(dtype), head.t(), out=buffer[: len(states)])",
         "[torch.mm(states.to(dtype), head.t(), out=buffer[: len(states)]) for _ in targets[0]][0]",
         "tests/core/test_linear_loss.py",
@@ -93,7 +93,7 @@ MUTANTS = [
     Mutant(
         3,
         "all N x V logits at once",
-        "core/multi_hot_op.py",
+        "core/sweep.py",
         "chunk_positions = max(1, min(settings.chunk_positions, len(hidden)))",
         "chunk_positions = max(1, len(hidden))",
         "tests/core/test_linear_loss.py",
@@ -125,7 +125,7 @@ MUTANTS = [
     Mutant(
         4,
         "duplicated targets count once",
-        "core/multi_hot_op.py",
+        "core/sweep.py",
         "if share.shape[-1] == 1:",
         "if True:",
         "tests/core/test_linear_loss.py",
@@ -133,7 +133,7 @@ MUTANTS = [
     Mutant(
         4,
         "positions without a valid target have gradients",
-        "core/multi_hot_op.py",
+        "core/sweep.py",
         "factor = bags.counts.to(sums.lse.dtype) if upstream is None",
         "factor = torch.ones_like(sums.lse) if upstream is None",
         "tests/core/test_linear_loss.py",
@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant(
         6,
         "the z-loss has no gradient",
-        "core/multi_hot_op.py",
+        "core/sweep.py",
         "factor = factor * (1 + 2 * settings.z_loss * sums.lse)",
         "pass",
         "tests/core/test_linear_loss.py",

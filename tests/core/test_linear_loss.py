@@ -15,8 +15,9 @@ from superpose import (
     linear_multi_hot_cross_entropy,
     multi_hot_cross_entropy,
 )
-from superpose.core import linear_loss, multi_hot_op, passes
-from superpose.core.multi_hot_op import Settings, linear_multi_hot, linear_multi_hot_gradients
+from superpose.core import linear_loss, passes, sweep
+from superpose.core.multi_hot_op import linear_multi_hot, linear_multi_hot_gradients
+from superpose.core.sweep import Settings
 from tests.core.test_loss import V, bags, reductions
 from tests.ranks import on_ranks
 
@@ -86,7 +87,7 @@ def test_rows_that_a_gpu_adds_to_the_head_change_nothing(monkeypatch, dtype, nat
         return [loss, *torch.autograd.grad(loss, operands)]
 
     expected = loss_and_gradients()
-    monkeypatch.setattr(multi_hot_op, "_missing_rows", lambda *_: 5)
+    monkeypatch.setattr(sweep, "_missing_rows", lambda *_: 5)
     for ours, theirs in zip(loss_and_gradients(), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
 

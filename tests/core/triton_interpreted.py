@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superpose import linear_multi_hot_cross_entropy
-from superpose.core import multi_hot_op, passes, triton_passes
+from superpose.core import passes, sweep, triton_passes
 from tests.core.test_linear_loss import leaves, options, whole_logits
 from tests.core.test_loss import V, bags
 from tests.core.test_passes import block, check_formulas
@@ -99,9 +99,9 @@ def test_the_loss_on_the_kernels_equals_whole_logits(bag, options, chunk, with_b
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_passes, "BLOCK", 16)
-        patch.setattr(multi_hot_op, "passes_for", lambda _: FUSED)
+        patch.setattr(sweep, "passes_for", lambda _: FUSED)
         if aligned:
-            patch.setattr(multi_hot_op, "_missing_rows", lambda *_: 3)
+            patch.setattr(sweep, "_missing_rows", lambda *_: 3)
         found = loss_and_gradients(linear_multi_hot_cross_entropy, single, chunk_positions=chunk)
     for one, other in zip(found, loss_and_gradients(whole_logits, double), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

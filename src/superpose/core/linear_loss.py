@@ -7,7 +7,7 @@
 The loss of a head is three matrix products (logits, gradient of hidden, gradient of head) and some passes over
 N x V numbers. Done naively the passes cost as much as the products, and the N x V numbers are the largest tensor
 of the whole training step. Here positions go through the head in chunks, and a chunk's gradients are formed while its
-logits are at hand (`superpose.core.multi_hot_op`). So the forward pass does all the work, the backward pass only
+logits are at hand (`superpose.core.sweep`). So the forward pass does all the work, the backward pass only
 scales two gradients, in place, nothing is computed twice, and one chunk of n x V is the largest temporary there is.
 docs/loss.md has the argument with its measurements.
 
@@ -28,7 +28,8 @@ from torch import Tensor
 
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.loss import Reduction, bagged, check_softcap, count_positions, sum_dtype, target_shares
-from superpose.core.multi_hot_op import Settings, linear_multi_hot
+from superpose.core.multi_hot_op import linear_multi_hot
+from superpose.core.sweep import Settings
 
 
 def _cpu_halves() -> set[torch.dtype]:

@@ -3,7 +3,7 @@
     read_logits      logits z, capped: those at the targets, a point m near the maximum, the sum of exp(z - m)
     write_gradient   in place of the logits: factor * exp(z - m), less the shares of the targets
 
-What lies between them is arithmetic on n numbers (`superpose.core.multi_hot_op`). This is the plain form. It goes over
+What lies between them is arithmetic on n numbers (`superpose.core.sweep`). This is the plain form. It goes over
 the logits once, in blocks that a core's own cache holds, and leaves their exponentials in their place, so that
 `write_gradient` has the targets' columns to write and nothing else: what all of a row is still to be multiplied by, it
 returns, and multiplying the hidden states by it costs D numbers a position where the logits are V. On a GPU
