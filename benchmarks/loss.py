@@ -11,8 +11,7 @@ targets[:, 0])`, that of ordinary training; the limit is the three matrix produc
 is that of a process that does one forward and backward pass, 300 MB of Python and PyTorch included.
 
 Settings that benchmarks/results/loss.json has for this CPU are not measured again, so a run can be cut and goes on;
-`--again` measures them. `ONEDNN_MAX_CPU_ISA=AVX512_CORE` in the environment imitates a CPU without bfloat16
-instructions. Writes that file and, with the six ways, docs/images/loss.png.
+`--again` measures them. Writes that file and, with the six ways, docs/images/loss.png.
 """
 
 import argparse
@@ -189,7 +188,7 @@ def plot_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def kind() -> str:
-    """The CPU, and whether it multiplies in bfloat16; the setting that imitates one that does not."""
+    """The CPU, whether it multiplies in bfloat16, and the instructions that its library of products was limited to."""
     facts, limited = machine(), os.environ.get("ONEDNN_MAX_CPU_ISA")
     halves = "with" if facts["avx512_bf16"] else "without"
     return f"{facts['cpu']} {halves} bfloat16" + (f", limited to {limited}" if limited else "")

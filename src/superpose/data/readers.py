@@ -24,7 +24,14 @@ from superpose.data.account import Dropped
 from superpose.data.compressed import Codec
 from superpose.data.encodings import check_encoding
 from superpose.data.formats import Kind, format_of, sibling
-from superpose.data.record_files import is_systems, open_parquet, read_arrow, read_json_lines, read_parquet
+from superpose.data.record_files import (
+    READING_ERRORS,
+    is_systems,
+    open_parquet,
+    read_arrow,
+    read_json_lines,
+    read_parquet,
+)
 from superpose.data.text_files import PIECE, can_be_entered, pieces, read_text
 from superpose.data.text_streams import Streams, is_stream, open_stream, texts_of
 from superpose.data.token_files import (
@@ -215,7 +222,7 @@ def _ranges(whole: Part, size: int, vocab_size: int, end_of_text: int) -> list[P
             with open_parquet(file) as table:
                 groups = table.metadata
                 sizes = [groups.row_group(number).total_byte_size for number in range(groups.num_row_groups)]
-        except (OSError, ValueError, NotImplementedError) as error:
+        except READING_ERRORS as error:
             if is_systems(error):
                 raise
             return [whole]  # which tells when it is read
@@ -258,8 +265,7 @@ def _explained(file: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, NotImplementedError) as error:
-        # Arrow's own errors are these.
+    except READING_ERRORS as error:
         if is_systems(error):
             reason = error.strerror or first_line(error)
             raise UserError(f"{file} cannot be read ({reason}); make it readable or leave it out") from None

@@ -19,6 +19,9 @@ _LONGEST_LINE = 2**28
 # Lines at the beginning of a file of which one has to be a record, or it is something else.
 _FIRST_LINES = 10
 
+READING_ERRORS = (OSError, ValueError, NotImplementedError)
+"""What is raised for a file that cannot be read, or has something else in it: Arrow's own errors are these."""
+
 
 class _BrokenError(ValueError):
     """A line is no record with text; the message says why."""
@@ -161,7 +164,7 @@ def _texts_of_group(file: str, table: Any, field: str, group: int) -> Iterator[s
             for text in _texts(file, batch.column(0), field):
                 read += len(text.encode()) if isinstance(text, str) else text.bytes
                 yield text
-    except (OSError, ValueError, NotImplementedError) as error:
+    except READING_ERRORS as error:
         if isinstance(error, UserError) or is_systems(error):
             raise
         where = f"{file}, row group {group} ({first_line(error)})"
@@ -200,7 +203,7 @@ def read_arrow(file: str, field: str) -> Iterator[str | Dropped]:
                 column.validate(full=True)
             except StopIteration:
                 return
-            except (OSError, ValueError, NotImplementedError) as error:
+            except READING_ERRORS as error:
                 if is_systems(error):
                     raise
                 where = f"{file}, batch {number} ({first_line(error)})"

@@ -11,6 +11,7 @@ once; here nothing is shuffled, as that is done best where rows are read. A step
 import copy
 import hashlib
 import logging
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -145,9 +146,9 @@ class Batches(IterableDataset[dict[str, Any]]):
         """Forward passes of the whole run on a process."""
         return self.schedule.total_steps * self.accumulate
 
+    @abstractmethod
     def read(self) -> dict[str, Any]:
         """The batch of the next forward pass."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, in plain values: the same on all processes."""
