@@ -121,7 +121,7 @@ def steps_of_the_demo() -> list[dict[str, Any]]:
     def arm(name: str, bag_size: int) -> Callable[[], None]:
         settings = [f"superposition.bag_size={bag_size}", "superposition.ratio=1.0", "train.precision='float32'"]
         recipe = load_recipe(None, settings)
-        state, plan, stage = build_state(recipe, store, alone), recipe.windows(store.train), recipe.schedule.stage_at(0)
+        state, plan, stage = build_state(recipe, store, alone), recipe.windows(store.train), recipe.schedule.step_at(0)
         windows = read_ahead(partial(plan.read, tokens), range(DEMO_ROUNDS + 1))
         waits[name], whole[name], reads[name] = [], [], []
         for number in range(500, 500 + DEMO_ROUNDS):

@@ -120,7 +120,7 @@ def main() -> None:
     for stage in schedule.stages:
         if stage.start >= len(losses):
             break
-        what = "loss of bags" if stage.bag_size > 1 else "loss"
+        what = "loss of bags" if stage.superposes else "loss"
         done = losses[stage.start : stage.stop]
         print(f"steps {stage.start} to {stage.start + len(done)}: {what} {done[0]:.3f} -> {done[-1]:.3f}")
 

@@ -22,7 +22,8 @@ from superpose.core.linear_loss import VocabShard, linear_multi_hot_cross_entrop
 from superpose.core.loss import bag_weights, count_positions, multi_hot_cross_entropy
 from superpose.core.model import SuperposedLM
 from superpose.core.parts import SuperposedOutput, SuperposedParts
-from superpose.core.schedule import Schedule, Stage
+from superpose.core.schedule import Schedule
+from superpose.core.stage import Stage, StageArgs, Step
 
 __all__ = [
     "IGNORE_INDEX",
@@ -31,6 +32,8 @@ __all__ = [
     "Mode",
     "Schedule",
     "Stage",
+    "StageArgs",
+    "Step",
     "SuperposedLM",
     "SuperposedOutput",
     "SuperposedParts",

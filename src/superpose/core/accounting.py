@@ -17,7 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from superpose.core.schedule import Schedule, Stage
+from superpose.core.schedule import Schedule
+from superpose.core.stage import Stage
 
 
 @dataclass(frozen=True)

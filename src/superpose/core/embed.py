@@ -18,13 +18,16 @@ Shapes: B rows of a batch, L latents, N = B x L positions, S tokens in a bag, D 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from superpose.core.fold import IGNORE_INDEX, may_hold_ignored
+
+Pooling = Literal["mean", "sqrt", "power"]
+"""How a bag's tokens become one vector: their mean; the mean times the root of their number; weighed by 1/i."""
 
 
 def embed_bags(
@@ -60,7 +63,7 @@ def embed_bags(
     return means.reshape(*input_ids.shape[:-1], -1)
 
 
-def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor]) -> Tensor:
+def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor], pooling: Pooling = "mean") -> Tensor:
     """Embeddings [B, L, D] of bags [B, L, S] or single tokens [B, L]; zeros where all is ignored.
 
     A plain `nn.Embedding`, with a `padding_idx` or without, only lends its table to `embed_bags`. One that does more
@@ -70,7 +73,10 @@ def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor]) -> Tenso
     Args:
         inputs: as `split_window` gives them.
         embedding: a module or function from ids [...] to vectors [..., D].
+        pooling: of the tokens of a bag, see `embed_bags`.
     """
+    if pooling != "mean":
+        raise ValueError(f"pooling is {pooling!r}; choose one of mean")
     if inputs.dim() == 3 and _only_looks_up(embedding):
         return embed_bags(inputs, embedding.weight, padding_idx=embedding.padding_idx)
     some = may_hold_ignored(inputs)

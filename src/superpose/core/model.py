@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from superpose.core.ablations import Variant
+from superpose.core.embed import Pooling
 from superpose.core.experts import BiasBalance, balance_loss, router_coefficient
 from superpose.core.fold import IGNORE_INDEX, Mode
 from superpose.core.head import Head, find_head
@@ -92,11 +93,13 @@ class SuperposedLM(nn.Module):
         attention_mask: Tensor | None = None,
         normalizer: Tensor | float | None = None,
         target_mask: Tensor | None = None,
+        weighting: Weighting | Sequence[float] | None = None,
+        pooling: Pooling = "mean",
     ) -> SuperposedOutput:
         """Loss of a batch of windows.
 
         Args:
-            window, bag_size, mode, normalizer, target_mask: as in `superpose.SuperposedParts`.
+            window, bag_size, mode, normalizer, target_mask, weighting, pooling: as in `superpose.SuperposedParts`.
             attention_mask: [B, as many as the window], 0 for padding; needed only where padding comes before text,
                 since a causal model never looks ahead. Folded by bag: a bag with any real token is attended to.
 
@@ -115,7 +118,7 @@ class SuperposedLM(nn.Module):
         units: tuple[Any, ...] = (parts.embedding, parts.head)
         for part in filter(is_sharded, units):  # the loss takes their weights and does not call them
             part.unshard()
-        return parts.output(window, bag_size, mode, normalizer, target_mask, **sides)
+        return parts.output(window, bag_size, mode, normalizer, target_mask, weighting, pooling, **sides)
 
     def balance(self) -> None:
         """Moves the biases of routers that are balanced by one, after an optimizer step; others have none to move.

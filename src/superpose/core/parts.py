@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from superpose.core.ablations import WEIGHTED, Variant, ablated_loss
-from superpose.core.embed import embed_tokens
+from superpose.core.embed import Pooling, embed_tokens
 from superpose.core.fold import Mode, document_positions, fold, fold_mask, split_window
 from superpose.core.linear_loss import linear_multi_hot_cross_entropy
 from superpose.core.loss import Weighting, check_softcap, count_positions, multi_hot_cross_entropy, target_weights
@@ -118,8 +118,7 @@ class SuperposedParts:
         check_softcap(self.softcap)
         if self.variant not in get_args(Variant):
             raise ValueError(f"variant is {self.variant!r}; choose one of {', '.join(get_args(Variant))}")
-        if self.variant not in WEIGHTED and self.weighting != "uniform":
-            raise ValueError(f"variant {self.variant!r} weighs no targets; leave weighting at 'uniform'")
+        self._check_weighting(self.weighting)
         if not 0 <= self.label_smoothing <= 1:
             raise ValueError(f"label_smoothing is {self.label_smoothing}; give a share of the target between 0 and 1")
         if self.label_smoothing and self.variant != "mce":
@@ -132,6 +131,8 @@ class SuperposedParts:
         mode: Mode = "full",
         normalizer: Tensor | float | None = None,
         target_mask: Tensor | None = None,
+        weighting: Weighting | Sequence[float] | None = None,
+        pooling: Pooling = "mean",
         **sides: Tensor,
     ) -> Tensor:
         """Loss of a batch of windows, a scalar in nats.
@@ -145,12 +146,14 @@ class SuperposedParts:
                 target in this batch; under gradient accumulation that of the whole step, under data parallelism
                 (which averages gradients) the step's positions on all ranks / number of ranks.
             target_mask: see `split_window`.
+            weighting: of the tokens in a target bag of this batch; by default the object's own.
+            pooling: of the tokens in an input bag, see `embed_bags`.
             sides: per-token side inputs, each [B, as many as the window, ...], or without the last bag.
 
         Raises:
             ValueError: the window does not fit the bag size, or a side input has no folding or no value.
         """
-        return self.output(window, bag_size, mode, normalizer, target_mask, **sides).loss
+        return self.output(window, bag_size, mode, normalizer, target_mask, weighting, pooling, **sides).loss
 
     def output(
         self,
@@ -159,15 +162,19 @@ class SuperposedParts:
         mode: Mode = "full",
         normalizer: Tensor | float | None = None,
         target_mask: Tensor | None = None,
+        weighting: Weighting | Sequence[float] | None = None,
+        pooling: Pooling = "mean",
         **sides: Tensor,
     ) -> SuperposedOutput:
         """The loss, as calling the object gives it, and what it is made of."""
+        weighting = self.weighting if weighting is None else weighting
+        self._check_weighting(weighting)
         inputs, targets = split_window(window, bag_size, mode, target_mask)
-        hidden, router_loss, expert_load = self.hidden_states(inputs, **sides)
+        hidden, router_loss, expert_load = self.hidden_states(inputs, pooling, **sides)
         if (router_loss is None) != (self.router_coef is None):
             raise ValueError("router_coef weighs the router loss that the backbone returns; give both or neither")
         targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
-        weights = target_weights(targets, self.weighting)
+        weights = target_weights(targets, weighting)
         positions = count_positions(targets, weights)
         divisor = positions.clamp(min=1) if normalizer is None else normalizer
         total = self._sum_of_losses(hidden, targets, weights)
@@ -177,7 +184,9 @@ class SuperposedParts:
             loss = loss + self.router_coef * router_loss * (positions / divisor)
         return SuperposedOutput(loss, cross_entropy, router_loss, positions, expert_load)
 
-    def hidden_states(self, inputs: Tensor, **sides: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def hidden_states(
+        self, inputs: Tensor, pooling: Pooling = "mean", **sides: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What the backbone makes of tokens [B, L] or bags [B, L, S]: hidden states, router loss, expert load."""
         if sides.keys() != self.sides.keys():
             raise ValueError(
@@ -185,12 +194,12 @@ class SuperposedParts:
                 f"name each in `sides` and give it with every window"
             )
         bag_size = inputs.shape[2] if inputs.dim() == 3 else 1
-        named = {name: embed_tokens(inputs, table) for name, table in self.tables.items()}
+        named = {name: embed_tokens(inputs, table, pooling) for name, table in self.tables.items()}
         for name, how in self.sides.items():
             named[name] = fold_side(sides[name][:, : inputs[0].numel()], bag_size, how)
         if self.end_of_text is not None:
             named["position_ids"] = document_positions(inputs, self.end_of_text)
-        returned = self.backbone(embed_tokens(inputs, self.embedding), **named)
+        returned = self.backbone(embed_tokens(inputs, self.embedding, pooling), **named)
         if not isinstance(returned, tuple):
             return returned, None, None
         if len(returned) != 3:
@@ -203,6 +212,10 @@ class SuperposedParts:
         """Logits [B, L, V] of hidden states [B, L, D], capped; the loss of an `nn.Linear` never holds them."""
         logits = self.head(hidden)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def _check_weighting(self, weighting: Weighting | Sequence[float]) -> None:
+        if self.variant not in WEIGHTED and weighting != "uniform":
+            raise ValueError(f"variant {self.variant!r} weighs no targets; leave weighting at 'uniform'")
 
     def _sum_of_losses(self, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Sum over positions of the loss of hidden states [B, L, D] against targets [B, L, S]."""

@@ -16,38 +16,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from superpose.core.fold import MODES, Mode
-
-Phase = Literal["superposition", "recovery", "ordinary"]
-"""A run without superposition has nothing to recover from: all of it is ordinary."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Steps `start` to `stop - 1`, all trained at one bag size."""
-
-    start: int
-    stop: int
-    bag_size: int
-    phase: Phase
-    mode: Mode
-
-    @property
-    def steps(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def raw_tokens_per_latent(self) -> int:
-        """Tokens of the corpus one position of the model takes up: `bag_size`, or 1 where tokens go in singly."""
-        return 1 if self.mode == "output" else self.bag_size
+from superpose.core.fold import Mode
+from superpose.core.loss import Weighting
+from superpose.core.stage import Phase, Stage, StageArgs, Step, expanded, is_whole
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False, repr=False)
 class Schedule:
     """The stages of a run of `total_steps` optimizer steps.
 
@@ -59,6 +38,11 @@ class Schedule:
             A boundary falls on the nearest whole step (a half rounds up).
         mode: what superposition changes (arXiv 2605.06546, section 5): "full" (bags in, next bag out),
             "input" (bags in, next token out) or "output" (tokens in, next bag out).
+        weighting: of the tokens in a target bag, see `bag_weights`.
+        stages: in place of these four, a description of each stage: see `StageArgs`. What is left of the steps is
+            ordinary training.
+
+    The four describe stages in short; two schedules of the same stages are equal, however they were given.
 
     Raises:
         ValueError: a setting is out of range, or so small that it would be ignored.
@@ -66,39 +50,50 @@ class Schedule:
     >>> schedule = Schedule(total_steps=1000, bag_size=4, ratio=0.3)
     >>> schedule.boundaries, schedule.bag_size_at(299), schedule.bag_size_at(300)
     ((300,), 4, 1)
+    >>> schedule == Schedule(total_steps=1000, stages=[StageArgs(0.3, bag_size=4)])
+    True
     """
 
     total_steps: int
-    bag_size: int | Sequence[int] = 1
-    ratio: float | Sequence[float] = 0.0
-    mode: Mode = "full"
+    args: tuple[StageArgs, ...]
+    bag_size: int | tuple[int, ...] = field(compare=False)
+    ratio: float | tuple[float, ...] = field(compare=False)
+    mode: Mode = field(compare=False)
+    weighting: Weighting | tuple[float, ...] = field(compare=False)
 
-    def __post_init__(self) -> None:
-        if not _is_whole(self.total_steps) or self.total_steps < 1:
-            raise ValueError(f"total_steps is {self.total_steps!r}; give a whole number of steps, 1 or more")
-        if self.mode not in MODES:
-            raise ValueError(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
-        # Sequences become tuples so that a schedule can be hashed and compared.
-        for name in ("bag_size", "ratio"):
-            value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
-        sizes, ratios = self._sizes_and_ratios
-        if len(sizes) != len(ratios):
-            raise ValueError(f"{len(sizes)} bag sizes but {len(ratios)} ratios; give one ratio for each bag size")
-        for size in sizes:
-            if not _is_whole(size) or size < 1:
-                raise ValueError(f"bag_size is {size!r}; give a whole number of tokens, 1 or more")
-        for ratio in ratios:
-            if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-                raise ValueError(f"ratio is {ratio!r}; give a share of the steps between 0 and 1")
+    def __init__(
+        self,
+        total_steps: int,
+        bag_size: int | Sequence[int] = 1,
+        ratio: float | Sequence[float] = 0.0,
+        mode: Mode = "full",
+        weighting: Weighting | Sequence[float] = "uniform",
+        *,
+        stages: Sequence[StageArgs] | None = None,
+    ) -> None:
+        if not is_whole(total_steps) or total_steps < 1:
+            raise ValueError(f"total_steps is {total_steps!r}; give a whole number of steps, 1 or more")
+        short = {"bag_size": bag_size, "ratio": ratio, "mode": mode, "weighting": weighting}
+        if stages is not None and short != _NO_STAGES:
+            raise ValueError("stages say all there is of each; leave out bag_size, ratio, mode and weighting")
+        args = tuple(expanded(bag_size, ratio, mode, weighting) if stages is None else stages)
+        for name, value in short.items():
+            listed = isinstance(value, Sequence) and not isinstance(value, str)
+            object.__setattr__(self, name, tuple(value) if listed else value)  # type: ignore[arg-type]
+        object.__setattr__(self, "total_steps", total_steps)
+        object.__setattr__(self, "args", args)
+        ratios = [stage.ratio for stage in args]
         if sum(map(_exact, ratios)) > 1:
-            raise ValueError(f"the ratios {ratios} add up to more than 1; they are shares of the same steps")
-        for ratio, (start, stop) in zip(ratios, self._spans, strict=True):
-            if ratio > 0 and start == stop:
+            raise ValueError(f"the ratios {tuple(ratios)} add up to more than 1; they are shares of the same steps")
+        for stage in self._described:
+            if stage.start == stage.stop:
                 raise ValueError(
-                    f"ratio {ratio} of {self.total_steps} steps is less than one step; raise ratio or total_steps"
+                    f"ratio {args[self._described.index(stage)].ratio} of {total_steps} steps is less than one step; "
+                    f"raise ratio or total_steps"
                 )
+
+    def __repr__(self) -> str:
+        return f"Schedule({', '.join(f'{name}={value!r}' for name, value in self._given.items())})"
 
     @classmethod
     def parse(cls, text: str, total_steps: int, mode: Mode = "full") -> Schedule:
@@ -120,10 +115,20 @@ class Schedule:
                 ) from None
         return cls(total_steps, tuple(sizes), tuple(ratios), mode)
 
+    def weighted(self, weighting: Weighting | Sequence[float]) -> Schedule:
+        """The same stages with other weights of their targets.
+
+        Raises:
+            ValueError: stages are described one by one, which have weights of their own.
+        """
+        if "stages" in self._given:
+            raise ValueError("each of the schedule's stages has its own weighting; leave out the one beside it")
+        return Schedule(self.total_steps, self.bag_size, self.ratio, self.mode, weighting)
+
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold of it, to the bit: total_steps, bag_size, ratio and mode; see `from_dict`."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        """What JSON can hold of it, to the bit: how it was given, by name; see `from_dict`."""
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in self._given.items()}
+        return given | ({"stages": [stage.to_dict() for stage in self.args]} if "stages" in given else {})
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Schedule:
@@ -132,12 +137,17 @@ class Schedule:
         Raises:
             ValueError: something else than a schedule's settings, or one of them out of range.
         """
-        names = [field.name for field in fields(cls)]
-        if not isinstance(stored, Mapping) or set(stored) != set(names):
-            raise ValueError(
-                f"{stored!r} is no schedule; expected {', '.join(names)}, as Schedule.to_dict() gives them"
-            )
-        return cls(**stored)
+        if isinstance(stored, Mapping) and set(stored) == {"total_steps", "stages"}:
+            if isinstance(stored["stages"], Sequence) and not isinstance(stored["stages"], str):
+                return cls(stored["total_steps"], stages=[StageArgs.from_dict(stage) for stage in stored["stages"]])
+        elif isinstance(stored, Mapping) and {"total_steps", "bag_size", "ratio", "mode"} == set(stored) - {
+            "weighting"
+        }:
+            return cls(**stored)
+        raise ValueError(
+            f"{stored!r} is no schedule; expected total_steps, bag_size, ratio and mode, or total_steps and stages, as "
+            f"Schedule.to_dict() gives them"
+        )
 
     def check_same(self, stored: Mapping[str, Any]) -> None:
         """Whether a run that began by another schedule, given as `to_dict`, goes on by this one as it began.
@@ -148,7 +158,9 @@ class Schedule:
             ValueError: the bag size, mode or end of a stage of superposition is another, or `stored` is no schedule.
         """
         began = Schedule.from_dict(stored)
-        if self._bags != began._bags:
+        if "stages" not in stored and "weighting" not in stored:  # as it was written before weights were part of it
+            began = Schedule(began.total_steps, began.bag_size, began.ratio, began.mode, self.weighting)
+        if self._described != began._described:
             raise ValueError(
                 f"the run began by {began}, with switches at steps {list(began.boundaries)}, and would go on by "
                 f"{self}, with switches at {list(self.boundaries)}; give the schedule it began by, or for more steps "
@@ -161,26 +173,25 @@ class Schedule:
         Raises:
             ValueError: the new steps end before superposition does.
         """
-        bags = self._bags
-        if bags and total_steps < bags[-1].stop:
-            raise ValueError(f"total_steps is {total_steps}; superposition ends at {bags[-1].stop}, give that or more")
-        ratios = [stage.steps / total_steps for stage in bags]
+        stages = self._described
+        if stages and total_steps < stages[-1].stop:
+            raise ValueError(
+                f"total_steps is {total_steps}; superposition ends at {stages[-1].stop}, give that or more"
+            )
+        ratios = [stage.steps / total_steps for stage in stages]
         if sum(map(_exact, ratios)) > 1:  # by the last digit
             ratios = [math.nextafter(ratio, 0) for ratio in ratios]
-        return Schedule(total_steps, [stage.bag_size for stage in bags], ratios, self.mode)
+        args = [replace(stage, ratio=ratio) for stage, ratio in zip(self.args, ratios, strict=True)]
+        return Schedule(total_steps, stages=args)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
-        """All stages in order, without gaps; recovery, if any step is left for it, is the last."""
-        sizes, _ = self._sizes_and_ratios
-        stages = [
-            Stage(start, stop, size, "superposition", self.mode)
-            for size, (start, stop) in zip(sizes, self._spans, strict=True)
-            if start < stop
-        ]
+        """All stages in order, without gaps; what is left of the steps is the last."""
+        stages = list(self._described)
         end = stages[-1].stop if stages else 0
         if end < self.total_steps:
-            stages.append(Stage(end, self.total_steps, 1, "recovery" if stages else "ordinary", "full"))
+            bags = any(stage.superposes for stage in stages)
+            stages.append(Stage(end, self.total_steps, "recovery" if bags else "ordinary"))
         return tuple(stages)
 
     @property
@@ -191,7 +202,7 @@ class Schedule:
     @property
     def ends_in_superposition(self) -> bool:
         """True where no recovery is left: the final model predicts bags and cannot generate text."""
-        return self.stages[-1].bag_size > 1
+        return self.stages[-1].superposes
 
     def stage_at(self, step: int) -> Stage:
         """The stage that trains step `step`, counted from 0.
@@ -205,9 +216,18 @@ class Schedule:
             )
         return self.stages[bisect_right(self.boundaries, step)]
 
+    def step_at(self, step: int) -> Step:
+        """What step `step` computes, counted from 0: its stage's settings as they are there.
+
+        A pure function of the step; whatever trains a step asks it.
+        """
+        stage = self.stage_at(step)
+        settings = {each.name: getattr(stage, each.name) for each in fields(Step) if each.name != "number"}
+        return Step(number=step, **settings)
+
     def bag_size_at(self, step: int) -> int:
         """Tokens in a bag at step `step`, counted from 0; 1 during recovery."""
-        return self.stage_at(step).bag_size
+        return self.step_at(step).bag_size
 
     def raw_tokens(self, latents_per_step: int, until: int | None = None) -> int:
         """Tokens of the corpus read in steps 0 to `until - 1` (by default all), each once as model input.
@@ -220,33 +240,36 @@ class Schedule:
             for stage in self.stages
         )
 
-    @property
-    def _bags(self) -> tuple[Stage, ...]:
-        return tuple(stage for stage in self.stages if stage.phase == "superposition")
-
-    @property
-    def _sizes_and_ratios(self) -> tuple[tuple[int, ...], tuple[float, ...]]:
-        sizes = self.bag_size if isinstance(self.bag_size, tuple) else (self.bag_size,)
-        ratios = self.ratio if isinstance(self.ratio, tuple) else (self.ratio,)
-        return sizes, ratios
-
-    @property
-    def _spans(self) -> list[tuple[int, int]]:
-        """Step range of each superposition stage, empty ones included."""
-        _, ratios = self._sizes_and_ratios
-        spans, share, start = [], Fraction(0), 0
-        for ratio in ratios:
-            share += _exact(ratio)
+    @cached_property
+    def _described(self) -> tuple[Stage, ...]:
+        """The stages that are described, and not what is left; ones of no step, which are refused, included."""
+        stages: list[Stage] = []
+        share, start, bags = Fraction(0), 0, False
+        for args in self.args:
+            share += _exact(args.ratio)
             stop = int(self.total_steps * share + Fraction(1, 2))
-            spans.append((start, stop))
+            settings = {each.name: getattr(args, each.name) for each in fields(StageArgs) if each.name != "ratio"}
+            bags |= args.superposes
+            phase: Phase = "superposition" if args.superposes else "recovery" if bags else "ordinary"
+            stages.append(Stage(start, stop, phase, **settings))
             start = stop
-        return spans
+        return tuple(stages)
+
+    @property
+    def _given(self) -> dict[str, Any]:
+        """How it was given."""
+        short = {name: getattr(self, name) for name in _NO_STAGES}
+        if self.args and short == _NO_STAGES:
+            return {"total_steps": self.total_steps, "stages": self.args}
+        if self.weighting == _NO_STAGES["weighting"]:
+            del short["weighting"]
+        return {"total_steps": self.total_steps, **short}
+
+
+_NO_STAGES: dict[str, Any] = {"bag_size": 1, "ratio": 0.0, "mode": "full", "weighting": "uniform"}
+"""The short form of no stage at all."""
 
 
 def _exact(ratio: float) -> Fraction:
     """The decimal number a person wrote: as binary floats, 0.1 + 0.1 + 0.1 is not 0.3."""
     return Fraction(str(float(ratio)))
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

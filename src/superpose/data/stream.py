@@ -251,13 +251,13 @@ class WindowStream(Batches):
             ValueError: a row does not hold what it should.
         """
         step, place, places = self._share
-        stage = self.schedule.stage_at(step)
+        stage, bag_size = self.schedule.stage_at(step), self.schedule.bag_size_at(step)
         width = stage.raw_tokens_per_latent * self.latents
-        length = window_length(self.latents, stage.bag_size, stage.mode)
+        length = window_length(self.latents, bag_size, stage.mode)
         self._fill((self.rows - 1) * width + length, step)
         windows = np.lib.stride_tricks.sliding_window_view(self._tokens, length)[: self.rows * width : width]
         share = self.rows // places
-        batch = as_batch(torch.from_numpy(windows[place * share : (place + 1) * share].copy()), stage.bag_size)
+        batch = as_batch(torch.from_numpy(windows[place * share : (place + 1) * share].copy()), bag_size)
         if (place + 1) % self.accumulate == 0:
             self._tokens = self._tokens[self.rows * width :]
         self.position += 1

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from superpose.core.fold import IGNORE_INDEX, window_length
-from superpose.core.schedule import Schedule, Stage
+from superpose.core.schedule import Schedule
+from superpose.core.stage import Stage
 from superpose.data.tokens import TokenArray
 from superpose.errors import UserError
 
@@ -223,7 +224,7 @@ class WindowPlan:
         they are, so a run may go on with more ranks or fewer.
         """
         stage, starts = self.starts(step, rank, world_size)
-        length = window_length(self.shape(stage)[1], stage.bag_size, stage.mode)
+        length = window_length(self.shape(stage)[1], self.schedule.bag_size_at(step), stage.mode)
         grid = self._grids[stage.raw_tokens_per_latent]
         return torch.from_numpy(np.stack([grid.read(tokens, int(start), length) for start in starts]))
 

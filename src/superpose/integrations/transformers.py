@@ -149,8 +149,9 @@ class SuperposeTrainer(Trainer):
         end_of_text: int | None = None,
         **named: Any,
     ) -> None:
+        schedule = schedule if weighting == "uniform" else schedule.weighted(weighting)
         self.schedule, self.latents = schedule, latents
-        self.weighting, self.variant, self.end_of_text = weighting, variant, end_of_text
+        self.variant, self.end_of_text = variant, end_of_text
         view = None if model is None else training_view(model)
         super().__init__(view, args, data_collator or next_token_collator, *arguments, **named)
         self.loss_is_scaled_for_ga = True
@@ -182,7 +183,11 @@ class SuperposeTrainer(Trainer):
     def _superposed(self, group: dist.ProcessGroup | None) -> SuperposedLM:
         smoothing = self.args.label_smoothing_factor
         return SuperposedLM(
-            self.model, self.weighting, self.variant, self.end_of_text, group, label_smoothing=smoothing
+            self.model,
+            variant=self.variant,
+            end_of_text=self.end_of_text,
+            group=group,
+            label_smoothing=smoothing,
         )
 
     def _plan(self) -> None:
@@ -259,15 +264,17 @@ class SuperposeTrainer(Trainer):
         """The loss of a window in training; anything else is Trainer's."""
         if "bag_size" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        stage = self.schedule.stage_at(self.state.global_step)
+        step = self.schedule.step_at(self.state.global_step)
         # Processes average their gradients, so each divides by its own share of the step's latents.
         positions = None if num_items_in_batch is None else num_items_in_batch / self.args.world_size
         output = model(
             window=inputs["input_ids"],
-            bag_size=stage.bag_size,
-            mode=stage.mode,
+            bag_size=step.bag_size,
+            mode=step.mode,
             normalizer=positions,
             target_mask=inputs.get("target_mask"),
+            weighting=step.weighting,
+            pooling=step.pooling,
         )
         return (output.loss, output) if return_outputs else output.loss
 
@@ -277,21 +284,21 @@ class SuperposeTrainer(Trainer):
         """The windows of a step, and its latents with a target: of all its forward passes, on all processes."""
         batches = list(islice(epoch_iterator, num_batches))
         positions = torch.zeros((), dtype=torch.int64)
-        mode = self.schedule.mode
+        step = self.schedule.step_at(self.state.global_step)
         for batch in batches:
-            _, targets = split_window(batch["input_ids"], batch["bag_size"], mode, batch.get("target_mask"))
+            _, targets = split_window(batch["input_ids"], batch["bag_size"], step.mode, batch.get("target_mask"))
             targets = targets if targets.dim() == 3 else targets.unsqueeze(-1)
-            positions += count_positions(targets, target_weights(targets, self.weighting))
+            positions += count_positions(targets, target_weights(targets, step.weighting))
         return batches, self.accelerator.gather(positions.to(device)).sum()
 
     def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
         """Adds what a step reads, and names a bag's loss what it is."""
         if "loss" in logs and self.state.global_step:
             step = self.state.global_step
-            stage = self.schedule.stage_at(step - 1)
-            if stage.bag_size > 1:
+            bag_size = self.schedule.bag_size_at(step - 1)
+            if bag_size > 1:
                 logs["bag_loss"] = logs.pop("loss")
-            logs["bag_size"] = stage.bag_size
+            logs["bag_size"] = bag_size
             logs["raw_tokens"] = self.plan.raw_tokens(step)
             logs["latents"] = step * self.plan.rows * self.plan.latents
         super().log(logs, *arguments, **named)

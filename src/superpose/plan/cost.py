@@ -71,7 +71,7 @@ def cost_of(
     steps, per_step, text = schedule.total_steps, request.latents_per_step, request.unique_tokens
     latents, raw_tokens = steps * per_step, schedule.raw_tokens(per_step)
     phases = tuple(
-        PhaseTokens(stage.phase, stage.bag_size, stage.steps, stage.steps * stage.raw_tokens_per_latent * per_step)
+        PhaseTokens(stage.phase, stage.largest, stage.steps, stage.steps * stage.raw_tokens_per_latent * per_step)
         for stage in schedule.stages
     )
     flops = float(latents) * flops_per_latent
@@ -120,7 +120,7 @@ class Calibration:
         """Seconds of a step of a schedule, on average; of a bag size that was not measured, those of the nearest."""
         total = 0.0
         for stage in schedule.stages:
-            nearest = min(self.step_seconds, key=lambda size: abs(size - stage.bag_size))
+            nearest = min(self.step_seconds, key=lambda size: abs(size - stage.largest))
             total += stage.steps * self.step_seconds[nearest]
         return total / schedule.total_steps
 
@@ -150,8 +150,8 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
                 started = time.perf_counter()
                 lr = learning_rate(recipe.train, step, recipe.train.steps)
                 # Reading a value makes the device finish.
-                float(optimizer_step(state, recipe.train, stage, window, lr).loss)
+                float(optimizer_step(state, recipe.train, recipe.schedule.step_at(step), window, lr).loss)
                 seconds.append(time.perf_counter() - started)
-            steps[stage.bag_size] = statistics.median(seconds[1:] or seconds)
-            reading[stage.bag_size] = statistics.median(read[1:] or read)
+            steps[stage.largest] = statistics.median(seconds[1:] or seconds)
+            reading[stage.largest] = statistics.median(read[1:] or read)
         return Calibration(steps, reading, peak_memory(ranks.device), recipe.train.precision)

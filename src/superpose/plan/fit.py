@@ -160,11 +160,11 @@ def _vocabulary(data: DataArgs) -> int:
 
 def _setting(schedule: Schedule, weighting: object, unusual: list[str]) -> Setting | None:
     """Of the recipe's superposition; several stages are taken as their mean, and named as unusual."""
-    stages = [stage for stage in schedule.stages if stage.bag_size > 1]
+    stages = [stage for stage in schedule.stages if stage.superposes]
     if not stages:
         return Setting(1, 0.0)
     share = sum(stage.steps for stage in stages)
-    size = round(sum(stage.steps * stage.bag_size for stage in stages) / share)
+    size = round(sum(stage.steps * stage.largest for stage in stages) / share)
     if len(stages) > 1:
         unusual.append(f"{len(stages)} stages of superposition, predicted as one of s {size}")
     if weighting not in ("uniform", "power"):

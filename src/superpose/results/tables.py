@@ -13,9 +13,15 @@ Table = tuple[str, Row, list[Row]]
 def describe(schedule: Schedule) -> str:
     """A schedule in the paper's letters: "s 4, r 0.3"."""
     stages = [stage for stage in schedule.stages if stage.phase == "superposition"]
-    parts = [f"s {stage.bag_size}, r {stage.steps / schedule.total_steps:.3g}" for stage in stages]
-    mode = "" if schedule.mode == "full" else f", {schedule.mode} only"
-    return "; ".join(parts) + mode
+    parts = [f"s {stage.largest}, r {stage.steps / schedule.total_steps:.3g}" for stage in stages]
+    mode = mode_of(schedule)
+    return "; ".join(parts) + ("" if mode == "full" else f", {mode} only")
+
+
+def mode_of(schedule: Schedule) -> str:
+    """What superposition changes in a run; "full" for an ordinary one, and "a mode each" for stages that differ."""
+    modes = {stage.mode for stage in schedule.stages if stage.superposes}
+    return modes.pop() if len(modes) == 1 else "a mode each" if modes else "full"
 
 
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?\s?(%|x|k|M|B|T|GiB|ms|[A-Z]{3}|[$€£])?", re.ASCII)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.results.statistics import loss_at
-from superpose.results.tables import Row, Table, describe
+from superpose.results.tables import Row, Table, describe, mode_of
 from superpose.runs.disk import RunOnDisk, size_of
 
 _Item = TypeVar("_Item")
@@ -31,9 +31,9 @@ def listed(run: RunOnDisk) -> dict[str, Any]:
         "step": run.step,
         "steps": run.recipe.train.steps,
         "parameters": result.parameters if result else None,
-        "bag_size": [stage.bag_size for stage in schedule.stages if stage.phase == "superposition"],
+        "bag_size": [stage.largest for stage in schedule.stages if stage.phase == "superposition"],
         "ratio": [stage.steps / schedule.total_steps for stage in schedule.stages if stage.phase == "superposition"],
-        "mode": schedule.mode,
+        "mode": mode_of(schedule),
         "seed": run.recipe.train.seed,
         "lr": run.recipe.train.lr,
         "val_loss": result.val_loss if result else None,

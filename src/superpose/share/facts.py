@@ -17,7 +17,7 @@ from superpose.evaluate.evaluation import Evaluation
 from superpose.files import read_json
 from superpose.models.load import NEXT_TOKEN
 from superpose.results.intervals import spoken
-from superpose.results.tables import Row
+from superpose.results.tables import Row, mode_of
 from superpose.runs.disk import RunOnDisk
 from superpose.train.records import Energy
 
@@ -110,10 +110,14 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     """The facts of a model that a run had at a step."""
     recipe = run.recipe
     schedule, train = recipe.schedule, recipe.train
-    stages = tuple((s.bag_size, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)
+    stages = tuple((s.largest, s.start, min(s.stop, step)) for s in schedule.stages if s.start < step)
     predicts, bag_size = NEXT_TOKEN, stages[-1][0]
     if bag_size > 1:
-        predicts = f"the token after a bag of {bag_size}" if schedule.mode == "input" else f"bags of {bag_size} tokens"
+        predicts = (
+            f"the token after a bag of {bag_size}"
+            if schedule.stage_at(step - 1).mode == "input"
+            else f"bags of {bag_size} tokens"
+        )
     result = run.result if step == train.steps else None
     spent = result or next((record for record in run.validations if record.step == step), None)
     # The average is validated at the end alone.
@@ -122,7 +126,7 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
     return Facts(
         predicts=predicts,
         step=step,
-        mode=schedule.mode,
+        mode=mode_of(schedule),
         stages=stages,
         architecture=str(model.config.model_type),
         parameters=sum(parameter.numel() for parameter in model.parameters()),

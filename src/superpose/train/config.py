@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from superpose.core.ablations import WEIGHTED, Variant
 from superpose.core.fold import Mode
-from superpose.core.loss import Weighting, bag_weights
+from superpose.core.loss import Weighting
 from superpose.core.schedule import Schedule
+from superpose.core.stage import StageArgs
 from superpose.data.config import DataArgs
 from superpose.data.store import Split
 from superpose.data.windows import Expand, WindowPlan
@@ -36,8 +37,30 @@ _Ratio = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
+def _described(stages: Any) -> Any:
+    """Tables of stages as `StageArgs`; anything else is left to be refused.
+
+    By hand, as the dataclass itself says best what is wrong with it.
+    """
+    if not isinstance(stages, Sequence) or isinstance(stages, str):
+        raise ValueError(
+            f"superposition.stages is {reprlib.repr(stages)}; write a table [[superposition.stages]] for each"
+        )
+    made = []
+    for number, stage in enumerate(stages, 1):
+        try:
+            made.append(stage if isinstance(stage, StageArgs) else StageArgs.from_dict(stage))
+        except ValueError as error:
+            raise ValueError(f"superposition.stages, stage {number}: {error}") from None
+    return tuple(made)
+
+
+def _plain_stages(stages: Sequence[StageArgs]) -> list[dict[str, Any]]:
+    return [stage.to_dict() for stage in stages]
+
+
 class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
-    """The first phase, see `superpose.Schedule`; lists give several stages."""
+    """The first phase, see `superpose.Schedule`; lists give several stages, `stages` describes each of them."""
 
     bag_size: _BagSize | tuple[_BagSize, ...] = 4
     ratio: _Ratio | tuple[_Ratio, ...] = 0.3
@@ -50,6 +73,19 @@ class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
     """How a step takes in more tokens: by longer rows, or by more of them, see `superpose.data.windows.WindowPlan`."""
     documents: Literal["joined", "aligned"] = "joined"
     """Whether bags run across the ends of documents, or every document starts a new bag."""
+    stages: Annotated[tuple[StageArgs, ...], BeforeValidator(_described), PlainSerializer(_plain_stages)] = ()
+    """In place of bag_size, ratio, mode and weighting: a table for each stage, see `superpose.StageArgs`."""
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        if self.stages:
+            for name in ("bag_size", "ratio", "mode", "weighting"):
+                if getattr(self, name) != SuperpositionArgs.model_fields[name].default:
+                    raise ValueError(
+                        f"superposition.stages says what each stage is, so superposition.{name} would be ignored; "
+                        f"give one of the two"
+                    )
+        return self
 
 
 class TrainArgs(OptimArgs, frozen=True):
@@ -110,7 +146,15 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     def schedule(self) -> Schedule:
         """Which bag size trains at which step."""
         superposition = self.superposition
-        return Schedule(self.train.steps, superposition.bag_size, superposition.ratio, superposition.mode)
+        if superposition.stages:
+            return Schedule(self.train.steps, stages=superposition.stages)
+        return Schedule(
+            self.train.steps,
+            superposition.bag_size,
+            superposition.ratio,
+            superposition.mode,
+            superposition.weighting,
+        )
 
     @property
     def latents_per_step(self) -> int:
@@ -145,7 +189,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     @property
     def starts_at_log_v(self) -> bool:
         """Whether the first loss of a run is that of a guess: its weights are fresh and its loss a cross-entropy."""
-        ordinary = self.schedule.stages[0].bag_size == 1
+        ordinary = not self.schedule.stages[0].superposes
         return not self.model.init_from and (ordinary or self.superposition.variant in WEIGHTED)
 
     @property
@@ -174,17 +218,18 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         train, superposition = self.train, self.superposition
-        if superposition.variant not in WEIGHTED and superposition.weighting != "uniform":
+        weighted = superposition.weighting != "uniform" or any(
+            stage.weighting != "uniform" for stage in self.schedule.args
+        )
+        if superposition.variant not in WEIGHTED and weighted:
             raise ValueError(
                 f"superposition.variant = '{superposition.variant}' weighs no targets, so "
                 f"superposition.weighting would be ignored; leave it out"
             )
         for stage in self.schedule.stages:
-            if stage.bag_size > 1:
-                bag_weights(stage.bag_size, superposition.weighting)
             if superposition.expand == "batch" and train.latents % stage.raw_tokens_per_latent:
                 raise ValueError(
-                    f"train.latents ({train.latents}) is not a multiple of superposition.bag_size ({stage.bag_size}), "
+                    f"train.latents ({train.latents}) is not a multiple of superposition.bag_size ({stage.largest}), "
                     f"as superposition.expand = 'batch' needs it to be"
                 )
         if train.batch_size % train.accumulate:
@@ -316,11 +361,14 @@ def recipe_toml(recipe: Recipe, comments: Sequence[str] = (), spelled_out: Colle
             for name, value in values.items()
             if value != default[section][name] or f"{section}.{name}" in spelled_out
         }
+        stages = chosen.pop("stages", [])
         tables = {name: value for name, value in chosen.items() if isinstance(value, dict)}
         plain = {name: value for name, value in chosen.items() if name not in tables}
-        for heading, table in ((section, plain), *((f"{section}.{name}", tables[name]) for name in tables)):
-            if table or heading != section:
-                lines += ["", f"[{heading}]", *(f"{_key(k)} = {_toml(v, f'{heading}.{k}')}" for k, v in table.items())]
+        written = [(f"[{section}.{name}]", table) for name, table in tables.items()]
+        written += [(f"[[{section}.stages]]", stage) for stage in stages]
+        for heading, table in ([(f"[{section}]", plain)] if plain else []) + written:
+            place = heading.strip("[]")
+            lines += ["", heading, *(f"{_key(k)} = {_toml(v, f'{place}.{k}')}" for k, v in table.items())]
     return "\n".join(lines).strip("\n") + "\n"
 
 

@@ -133,7 +133,8 @@ def _compile(run: Running) -> float:
     started = time.perf_counter()
     for stage in run.recipe.schedule.stages:
         if stage.stop > run.progress.step:
-            accumulate_gradients(run.state, run.recipe.train, stage, run.window(stage.start))
+            step = run.recipe.schedule.step_at(stage.start)
+            accumulate_gradients(run.state, run.recipe.train, step, run.window(stage.start))
             for optimizer in run.state.optimizers:
                 optimizer.zero_grad(set_to_none=True)
     run.state.lm.biases.forget()
@@ -150,7 +151,6 @@ def _steps(run: Running) -> HeldOutLoss:
     # Closed with the loop: an iterator that a traceback still holds would go on reading.
     with stop_requests() as request, run.clock.running(), closing(read_ahead(run.window, steps)) as windows:
         for step, window in zip(steps, windows, strict=True):
-            stage = schedule.stage_at(step)
             if args.reset_optimizer and step in schedule.boundaries:
                 for optimizer in state.optimizers:
                     optimizer.state.clear()  # of moments and counts of steps
@@ -159,7 +159,8 @@ def _steps(run: Running) -> HeldOutLoss:
             # Random numbers (dropout) are a function of the step and the rank, like all else.
             torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
             lr = learning_rate(args, step, args.steps, schedule.boundaries)
-            results.append(optimizer_step(state, args, stage, window, lr))
+            computed = schedule.step_at(step)
+            results.append(optimizer_step(state, args, computed, window, lr))
             done = step + 1
             for watcher in run.watchers:
                 watcher.after_step(done, results[-1])
@@ -168,7 +169,7 @@ def _steps(run: Running) -> HeldOutLoss:
             saving = done % args.checkpoint_every == 0 or turning or done in run.checkpoints.milestones or stopping
             # Logged with every checkpoint too, so that a resumed run's log is that of a run never stopped.
             if done % args.log_every == 0 or saving:
-                run.tell(run.training(done, stage, lr, results))
+                run.tell(run.training(done, computed, lr, results))
                 results = []
             if done % args.eval_every == 0 or turning:
                 measured = _validate(run, done)

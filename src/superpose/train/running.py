@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from superpose.core.accounting import Cost, cost
-from superpose.core.schedule import Stage
+from superpose.core.stage import Step
 from superpose.data.store import TokenStore
 from superpose.models.build import model_flops_per_latent
 from superpose.train.checkpoint import Checkpoints, Progress
@@ -142,7 +142,7 @@ class Running:
     def warn(self, step: int, message: str) -> None:
         self.tell(Warned(step=step, message=message))
 
-    def training(self, done: int, stage: Stage, lr: float, results: Sequence[StepResult]) -> Training:
+    def training(self, done: int, step: Step, lr: float, results: Sequence[StepResult]) -> Training:
         """The record of the steps since the last one, of all ranks together."""
         ranks, since, last = self.ranks, self._since, results[-1]
         loss = float(ranks.mean(torch.stack([result.loss for result in results])).mean())
@@ -153,10 +153,10 @@ class Running:
         seconds = max(now.seconds - since.seconds, 1e-9)
         return Training(
             step=done,
-            phase=stage.phase,
-            bag_size=stage.bag_size,
-            loss=loss if stage.bag_size == 1 else None,
-            bag_loss=None if stage.bag_size == 1 else loss,
+            phase=step.phase,
+            bag_size=step.bag_size,
+            loss=loss if step.bag_size == 1 else None,
+            bag_loss=None if step.bag_size == 1 else loss,
             lr=lr,
             grad_norm=float(last.grad_norm),
             router_loss=None if last.router_loss is None else float(ranks.mean(last.router_loss)),

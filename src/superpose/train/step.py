@@ -18,8 +18,8 @@ from superpose.core.check import some_of
 from superpose.core.fold import IGNORE_INDEX
 from superpose.core.model import SuperposedLM
 from superpose.core.parts import SuperposedOutput
-from superpose.core.schedule import Stage
 from superpose.core.sharding import is_sharded, reshard
+from superpose.core.stage import Step
 from superpose.data.store import Split, TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model
@@ -106,8 +106,8 @@ def build_state(recipe: Recipe, store: TokenStore, ranks: Ranks) -> TrainState:
             block.compile()
     end_of_text = store.end_of_text if train.attention == "document" else None
     group = dist.group.WORLD if ranks.world_size > 1 else None
-    superposition = recipe.superposition
-    lm = SuperposedLM(model.train(), superposition.weighting, superposition.variant, end_of_text, group)
+    variant = recipe.superposition.variant
+    lm = SuperposedLM(model.train(), variant=variant, end_of_text=end_of_text, group=group)
     module: nn.Module = lm
     if sharded:
         shard(lm, recipe.parallel, ranks, train.precision)
@@ -164,9 +164,9 @@ class StepResult:
     expert_load: Tensor | None = None
 
 
-def optimizer_step(state: TrainState, args: TrainArgs, stage: Stage, window: Tensor, lr: float) -> StepResult:
+def optimizer_step(state: TrainState, args: TrainArgs, step: Step, window: Tensor, lr: float) -> StepResult:
     """One optimizer step on this rank's rows [rows / ranks, length]."""
-    total, outputs = accumulate_gradients(state, args, stage, window)
+    total, outputs = accumulate_gradients(state, args, step, window)
     grad_norm = clip_gradients(list(state.model.parameters()), args.grad_clip)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
@@ -185,7 +185,7 @@ def optimizer_step(state: TrainState, args: TrainArgs, stage: Stage, window: Ten
 
 
 def accumulate_gradients(
-    state: TrainState, args: TrainArgs, stage: Stage, window: Tensor
+    state: TrainState, args: TrainArgs, step: Step, window: Tensor
 ) -> tuple[Tensor, list[SuperposedOutput]]:
     """Forward and backward passes of all parts of a step; see `share_gradients` for the ranks'."""
     ranks = state.ranks
@@ -198,7 +198,9 @@ def accumulate_gradients(
     for number, part in enumerate(parts):
         share_gradients(state.module, state.parallel, last=number == len(parts) - 1)
         with autocast(state.lm, args.precision, ranks.device):
-            output: SuperposedOutput = state.module(part, stage.bag_size, stage.mode, normalizer=positions)
+            output: SuperposedOutput = state.module(
+                part, step.bag_size, step.mode, normalizer=positions, weighting=step.weighting, pooling=step.pooling
+            )
         output.loss.backward()
         total += output.cross_entropy.detach()
         outputs.append(output._replace(loss=total, cross_entropy=total))  # lets the graph go

@@ -94,8 +94,8 @@ class StoreLoader(_Reader):
         step, part = divmod(number, self.parts)
         # The parts of a step are shared out as if each were a rank of its own.
         window = self.plan.read(self.store.train.tokens, step, self.rank * self.parts + part, self.ranks * self.parts)
-        stage = self.plan.schedule.stage_at(step)
-        inputs, targets = split_window(window, stage.bag_size, stage.mode)
+        computed = self.plan.schedule.step_at(step)
+        inputs, targets = split_window(window, computed.bag_size, computed.mode)
         if targets.dim() == 3:
             targets = mark_positions(targets, target_weights(targets, self.config.weighting))
         return batch_of(inputs, targets, self.config.attention, self.store.end_of_text)
