@@ -40,10 +40,12 @@ def test_bytes_are_bytes(text):
     assert trained.byte_ids is None
 
 
-ascii_text = st.text(st.characters(max_codepoint=127)) | st.text("ab' \t\n\r<|>1_s!")
+some_text = (
+    st.text(st.characters(max_codepoint=127)) | st.text("ab' \t\n\r<|>1_s!") | st.text("aé\u3000\x85' \t\n\r\n\n1!")
+)
 
 
-@given(ascii_text)
+@given(some_text)
 def test_word_by_word_is_the_same(text):
     made = train_tokenizer(texts, 320, ["<|user|>"])
     for whole in (text, f"it's {text}'ll  <|user|>{text} \n\n  def"):

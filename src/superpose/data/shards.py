@@ -108,8 +108,8 @@ def _tokenized(
         if isinstance(document, str) and byte_ids is not None:
             content = document.encode()
             yield place, byte_ids[np.frombuffer(content, np.uint8)], len(content)
-        elif isinstance(document, str) and words is not None and document.isascii():
-            yield place, words.encode(document), len(document)
+        elif isinstance(document, str) and words is not None:
+            yield place, words.encode(document), len(document.encode())
         elif isinstance(document, str):
             batch.append((place, document))
             held += len(document)

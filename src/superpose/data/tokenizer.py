@@ -12,7 +12,8 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from importlib.metadata import version
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from superpose.errors import UserError, first_line
-from superpose.files import read_json, write_json
+from superpose.files import cache_directory, read_json, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 """Ends every document, in the tokenizers made here."""
@@ -72,7 +73,7 @@ class TextTokenizer:
 
     @cached_property
     def words(self) -> "Words | None":
-        """Encodes ASCII text by its words, where the tokenizer treats each word by itself: several times faster."""
+        """Encodes text by its words, where the tokenizer treats each word by itself: several times faster."""
         settings = json.loads(self.tokenizer.to_str())
         splits = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
         before = settings["pre_tokenizer"] or {}
@@ -83,7 +84,7 @@ class TextTokenizer:
             and not settings["normalizer"]
             and all(added.special for added in self.tokenizer.get_added_tokens_decoder().values())
         )
-        return Words(lambda word: self.encode([word])[0]) if apart else None
+        return Words(self.encode) if apart else None
 
     def encode(self, texts: Sequence[str]) -> list[npt.NDArray[np.uint32]]:
         """The ids of each text: nothing is put before or after it, and none of them is `end_of_text`.
@@ -117,20 +118,33 @@ class Words(dict[str, bytes]):
 
     # Where byte-level tokenizers cut text into words (GPT-2's rule), for ASCII, in which all engines agree.
     _CUTS = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?[A-Za-z]+| ?[0-9]+| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+", re.ASCII)
+    # No word runs from what is seen into a line's end, whatever the text, so lines can be taken apart there.
+    _LINES = re.compile(r"(?<=[!-~])(?=\n)")
     _MOST = 2**18
 
-    def __init__(self, encode: Callable[[str], npt.NDArray[np.uint32]]) -> None:
+    def __init__(self, encode: Callable[[Sequence[str]], list[npt.NDArray[np.uint32]]]) -> None:
         self._encode = encode
 
-    def __missing__(self, word: str) -> bytes:
-        ids = self._encode(word).tobytes()
-        if len(self) < self._MOST:
-            self[word] = ids
-        return ids
-
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Ids of an ASCII text."""
-        return np.frombuffer(b"".join(map(self.__getitem__, self._CUTS.findall(text))), dtype=np.uint32)
+        """Ids of a text; of lines that are not ASCII, as the tokenizer has them."""
+        if text.isascii():
+            return np.frombuffer(self._ascii(text), dtype=np.uint32)
+        stretches = [(ascii, "".join(lines)) for ascii, lines in groupby(self._LINES.split(text), str.isascii)]
+        others = iter(self._encode([stretch for ascii, stretch in stretches if not ascii]))
+        ids = b"".join(self._ascii(stretch) if ascii else next(others).tobytes() for ascii, stretch in stretches)
+        return np.frombuffer(ids, dtype=np.uint32)
+
+    def _ascii(self, text: str) -> bytes:
+        words = self._CUTS.findall(text)
+        ids: list[Any] = list(map(self.get, words))
+        if None not in ids:
+            return b"".join(ids)
+        # New words go to the tokenizer together: a call takes it longer than a word.
+        new = list({word for word, known in zip(words, ids, strict=True) if known is None})
+        learned = dict(zip(new, (own.tobytes() for own in self._encode(new)), strict=True))
+        if len(self) + len(learned) <= self._MOST:
+            self.update(learned)
+        return b"".join(learned[word] if known is None else known for word, known in zip(words, ids, strict=True))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str] = ()) -> TextTokenizer:
@@ -232,9 +246,17 @@ def save_tokenizer(text_tokenizer: TextTokenizer, directory: Path) -> None:
         )
         fast.save_pretrained(directory)
     _plain(directory, text_tokenizer.end_of_text_token)
+    # To load it with transformers takes seconds, and this decides what comes of it.
+    parts = [file.read_bytes() for name in FILES if (file := directory / name).is_file()]
+    parts += [version(name).encode() for name in ("superpose", "tokenizers", "transformers")]
+    known = cache_directory() / "tokenizers" / hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
+    if known.exists():
+        return
     if other := difference(text_tokenizer, directory):
         place = text_tokenizer.directory or "the tokenizer"
         raise UserError(f"{place}: {other}; give its tokenizer.json alone, with end_of_text")
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.touch()
 
 
 def tokenizer_identity(file: Path) -> str:
