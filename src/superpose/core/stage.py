@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar
 
-from superpose.core.embed import Pooling
+from superpose.core.embed import Pooling, check_pooling
 from superpose.core.fold import MODES, Mode
 from superpose.core.loss import Weighting, bag_weights
 
@@ -74,8 +74,7 @@ class _Settings:
             raise ValueError(f"bag_size is {self.bag_size!r}; give a whole number of tokens, 1 or more")
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"pooling is {self.pooling!r}; choose one of {', '.join(get_args(Pooling))}")
+        check_pooling(self.pooling)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -175,7 +174,7 @@ class Step(_Settings):
 def _refuse_unserved(stage: StageArgs) -> None:
     """Settings that have a name and a place, and nothing yet that follows them."""
     for name in (
-        *("bag_size_end", "weighting_end", "pooling", "lr_factor", "ordinary_rows", "mixture", "extra_heads"),
+        *("bag_size_end", "weighting_end", "lr_factor", "ordinary_rows", "mixture", "extra_heads"),
     ):
         value = getattr(stage, name)
         if value != _Settings.__dataclass_fields__[name].default:
