@@ -222,8 +222,8 @@ def _sums_by_token(
 ) -> Tensor:
     """For each token [V, D] the sum over its learned occurrences of their bag's gradient [N, D], times their share."""
     # Tokens that get no gradient sort behind the vocabulary, where no bag reaches. A number holds a token and the
-    # bag it is in, or which of all places if they differ, so that the order of the sums is that of the text, and NumPy sorts numbers several times as fast
-    # as PyTorch sorts what has an order to keep.
+    # bag it is in, or where shares differ which of all places, so that the order of the sums is that of the text, and
+    # NumPy sorts numbers several times as fast as PyTorch sorts what has an order to keep.
     numbers = torch.arange(len(bags)).unsqueeze(1) if shares is None else torch.arange(bags.numel()).view(bags.shape)
     bits = numbers.numel().bit_length()
     occurrences = (bags.long().masked_fill(~learned, vocab_size) << bits | numbers).flatten()
