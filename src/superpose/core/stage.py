@@ -172,6 +172,8 @@ class StageArgs(_Settings):
                 raise ValueError(
                     f"the first of the weights {weightings} is 0, but it is what ordinary_rows predict; give it more"
                 )
+        if self.pooling != "mean" and (not self.superposes or self.mode == "output"):
+            raise ValueError("a stage that reads single tokens pools none, so pooling would be ignored; leave it out")
         if self.ordinary_rows and (not self.superposes or self.mode == "output"):
             raise ValueError(
                 "ordinary_rows are those without bags at the input, and this stage has no rows with any; leave "
