@@ -1,3 +1,5 @@
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
@@ -6,16 +8,23 @@ from torch.profiler import profile
 
 from superpose import IGNORE_INDEX, embed_bags
 from superpose.core import embed
+from superpose.core.embed import Pooling
 
 
-def reference(input_ids, weight):
-    """Mean over valid tokens, one bag at a time, in float64."""
+def reference(input_ids, weight, pooling="mean"):
+    """What is made of valid tokens, one bag at a time, in float64."""
     out = torch.zeros(*input_ids.shape[:-1], weight.shape[1], dtype=torch.float64) + 0 * weight.sum()
     for place in torch.cartesian_prod(*[torch.arange(n) for n in input_ids.shape[:-1]]).view(-1, input_ids.dim() - 1):
         bag = input_ids[tuple(place)]
-        bag = bag[bag != IGNORE_INDEX]
-        if len(bag):
-            out[tuple(place)] = weight.double()[bag].mean(0)
+        valid = bag != IGNORE_INDEX
+        if not valid.any():
+            continue
+        vectors = weight.double()[bag[valid]]
+        if pooling == "power":
+            shares = (1 / torch.arange(1, len(bag) + 1, dtype=torch.float64))[valid]
+            out[tuple(place)] = (shares / shares.sum()) @ vectors
+        else:
+            out[tuple(place)] = vectors.mean(0) * (len(vectors) ** 0.5 if pooling == "sqrt" else 1)
     return out
 
 
@@ -28,11 +37,12 @@ def bags(draw, vocab_size=7):
 
 
 @pytest.mark.error(n=5)
-@given(bags())
-def test_equals_the_mean_over_valid_tokens(input_ids):
+@given(bags(), st.sampled_from(get_args(Pooling)), st.sampled_from([None, 2]))
+def test_equals_the_pooling_of_valid_tokens_one_by_one(input_ids, pooling, padding_idx):
     weight = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
-    out = embed_bags(input_ids, weight)
-    expected = reference(input_ids, weight)
+    out = embed_bags(input_ids, weight, padding_idx=padding_idx, pooling=pooling)
+    fixed = torch.arange(7).unsqueeze(1) == (-1 if padding_idx is None else padding_idx)
+    expected = reference(input_ids, torch.where(fixed, weight.detach(), weight), pooling)
     torch.testing.assert_close(out, expected)
     upstream = torch.randn_like(out)
     torch.testing.assert_close(*(torch.autograd.grad((value * upstream).sum(), weight)[0] for value in (out, expected)))
@@ -47,10 +57,32 @@ def test_a_bag_of_nothing_is_zeros_and_gets_no_gradient():
     assert (weight.grad == 0).all()
 
 
-def test_gradient_by_finite_differences():
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_gradient_by_finite_differences(pooling):
     weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
     input_ids = torch.tensor([[[0, 0, 4], [1, IGNORE_INDEX, 2]]])
-    assert torch.autograd.gradcheck(lambda table: embed_bags(input_ids, table), weight)
+    assert torch.autograd.gradcheck(lambda table: embed_bags(input_ids, table, pooling=pooling), weight)
+
+
+@pytest.mark.parametrize("pooling", get_args(Pooling))
+def test_a_bag_with_one_token_is_the_token_to_the_bit(pooling):
+    """So a row of bags can hold single tokens, as those of mixed batches do."""
+    weight, tokens = torch.randn(50, 8), torch.arange(50).view(1, 50)
+    alone = torch.full((1, 50, 4), IGNORE_INDEX)
+    alone[..., 0] = tokens
+    assert torch.equal(embed_bags(alone, weight, pooling=pooling), weight[tokens])
+
+
+def test_the_root_keeps_the_variance():
+    torch.manual_seed(0)
+    weight = torch.randn(1000, 64)
+    pooled = embed_bags(torch.randint(0, 1000, (1, 2000, 8)), weight, pooling="sqrt")
+    assert float(pooled.var()) == pytest.approx(float(weight.var()), rel=0.05)
+
+
+def test_a_pooling_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="pooling is 'sum'; choose one of mean"):
+        embed_bags(torch.zeros(1, 1, 2, dtype=torch.long), torch.zeros(4, 2), pooling="sum")
 
 
 def test_half_precision_is_summed_in_float32():
@@ -86,6 +118,9 @@ def test_the_operators_keep_pytorchs_contract():
     bags = torch.tensor([[0, 4, 2], [IGNORE_INDEX, 1, 1]])
     torch.library.opcheck(embed._mean_bags, (bags, torch.randn(5, 4, requires_grad=True), IGNORE_INDEX))
     torch.library.opcheck(embed._mean_bags_backward, (bags, torch.randn(2, 4), IGNORE_INDEX, 1, 5))
+    shares = torch.rand(2, 3) * (bags >= 0)
+    torch.library.opcheck(embed._weigh_bags, (bags, torch.randn(5, 4, requires_grad=True), shares, None))
+    torch.library.opcheck(embed._weigh_bags_backward, (bags, torch.randn(2, 4), shares, 1, 5))
 
 
 @pytest.mark.error(n=5)
@@ -95,6 +130,10 @@ def test_what_other_devices_run_gives_the_same(input_ids):
     rows = input_ids.flatten(0, 1)
     means = embed._mean_of_valid(rows, weight, rows != IGNORE_INDEX)
     torch.testing.assert_close(means.view(*input_ids.shape[:2], 3), reference(input_ids, weight))
+    shares = embed._shares(rows != IGNORE_INDEX, [1 / place for place in range(1, rows.shape[1] + 1)], 1, weight.dtype)
+    for padding_idx in (None, 2):
+        pooled = embed._weigh_elsewhere(rows, weight, shares, padding_idx)
+        torch.testing.assert_close(pooled.view(*input_ids.shape[:2], 3), reference(input_ids, weight, "power"))
 
 
 def test_compiled_it_is_one_graph():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
-from superpose import Schedule, window_length
+from superpose import IGNORE_INDEX, Schedule, StageArgs, window_length
 from superpose.data import stream as module
 from superpose.data.stream import PlannedWindows, RowReader, WindowStream
 from superpose.data.tokens import TokenArray
@@ -44,8 +44,14 @@ class Resumable(IterableDataset):
 def schedules(draw):
     parts = draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 3)), max_size=3))
     steps = sum(count for _, count in parts) + draw(st.integers(0 if parts else 1, 4))
-    sizes, ratios = [size for size, _ in parts], [count / steps for _, count in parts]
-    return Schedule(steps, sizes, ratios, draw(st.sampled_from(["full", "input", "output"])))
+    mode = draw(st.sampled_from(["full", "input", "output"]))
+    if mode == "output" or draw(st.booleans()):
+        return Schedule(steps, [size for size, _ in parts], [count / steps for _, count in parts], mode)
+    mixed = [
+        StageArgs(count / steps, bag_size={size: 1, 2: 1}, mode=mode, ordinary_rows=0.5 * draw(st.booleans()))
+        for size, count in parts
+    ]
+    return Schedule(steps, stages=mixed, seed=draw(st.integers(0, 3)))
 
 
 def rows_for(schedule, rows, lengths, seed=0):
@@ -64,10 +70,15 @@ def reference(schedule, rows, source):
     """Windows [rows, length] of each step, one token after another."""
     text, place, steps = list(chain.from_iterable(source)), 0, []
     for step in range(schedule.total_steps):
-        stage = schedule.stage_at(step)
+        stage = schedule.step_at(step)
         length = window_length(LATENTS, stage.bag_size, stage.mode)
         windows = []
-        for _ in range(rows):
+        for row in range(rows):
+            if stage.bag_size > 1 and row >= rows * (1 - stage.ordinary_rows):
+                windows.append([IGNORE_INDEX] * length)
+                windows[-1][:: stage.bag_size] = text[place : place + LATENTS + 1]
+                place += LATENTS
+                continue
             windows.append(text[place : place + length])
             place += LATENTS * (1 if stage.mode == "output" else stage.bag_size)
         steps.append(windows)
@@ -96,7 +107,7 @@ def test_steps_read_the_text_in_its_order_each_token_once(schedule, per, accumul
         assert list(chain.from_iterable(windows_of(parts))) == windows
         assert {part["bag_size"] for part in parts} == {schedule.bag_size_at(step)}
     inputs = [
-        window[: LATENTS * schedule.stage_at(step).raw_tokens_per_latent]
+        [t for t in window[: LATENTS * schedule.step_at(step).raw_tokens_per_latent] if t != IGNORE_INDEX]
         for step, windows in enumerate(expected)
         for window in windows
     ]

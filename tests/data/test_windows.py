@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose import IGNORE_INDEX, Schedule, split_window, window_length
+from superpose import IGNORE_INDEX, Schedule, StageArgs, split_window, window_length
+from superpose.data.permute import permute
 from superpose.data.tokens import TokenArray
-from superpose.data.windows import WindowPlan, permute
+from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 
 
@@ -32,6 +33,25 @@ def plans(draw, expand="sequence"):
     )
 
 
+@st.composite
+def uneven_plans(draw, expand="sequence"):
+    """Plans whose rows differ in length: bag sizes are drawn, or some rows are ordinary."""
+    steps, rows = draw(st.integers(4, 24)), draw(st.integers(1, 4))
+    weights = st.dictionaries(st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), min_size=1)
+    stages = []
+    for ratio in draw(st.lists(st.sampled_from([0.25, 0.5]), min_size=1, max_size=2)):
+        sizes, mode = draw(weights), draw(st.sampled_from(["full", "input", "output"]))
+        ordinary = draw(st.integers(0, rows - 1)) if mode != "output" and max(sizes) > 1 else 0
+        end = draw(st.none() | weights)
+        share = ordinary / rows
+        stages.append(StageArgs(ratio, bag_size=sizes, bag_size_end=end, mode=mode, ordinary_rows=share))
+    schedule = Schedule(steps, stages=stages, seed=draw(st.integers(0, 9)))
+    latents = draw(st.integers(1, 5)) if expand == "sequence" else 12 * draw(st.integers(1, 2))
+    smallest = rows * latents * max(stage.raw_tokens_per_latent for stage in schedule.stages)
+    size = draw(st.integers(smallest, 20 * smallest))
+    return WindowPlan(schedule, rows, latents, size, draw(st.integers(0, 9)), expand)
+
+
 def token_array(size):
     """A corpus whose tokens are their own places, in two shards."""
     places = np.arange(size)
@@ -40,18 +60,23 @@ def token_array(size):
 
 def inputs_read(plan, step):
     """Places in the corpus that a step's windows feed into the model, in the order of the rows."""
-    stage, _ = plan.starts(step)
+    computed = plan.schedule.step_at(step)
     window = plan.read(token_array(plan.num_tokens), step)
-    inputs, targets = split_window(window, stage.bag_size, stage.mode)
-    width = 1 if targets.dim() == inputs.dim() == 2 or stage.mode == "input" else stage.bag_size
-    last = inputs.reshape(*inputs.shape[:2], -1)[..., -1:]
-    following = (last + 1 + torch.arange(width)) % plan.num_tokens
-    assert torch.equal(targets.reshape(*targets.shape[:2], -1), following)
-    return inputs.flatten().tolist()
+    inputs, targets = split_window(window, computed.bag_size, computed.mode)
+    width = 1 if targets.dim() == inputs.dim() == 2 or computed.mode == "input" else computed.bag_size
+    inputs, targets = (part.reshape(*part.shape[:2], -1) for part in (inputs, targets))
+    of_bags = len(inputs) - computed.ordinary_of(len(inputs))
+    following = (inputs[:of_bags, :, -1:] + 1 + torch.arange(width)) % plan.num_tokens
+    assert torch.equal(targets[:of_bags], following)
+    single, after = inputs[of_bags:], targets[of_bags:]
+    assert torch.equal(after[..., 0], (single[..., 0] + 1) % plan.num_tokens)
+    assert (single[..., 1:] == IGNORE_INDEX).all()
+    assert (after[..., 1:] == IGNORE_INDEX).all()
+    return inputs[inputs != IGNORE_INDEX].tolist()
 
 
 @pytest.mark.error(n=9)
-@given(plans())
+@given(plans() | uneven_plans() | uneven_plans(expand="batch"))
 def test_no_token_is_read_twice_before_all_were_read(plan):
     order = [place for step in range(plan.schedule.total_steps) for place in inputs_read(plan, step)]
     assert len(order) == plan.raw_tokens()
@@ -120,7 +145,7 @@ def test_phase_one_rows_are_s_times_longer():
 
 
 @pytest.mark.error(n=9)
-@given(plans(), st.data())
+@given(plans() | uneven_plans(), st.data())
 def test_ranks_share_a_step_however_many_they_are(plan, data):
     step = data.draw(st.integers(0, plan.schedule.total_steps - 1))
     tokens = token_array(plan.num_tokens)

@@ -48,6 +48,14 @@ VARIANTS = {
         "train": {"attention": "document", "accumulate": 2},
     },
     "muon": {"train": {"optimizer": "muon", "average": 0.5}},
+    "mixed": {
+        "superposition": {
+            "stages": [{"ratio": 0.4, "bag_size": {"4": 1, "2": 1}, "ordinary_rows": 0.25}],
+            "ratio": 0.3,
+        },
+        "train": {"accumulate": 2},
+        "parallel": {"strategy": "ddp"},
+    },
 }
 STRATEGIES = ("fsdp", "ddp")
 RESUMED = ("ddp", "experts", "biased", "muon")

@@ -21,13 +21,13 @@ def curves(comparison: Comparison) -> Chart:
         series += [*(of_arm if len(of_arm) > 1 else []), mean_series(of_arm, label)]
     # Phases meet at the validation record of each boundary.
     records = {record.step: record for record in read_validations(next(r for r in at_main if r.arm == TST).directory)}
-    boundaries = comparison.recipe.schedule.boundaries
+    schedule = comparison.recipe.schedule
     marks = [
         (
             {axis: float(getattr(records[boundary], axis)) for axis in AXES},
-            "recovery begins" if boundary == boundaries[-1] else "next stage",
+            "recovery begins" if boundary == schedule.recovers_at else "next stage",
         )
-        for boundary in boundaries
+        for boundary in schedule.boundaries
         if boundary in records
     ]
     least, most = min(min(one.y) for one in series), max(max(one.y) for one in series if one.role == "ordinary")

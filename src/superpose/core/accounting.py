@@ -57,9 +57,9 @@ def cost(
 
     Args:
         latents_per_step: rows x latents of a row, the same in every stage.
-        flops_of_latent: of each stage; they differ only where rows are shorter, and attention with them.
+        flops_of_latent: of each stage; they differ only where rows are shorter, and attention with them. A stage of
+            several bag sizes is asked for as one of each.
     """
     until = schedule.total_steps if until is None else until
-    steps_of = {stage: max(0, min(stage.stop, until) - stage.start) for stage in schedule.stages}
-    flops = sum(steps * latents_per_step * flops_of_latent(stage) for stage, steps in steps_of.items())
+    flops = sum(steps * latents_per_step * flops_of_latent(stage) for stage, steps in schedule.counts(until))
     return Cost(until, until * latents_per_step, schedule.raw_tokens(latents_per_step, until), flops)

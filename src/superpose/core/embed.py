@@ -1,11 +1,15 @@
-"""The input side of a bag: the mean of its token embeddings.
+"""The input side of a bag: one vector out of its token embeddings, by default their mean.
 
 Equivalent plain PyTorch, which holds S copies of the output::
 
     F.embedding(input_ids, weight).float().mean(dim=-2)        # [B, L, S] -> [B, L, D]
 
 The mean keeps the scale a single token has (a sum would grow with S), and being unordered it is what the
-target side mirrors (arXiv 2605.06546, section 3.1).
+target side mirrors (arXiv 2605.06546, section 3.1). Other poolings weigh the token at place i of a bag by g_i, over
+those that are valid::
+
+    vector = sum of g_i x_i / (sum of g_i) ** e         mean: g_i = 1, e = 1     sqrt: g_i = 1, e = 1/2
+                                                        power: g_i = 1/i, e = 1
 
 Both directions are one `embedding_bag`, a sum over bags in float32 that never holds a [B, L, S, D] tensor. Forward,
 a bag is the tokens of a latent and the table is the embedding. Backward, a bag is the latents in which a token of the
@@ -18,7 +22,7 @@ Shapes: B rows of a batch, L latents, N = B x L positions, S tokens in a bag, D 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,32 +31,61 @@ from torch.nn import functional as F
 from superpose.core.fold import IGNORE_INDEX, may_hold_ignored
 
 Pooling = Literal["mean", "sqrt", "power"]
-"""How a bag's tokens become one vector: their mean; the mean times the root of their number; weighed by 1/i."""
+"""How a bag's tokens become one vector. None is in the paper but the mean."""
+
+
+class _Pool(NamedTuple):
+    """Of a pooling: g_i of a place in the bag, counted from 1, and e."""
+
+    weight: Callable[[int], float]
+    exponent: float
+
+
+_POOLS: dict[Pooling, _Pool] = {
+    "mean": _Pool(lambda place: 1.0, 1.0),
+    # Means of S vectors that have nothing to do with each other have 1/S of their variance; this keeps it.
+    "sqrt": _Pool(lambda place: 1.0, 0.5),
+    "power": _Pool(lambda place: 1 / place, 1.0),
+}
 
 
 def embed_bags(
-    input_ids: Tensor, weight: Tensor, ignore_index: int = IGNORE_INDEX, padding_idx: int | None = None
+    input_ids: Tensor,
+    weight: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    padding_idx: int | None = None,
+    pooling: Pooling = "mean",
 ) -> Tensor:
-    """Mean embedding of each bag over its valid tokens.
+    """Embedding of each bag, the mean over its valid tokens or another pooling of them.
 
     Args:
         input_ids: [B, L, S], or any shape whose last dimension is the bag; ids of 0 to V - 1 or `ignore_index`.
         weight: embedding table [V, D].
-        ignore_index: id of tokens that take no part in the mean.
+        ignore_index: id of tokens that take no part.
         padding_idx: id whose vector is looked up like any other but gets no gradient, as `nn.Embedding` has it.
+        pooling: "mean" (the paper's); "sqrt", the mean times the root of the number of tokens, which keeps the
+            variance a single token has; "power", weights 1/i by the place i in the bag, scaled to sum to 1. Of one
+            token each is its embedding.
 
     Returns:
         [B, L, D] in the dtype of `weight`, summed in float32. A bag without a valid token is zeros.
 
     Raises:
-        ValueError: `input_ids` has no bag dimension or `weight` is not a table.
+        ValueError: `input_ids` has no bag dimension, `weight` is not a table, or the pooling is unknown.
     """
+    check_pooling(pooling)
     if input_ids.dim() < 2 or weight.dim() != 2:
         raise ValueError(
             f"input_ids {list(input_ids.shape)} and weight {list(weight.shape)}; "
             f"expected bags [..., bag_size] and a table [vocab_size, width]"
         )
-    bags = input_ids.flatten(0, -2)
+    bags, pool = input_ids.flatten(0, -2), _POOLS[pooling]
+    places = [pool.weight(place) for place in range(1, bags.shape[1] + 1)]
+    if len({*places}) > 1:
+        pooled = _weighted(
+            bags, weight, _shares(bags != ignore_index, places, pool.exponent, weight.dtype), padding_idx
+        )
+        return pooled.reshape(*input_ids.shape[:-1], -1)
     # PyTorch's own backward pass adds up in the table's dtype on a CPU (5 % off in bfloat16 where tokens are
     # frequent) and takes longer; elsewhere it sorts too, and splits the long bags of frequent tokens.
     means: Tensor = (
@@ -60,7 +93,15 @@ def embed_bags(
         if weight.device.type == "cpu"
         else _mean_of_valid(bags, weight, bags != ignore_index, padding_idx)
     )
+    if pool.exponent != 1:
+        means = means * _divisors(bags != ignore_index, weight.dtype) ** (1 - pool.exponent)
     return means.reshape(*input_ids.shape[:-1], -1)
+
+
+def check_pooling(pooling: str) -> None:
+    """A ValueError for a name that is no pooling's."""
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling is {pooling!r}; choose one of {', '.join(get_args(Pooling))}")
 
 
 def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor], pooling: Pooling = "mean") -> Tensor:
@@ -75,18 +116,17 @@ def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor], pooling:
         embedding: a module or function from ids [...] to vectors [..., D].
         pooling: of the tokens of a bag, see `embed_bags`.
     """
-    if pooling != "mean":
-        raise ValueError(f"pooling is {pooling!r}; choose one of mean")
     if inputs.dim() == 3 and _only_looks_up(embedding):
-        return embed_bags(inputs, embedding.weight, padding_idx=embedding.padding_idx)
+        return embed_bags(inputs, embedding.weight, padding_idx=embedding.padding_idx, pooling=pooling)
     some = may_hold_ignored(inputs)
     ignored = inputs == IGNORE_INDEX if some else None
     vectors = embedding((inputs if ignored is None else inputs.masked_fill(ignored, 0)).flatten(1))
     if inputs.dim() == 2:
         return vectors if ignored is None else vectors.masked_fill(ignored.unsqueeze(-1), 0)
-    # The mean of vectors that are there already is a look-up of each: it holds no copy of them.
+    # The pooling of vectors that are there already is a look-up of each: it holds no copy of them.
     places = torch.arange(inputs.numel(), device=inputs.device).view(inputs.shape)
-    return embed_bags(places if ignored is None else places.masked_fill(ignored, IGNORE_INDEX), vectors.flatten(0, 1))
+    places = places if ignored is None else places.masked_fill(ignored, IGNORE_INDEX)
+    return embed_bags(places, vectors.flatten(0, 1), pooling=pooling)
 
 
 def _only_looks_up(embedding: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Embedding]:
@@ -132,16 +172,68 @@ def _mean_bags_backward(
     grad = grad / _divisors(valid, grad.dtype)
     if padding_idx is not None:
         valid &= bags != padding_idx
+    return _sums_by_token(bags, valid, grad, vocab_size)
+
+
+def _shares(valid: Tensor, places: list[float], exponent: float, dtype: torch.dtype) -> Tensor:
+    """What the tokens of bags [N, S] are multiplied with, by their places; 0 where they are not valid."""
+    # Made where they are: a copy from the host would have it wait.
+    precise = torch.promote_types(dtype, torch.float32)
+    weights = torch.stack([valid.new_full((), place, dtype=precise) for place in places])
+    weights = torch.where(valid, weights, 0.0)
+    mass = weights.sum(dim=-1, keepdim=True)
+    return (weights / mass.masked_fill(mass == 0, 1) ** exponent).to(dtype)
+
+
+def _weighted(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:
+    """Sums [N, D] of tokens [N, S] times their shares [N, S]."""
+    if weight.device.type == "cpu":
+        pooled: Tensor = _weigh_bags(bags, weight, shares, padding_idx)
+        return pooled
+    return _weigh_elsewhere(bags, weight, shares, padding_idx)
+
+
+def _weigh_elsewhere(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:
+    learned = shares if padding_idx is None else shares.masked_fill(bags == padding_idx, 0)
+    sums = F.embedding_bag(bags.masked_fill(learned == 0, 0), weight, mode="sum", per_sample_weights=learned)
+    if padding_idx is not None:
+        sums = sums + (shares - learned).sum(dim=-1, keepdim=True) * weight[padding_idx].detach()
+    return sums
+
+
+@torch.library.custom_op("superpose::weigh_bags", mutates_args=())
+def _weigh_bags(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:
+    tokens = bags.masked_fill(shares == 0, 0)
+    return F.embedding_bag(tokens, weight.detach(), mode="sum", per_sample_weights=shares)
+
+
+@torch.library.custom_op("superpose::weigh_bags_backward", mutates_args=())
+def _weigh_bags_backward(
+    bags: Tensor, grad: Tensor, shares: Tensor, padding_idx: int | None, vocab_size: int
+) -> Tensor:
+    learned = shares != 0
+    if padding_idx is not None:
+        learned &= bags != padding_idx
+    return _sums_by_token(bags, learned, grad, vocab_size, shares)
+
+
+def _sums_by_token(
+    bags: Tensor, learned: Tensor, grad: Tensor, vocab_size: int, shares: Tensor | None = None
+) -> Tensor:
+    """For each token [V, D] the sum over its learned occurrences of their bag's gradient [N, D], times their share."""
     # Tokens that get no gradient sort behind the vocabulary, where no bag reaches. A number holds a token and the
-    # bag it is in, so that the order of the sums is that of the text, and NumPy sorts numbers several times as fast
-    # as PyTorch sorts what has an order to keep.
-    bits = len(bags).bit_length()
-    occurrences = bags.long().masked_fill(~valid, vocab_size) << bits | torch.arange(len(bags)).unsqueeze(1)
-    occurrences = occurrences.flatten()
+    # bag it is in, or where shares differ which of all places, so that the order of the sums is that of the text, and
+    # NumPy sorts numbers several times as fast as PyTorch sorts what has an order to keep.
+    numbers = torch.arange(len(bags)).unsqueeze(1) if shares is None else torch.arange(bags.numel()).view(bags.shape)
+    bits = numbers.numel().bit_length()
+    occurrences = (bags.long().masked_fill(~learned, vocab_size) << bits | numbers).flatten()
     occurrences.numpy().sort()
     starts = F.pad(torch.bincount(occurrences >> bits, minlength=vocab_size + 1)[:vocab_size].cumsum(0), (1, 0))
     places = occurrences[: int(starts[-1])] & ((1 << bits) - 1)
-    return F.embedding_bag(places, grad, starts, mode="sum", include_last_offset=True)
+    if shares is None:
+        return F.embedding_bag(places, grad, starts, mode="sum", include_last_offset=True)
+    weights, places = shares.flatten()[places], places // bags.shape[1]
+    return F.embedding_bag(places, grad, starts, mode="sum", include_last_offset=True, per_sample_weights=weights)
 
 
 @_mean_bags.register_fake
@@ -151,6 +243,16 @@ def _(bags: Tensor, weight: Tensor, ignore_index: int, padding_idx: int | None =
 
 @_mean_bags_backward.register_fake
 def _(bags: Tensor, grad: Tensor, ignore_index: int, padding_idx: int | None, vocab_size: int) -> Tensor:
+    return grad.new_empty(vocab_size, grad.shape[1])
+
+
+@_weigh_bags.register_fake
+def _(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:
+    return weight.new_empty(bags.shape[0], weight.shape[1])
+
+
+@_weigh_bags_backward.register_fake
+def _(bags: Tensor, grad: Tensor, shares: Tensor, padding_idx: int | None, vocab_size: int) -> Tensor:
     return grad.new_empty(vocab_size, grad.shape[1])
 
 
@@ -165,3 +267,19 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
 
 
 _mean_bags.register_autograd(torch.autograd.function.once_differentiable(_backward), setup_context=_keep)
+
+
+def _keep_shares(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int | None], output: Tensor) -> None:
+    bags, weight, shares, padding_idx = inputs
+    ctx.save_for_backward(bags, shares)
+    ctx.settings = padding_idx, weight.shape[0]
+
+
+def _backward_by_shares(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
+    bags, shares = ctx.saved_tensors
+    return None, _weigh_bags_backward(bags, grad, shares, *ctx.settings), None, None
+
+
+_weigh_bags.register_autograd(
+    torch.autograd.function.once_differentiable(_backward_by_shares), setup_context=_keep_shares
+)

@@ -61,6 +61,18 @@ def bag_weights(
     Raises:
         ValueError: an unknown name, a wrong number of weights, or weights that are negative or all zero.
     """
+    shares = bag_shares(bag_size, weighting)
+    if torch.device(device).type == "cpu":
+        return torch.tensor(shares, dtype=torch.float32)
+    # A tensor of a list is copied from the host, and the host waits until it is; a fill is a launch like any other.
+    made = torch.empty(bag_size, dtype=torch.float32, device=device)
+    for share, place in zip(shares, made, strict=True):
+        place.fill_(share)
+    return made
+
+
+def bag_shares(bag_size: int, weighting: Weighting | Sequence[float]) -> list[float]:
+    """`bag_weights` as plain numbers."""
     places = range(1, bag_size + 1)
     if isinstance(weighting, str):
         if weighting not in get_args(Weighting):
@@ -73,14 +85,7 @@ def bag_weights(
         if not all(map(math.isfinite, weights)) or min(weights) < 0 or sum(weights) == 0:
             raise ValueError(f"weights {weights} must be finite, not negative and not all zero")
     total = math.fsum(weights)
-    shares = [weight / total for weight in weights]
-    if torch.device(device).type == "cpu":
-        return torch.tensor(shares, dtype=torch.float32)
-    # A tensor of a list is copied from the host, and the host waits until it is; a fill is a launch like any other.
-    made = torch.empty(bag_size, dtype=torch.float32, device=device)
-    for share, place in zip(shares, made, strict=True):
-        place.fill_(share)
-    return made
+    return [weight / total for weight in weights]
 
 
 def target_weights(targets: Tensor, weighting: Weighting | Sequence[float]) -> Tensor | None:

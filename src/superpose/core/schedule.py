@@ -14,7 +14,7 @@ its own, so they cannot disagree. Everything here is a pure function of the step
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
@@ -23,7 +23,7 @@ from typing import Any
 
 from superpose.core.fold import Mode
 from superpose.core.loss import Weighting
-from superpose.core.stage import Phase, Stage, StageArgs, Step, expanded, is_whole
+from superpose.core.stage import Phase, Stage, StageArgs, Step, exact, expanded, is_whole
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -41,6 +41,7 @@ class Schedule:
         weighting: of the tokens in a target bag, see `bag_weights`.
         stages: in place of these four, a description of each stage: see `StageArgs`. What is left of the steps is
             ordinary training.
+        seed: of the bag sizes that are drawn, where a stage has several.
 
     The four describe stages in short; two schedules of the same stages are equal, however they were given.
 
@@ -56,6 +57,7 @@ class Schedule:
 
     total_steps: int
     args: tuple[StageArgs, ...]
+    seed: int
     bag_size: int | tuple[int, ...] = field(compare=False)
     ratio: float | tuple[float, ...] = field(compare=False)
     mode: Mode = field(compare=False)
@@ -70,6 +72,7 @@ class Schedule:
         weighting: Weighting | Sequence[float] = "uniform",
         *,
         stages: Sequence[StageArgs] | None = None,
+        seed: int = 0,
     ) -> None:
         if not is_whole(total_steps) or total_steps < 1:
             raise ValueError(f"total_steps is {total_steps!r}; give a whole number of steps, 1 or more")
@@ -82,8 +85,10 @@ class Schedule:
             object.__setattr__(self, name, tuple(value) if listed else value)  # type: ignore[arg-type]
         object.__setattr__(self, "total_steps", total_steps)
         object.__setattr__(self, "args", args)
+        # A seed that nothing is drawn by makes no other schedule.
+        object.__setattr__(self, "seed", seed if any(len(stage.sizes) > 1 for stage in args) else 0)
         ratios = [stage.ratio for stage in args]
-        if sum(map(_exact, ratios)) > 1:
+        if sum(map(exact, ratios)) > 1:
             raise ValueError(f"the ratios {tuple(ratios)} add up to more than 1; they are shares of the same steps")
         for stage in self._described:
             if stage.start == stage.stop:
@@ -121,7 +126,7 @@ class Schedule:
         Raises:
             ValueError: stages are described one by one, which have weights of their own.
         """
-        if "stages" in self._given:
+        if not self.in_short:
             raise ValueError("each of the schedule's stages has its own weighting; leave out the one beside it")
         return Schedule(self.total_steps, self.bag_size, self.ratio, self.mode, weighting)
 
@@ -137,9 +142,10 @@ class Schedule:
         Raises:
             ValueError: something else than a schedule's settings, or one of them out of range.
         """
-        if isinstance(stored, Mapping) and set(stored) == {"total_steps", "stages"}:
-            if isinstance(stored["stages"], Sequence) and not isinstance(stored["stages"], str):
-                return cls(stored["total_steps"], stages=[StageArgs.from_dict(stage) for stage in stored["stages"]])
+        if isinstance(stored, Mapping) and set(stored) - {"seed"} == {"total_steps", "stages"}:
+            seed, stages = stored.get("seed", 0), stored["stages"]
+            if isinstance(stages, Sequence) and not isinstance(stages, str) and is_whole(seed):
+                return cls(stored["total_steps"], stages=list(map(StageArgs.from_dict, stages)), seed=seed)
         elif isinstance(stored, Mapping) and {"total_steps", "bag_size", "ratio", "mode"} == set(stored) - {
             "weighting"
         }:
@@ -160,7 +166,7 @@ class Schedule:
         began = Schedule.from_dict(stored)
         if "stages" not in stored and "weighting" not in stored:  # as it was written before weights were part of it
             began = Schedule(began.total_steps, began.bag_size, began.ratio, began.mode, self.weighting)
-        if self._described != began._described:
+        if (self._described, self.seed) != (began._described, began.seed):
             raise ValueError(
                 f"the run began by {began}, with switches at steps {list(began.boundaries)}, and would go on by "
                 f"{self}, with switches at {list(self.boundaries)}; give the schedule it began by, or for more steps "
@@ -179,10 +185,10 @@ class Schedule:
                 f"total_steps is {total_steps}; superposition ends at {stages[-1].stop}, give that or more"
             )
         ratios = [stage.steps / total_steps for stage in stages]
-        if sum(map(_exact, ratios)) > 1:  # by the last digit
+        if sum(map(exact, ratios)) > 1:  # by the last digit
             ratios = [math.nextafter(ratio, 0) for ratio in ratios]
         args = [replace(stage, ratio=ratio) for stage, ratio in zip(self.args, ratios, strict=True)]
-        return Schedule(total_steps, stages=args)
+        return Schedule(total_steps, stages=args, seed=self.seed)
 
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
@@ -198,6 +204,16 @@ class Schedule:
     def boundaries(self) -> tuple[int, ...]:
         """First steps of all stages but the first, ascending."""
         return tuple(stage.start for stage in self.stages[1:])
+
+    @property
+    def recovers_at(self) -> int:
+        """First step after the last one with bags, where what is trained is single tokens again; 0 without bags."""
+        return max((stage.stop for stage in self.stages if stage.superposes), default=0)
+
+    @property
+    def in_short(self) -> bool:
+        """Whether it was given in short, or could have been: by bag sizes, ratios, one mode and one weighting."""
+        return "stages" not in self._given
 
     @property
     def ends_in_superposition(self) -> bool:
@@ -219,26 +235,49 @@ class Schedule:
     def step_at(self, step: int) -> Step:
         """What step `step` computes, counted from 0: its stage's settings as they are there.
 
-        A pure function of the step; whatever trains a step asks it.
+        A pure function of the step and the schedule's seed; whatever trains a step asks it.
         """
-        stage = self.stage_at(step)
-        settings = {each.name: getattr(stage, each.name) for each in fields(Step) if each.name != "number"}
-        return Step(number=step, **settings)
+        return self.stage_at(step).at(step, self.seed)
 
     def bag_size_at(self, step: int) -> int:
         """Tokens in a bag at step `step`, counted from 0; 1 during recovery."""
-        return self.step_at(step).bag_size
+        return self.stage_at(step).size_at(step, self.seed)
 
     def raw_tokens(self, latents_per_step: int, until: int | None = None) -> int:
         """Tokens of the corpus read in steps 0 to `until - 1` (by default all), each once as model input.
 
         At equal steps this is (1 + r (s - 1)) times what an ordinary run reads.
         """
+        return int(sum(steps * latents_per_step * stage.raw_tokens_per_position for stage, steps in self.counts(until)))
+
+    def counts(self, until: int | None = None) -> list[tuple[Stage, int]]:
+        """How many of steps 0 to `until - 1` (by default all) each stage spends at each of its bag sizes.
+
+        A stage of several sizes is there once for each of them, as a stage of that size alone.
+        """
         until = self.total_steps if until is None else until
-        return sum(
-            max(0, min(stage.stop, until) - stage.start) * stage.raw_tokens_per_latent * latents_per_step
+        return [
+            (stage.at_size(size), bisect_left(steps, until))
             for stage in self.stages
-        )
+            for size, steps in self.steps_at(stage).items()
+        ]
+
+    def steps_at(self, stage: Stage) -> Mapping[int, Sequence[int]]:
+        """The steps that a stage spends at each of its bag sizes, ascending."""
+        if len(stage.sizes) == 1:
+            return {stage.largest: range(stage.start, stage.stop)}
+        return self._drawn[stage.start]
+
+    @cached_property
+    def _drawn(self) -> dict[int, dict[int, list[int]]]:
+        """Of the stages whose sizes are drawn, by their starts."""
+        drawn: dict[int, dict[int, list[int]]] = {}
+        for stage in self.stages:
+            if len(stage.sizes) > 1:
+                steps = drawn[stage.start] = {size: [] for size in stage.sizes}
+                for step in range(stage.start, stage.stop):
+                    steps[stage.size_at(step, self.seed)].append(step)
+        return drawn
 
     @cached_property
     def _described(self) -> tuple[Stage, ...]:
@@ -246,7 +285,7 @@ class Schedule:
         stages: list[Stage] = []
         share, start, bags = Fraction(0), 0, False
         for args in self.args:
-            share += _exact(args.ratio)
+            share += exact(args.ratio)
             stop = int(self.total_steps * share + Fraction(1, 2))
             settings = {each.name: getattr(args, each.name) for each in fields(StageArgs) if each.name != "ratio"}
             bags |= args.superposes
@@ -260,7 +299,8 @@ class Schedule:
         """How it was given."""
         short = {name: getattr(self, name) for name in _NO_STAGES}
         if self.args and short == _NO_STAGES:
-            return {"total_steps": self.total_steps, "stages": self.args}
+            seed = {"seed": self.seed} if self.seed else {}
+            return {"total_steps": self.total_steps, "stages": self.args, **seed}
         if self.weighting == _NO_STAGES["weighting"]:
             del short["weighting"]
         return {"total_steps": self.total_steps, **short}
@@ -268,8 +308,3 @@ class Schedule:
 
 _NO_STAGES: dict[str, Any] = {"bag_size": 1, "ratio": 0.0, "mode": "full", "weighting": "uniform"}
 """The short form of no stage at all."""
-
-
-def _exact(ratio: float) -> Fraction:
-    """The decimal number a person wrote: as binary floats, 0.1 + 0.1 + 0.1 is not 0.3."""
-    return Fraction(str(float(ratio)))

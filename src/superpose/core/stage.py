@@ -9,13 +9,16 @@ Nothing here knows of a run; `superpose.core.schedule` places descriptions in on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import dataclass, fields, replace
+from fractions import Fraction
+from typing import Any, Literal, TypeVar
 
-from superpose.core.embed import Pooling
+from superpose.core.draws import random_bits
+from superpose.core.embed import Pooling, check_pooling
 from superpose.core.fold import MODES, Mode
-from superpose.core.loss import Weighting, bag_weights
+from superpose.core.loss import Weighting, bag_shares
 
 Phase = Literal["superposition", "recovery", "ordinary"]
 """A run without superposition has nothing to recover from: all of it is ordinary."""
@@ -37,14 +40,16 @@ class _Settings:
     Attributes:
         bag_size: tokens in a bag (the paper's s); 1 is ordinary training. Or sizes and their weights, such as
             `{8: 1, 4: 1}`: each step then draws its own.
-        bag_size_end: of drawn sizes, their weights at the stage's end, reached linearly.
+        bag_size_end: of drawn sizes, their weights at the stage's end; probabilities go there linearly in the step.
         mode: what superposition changes (arXiv 2605.06546, section 5): "full" (bags in, next bag out),
             "input" (bags in, next token out) or "output" (tokens in, next bag out).
         weighting: of the tokens in a target bag, see `superpose.bag_weights`.
-        weighting_end: what the weights are at the stage's end, reached linearly; None keeps them.
+        weighting_end: the weights at the stage's end; None keeps them. Both are scaled to sum to 1, and go from one to
+            the other linearly in the step.
         pooling: of the tokens in an input bag, see `superpose.embed_bags`.
         lr_factor: of the learning rate.
-        ordinary_rows: share of a step's rows that are ordinary: single tokens, as many latents.
+        ordinary_rows: share of a step's rows that hold single tokens, in as many latents, and predict the next. All
+            positions of a step count the same in its loss, whichever row they are of.
         mixture: shares of named sources; None takes the text as it is.
         extra_heads: further heads that predict further tokens, and are dropped in the end.
     """
@@ -69,18 +74,24 @@ class _Settings:
         for name in ("bag_size", "bag_size_end", "mixture"):
             value = getattr(self, name)
             if isinstance(value, Mapping) and not isinstance(value, Shares):
-                object.__setattr__(self, name, Shares(value))
+                object.__setattr__(self, name, Shares(_sized(value) if name.startswith("bag_size") else value))
         if not isinstance(self.bag_size, Mapping) and (not is_whole(self.bag_size) or self.bag_size < 1):
             raise ValueError(f"bag_size is {self.bag_size!r}; give a whole number of tokens, 1 or more")
+        self._check_drawn()
+        rows = self.ordinary_rows
+        if isinstance(rows, bool) or not isinstance(rows, (int, float)) or not 0 <= rows < 1:
+            raise ValueError(f"ordinary_rows is {rows!r}; give a share of the rows of 0 or more and less than 1")
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
-        if self.pooling not in get_args(Pooling):
-            raise ValueError(f"pooling is {self.pooling!r}; choose one of {', '.join(get_args(Pooling))}")
+        check_pooling(self.pooling)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The bag sizes of its steps, the largest first."""
-        return tuple(sorted(self.bag_size, reverse=True)) if isinstance(self.bag_size, Mapping) else (self.bag_size,)
+        if not isinstance(self.bag_size, Mapping):
+            return (self.bag_size,)
+        weights = [*self.bag_size.items(), *(self.bag_size_end or {}).items()]
+        return tuple(sorted({size for size, weight in weights if weight > 0}, reverse=True))
 
     @property
     def largest(self) -> int:
@@ -91,6 +102,46 @@ class _Settings:
     def superposes(self) -> bool:
         """Whether any of its steps has bags."""
         return self.largest > 1
+
+    @property
+    def raw_tokens_per_latent(self) -> int:
+        """Tokens of the corpus one position of a row of bags takes up: the bag's, or 1 where tokens go in singly."""
+        return 1 if self.mode == "output" else self.largest
+
+    @property
+    def ordinary_share(self) -> Fraction:
+        """Share of the rows that hold single tokens though the others hold bags; a third is meant by 0.333333333."""
+        return exact(self.ordinary_rows).limit_denominator(10**6) if self.superposes else Fraction(0)
+
+    @property
+    def raw_tokens_per_position(self) -> Fraction:
+        """Raw tokens per latent of all rows together, ordinary ones among them."""
+        return self.ordinary_share + (1 - self.ordinary_share) * self.raw_tokens_per_latent
+
+    def ordinary_of(self, rows: int) -> int:
+        """How many of a step's rows hold single tokens, though the others hold bags; they are the last of the step.
+
+        Raises:
+            ValueError: their share is not a whole number of rows.
+        """
+        count = self.ordinary_share * rows
+        if count.denominator != 1:
+            raise ValueError(
+                f"ordinary_rows of {self.ordinary_rows} is {float(count):g} of {rows} rows; give a share that is a "
+                f"whole number of them"
+            )
+        return int(count)
+
+    def _check_drawn(self) -> None:
+        drawn = isinstance(self.bag_size, Mapping)
+        if self.bag_size_end is not None and not (drawn and isinstance(self.bag_size_end, Mapping)):
+            raise ValueError(
+                f"bag_size_end is {self.bag_size_end!r} beside a bag_size of {self.bag_size!r}; where sizes are drawn, "
+                f"give each their weights, such as bag_size = {{ 8 = 1 }} and bag_size_end = {{ 1 = 1 }}"
+            )
+        for weights in (self.bag_size, self.bag_size_end):
+            if isinstance(weights, Mapping):
+                _check_weights(weights)
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,16 +160,25 @@ class StageArgs(_Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_ratio(self.ratio)
-        for size in self.sizes:
-            for weighting in (self.weighting, *(() if self.weighting_end is None else (self.weighting_end,))):
-                if weighting == "uniform" and self.weighting_end is None:
-                    continue
-                if size == 1 or self.mode == "input":
-                    raise ValueError(
-                        "a stage whose targets are single tokens has none to weigh, so weighting would be ignored; "
-                        "leave it out"
-                    )
-                bag_weights(size, weighting)
+        weightings = [self.weighting] if self.weighting_end is None else [self.weighting, self.weighting_end]
+        if weightings != ["uniform"]:
+            if not self.superposes or self.mode == "input":
+                raise ValueError(
+                    "a stage whose targets are single tokens has none to weigh, so weighting would be ignored; leave "
+                    "it out"
+                )
+            shares = [bag_shares(size, weighting) for size in self.sizes if size > 1 for weighting in weightings]
+            if self.ordinary_rows and not all(first > 0 for first, *_ in shares):
+                raise ValueError(
+                    f"the first of the weights {weightings} is 0, but it is what ordinary_rows predict; give it more"
+                )
+        if self.pooling != "mean" and (not self.superposes or self.mode == "output"):
+            raise ValueError("a stage that reads single tokens pools none, so pooling would be ignored; leave it out")
+        if self.ordinary_rows and (not self.superposes or self.mode == "output"):
+            raise ValueError(
+                "ordinary_rows are those without bags at the input, and this stage has no rows with any; leave "
+                "ordinary_rows out, or weigh the next token higher by weighting"
+            )
         _refuse_unserved(self)
 
     def __repr__(self) -> str:
@@ -157,10 +217,38 @@ class Stage(_Settings):
     def steps(self) -> int:
         return self.stop - self.start
 
-    @property
-    def raw_tokens_per_latent(self) -> int:
-        """Tokens of the corpus one position of the model takes up: the bag's, or 1 where tokens go in singly."""
-        return 1 if self.mode == "output" else self.largest
+    def at_size(self, bag_size: int) -> Stage:
+        """The same for one of its bag sizes alone."""
+        return replace(self, bag_size=bag_size, bag_size_end=None)
+
+    def at(self, number: int, seed: int) -> Step:
+        """What its step `number` of the run computes; drawn bag sizes are a function of the seed and the step."""
+        settings = {each.name: getattr(self, each.name) for each in fields(Step) if each.name != "number"}
+        bag_size = self.size_at(number, seed)
+        step = Step(number=number, **settings | {"bag_size": bag_size, "bag_size_end": None, "weighting_end": None})
+        if bag_size == 1 or self.mode == "input":
+            return replace(step, weighting="uniform")
+        if self.weighting_end is None:
+            return step
+        begin, end = bag_shares(bag_size, self.weighting), bag_shares(bag_size, self.weighting_end)
+        return replace(step, weighting=tuple(map(self._between, begin, end, [number] * bag_size)))
+
+    def _between(self, begin: float, end: float, number: int) -> float:
+        """What goes from one value to another over the stage, at one of its steps; `end` is reached where it stops."""
+        progress = (number - self.start) / self.steps
+        return (1 - progress) * begin + progress * end
+
+    def size_at(self, number: int, seed: int) -> int:
+        """The bag size of its step `number` of the run."""
+        if not isinstance(self.bag_size, Mapping):
+            return self.bag_size
+        begin, end = (_probabilities(weights) for weights in (self.bag_size, self.bag_size_end or self.bag_size))
+        place = random_bits("bag size", seed, number) / 2**64
+        for size in self.sizes:
+            place -= self._between(begin.get(size, 0.0), end.get(size, 0.0), number)
+            if place < 0:
+                return size
+        return self.sizes[-1]  # by the last digit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,19 +262,40 @@ class Step(_Settings):
 
 def _refuse_unserved(stage: StageArgs) -> None:
     """Settings that have a name and a place, and nothing yet that follows them."""
-    for name in (
-        *("bag_size_end", "weighting_end", "pooling", "lr_factor", "ordinary_rows", "mixture", "extra_heads"),
-    ):
+    for name in (*("lr_factor", "mixture", "extra_heads"),):
         value = getattr(stage, name)
         if value != _Settings.__dataclass_fields__[name].default:
             raise ValueError(f"{name} of a stage is not served yet; leave it out")
-    if isinstance(stage.bag_size, Mapping):
-        raise ValueError("a bag_size that is drawn is not served yet; give a number")
 
 
 def _check_ratio(ratio: object) -> None:
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
         raise ValueError(f"ratio is {ratio!r}; give a share of the steps between 0 and 1")
+
+
+def _sized(weights: Mapping[Any, float]) -> dict[int, float]:
+    """Sizes as numbers, which JSON and TOML have as text."""
+    return {int(size) if isinstance(size, str) and size.isdecimal() else size: w for size, w in weights.items()}
+
+
+def _check_weights(weights: Mapping[int, float]) -> None:
+    for size, weight in weights.items():
+        if not is_whole(size) or size < 1:
+            raise ValueError(f"bag_size names a size of {size!r}; give whole numbers of tokens, 1 or more")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError(f"bag_size gives size {size} a weight of {weight!r}; give a number of 0 or more")
+    if not sum(weights.values()):
+        raise ValueError("bag_size gives no size any weight; give one a number above 0")
+
+
+def _probabilities(weights: Mapping[int, float]) -> dict[int, float]:
+    total = math.fsum(weights.values())
+    return {size: weight / total for size, weight in weights.items()}
+
+
+def exact(ratio: float) -> Fraction:
+    """The decimal number a person wrote: as binary floats, 0.1 + 0.1 + 0.1 is not 0.3."""
+    return Fraction(str(float(ratio)))
 
 
 def _plain(value: Any) -> Any:

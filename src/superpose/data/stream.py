@@ -26,6 +26,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 from superpose.core.fold import IGNORE_INDEX, window_length
 from superpose.core.schedule import Schedule
 from superpose.data.tokens import TokenArray
+from superpose.data.uneven import spread
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 
@@ -104,11 +105,24 @@ class RowReader:
         return values.astype(np.int64)
 
 
+NOTHING = np.iinfo(np.int64).min
+"""Stands where a window holds no token, which `IGNORE_INDEX` cannot where -1 - t is a token."""
+
+
 def as_batch(windows: Tensor, bag_size: int) -> dict[str, Any]:
     """What a forward pass reads: `input_ids`, the `bag_size` they were cut for, and, where some tokens are never asked
-    for (-1 - t), which are: `target_mask`."""
-    batch = {"input_ids": torch.where(windows < 0, -1 - windows, windows), "bag_size": bag_size}
-    return batch | {"target_mask": windows >= 0} if (windows < 0).any() else batch
+    for (-1 - t), which are: `target_mask`. Where there is `NOTHING`, `input_ids` are `IGNORE_INDEX`."""
+    ids = torch.where(windows < 0, -1 - windows, windows).masked_fill(windows == NOTHING, IGNORE_INDEX)
+    batch = {"input_ids": ids, "bag_size": bag_size}
+    never = (windows < 0) & (windows != NOTHING)
+    return batch | {"target_mask": ~never} if never.any() else batch
+
+
+def _cut(tokens: npt.NDArray[np.int64], length: int, width: int, count: int) -> npt.NDArray[np.int64]:
+    """So many windows of a length whose starts lie `width` tokens apart."""
+    if not count:
+        return np.zeros((0, length), dtype=np.int64)
+    return np.lib.stride_tricks.sliding_window_view(tokens, length)[: (count - 1) * width + 1 : width]
 
 
 class Batches(IterableDataset[dict[str, Any]]):
@@ -199,7 +213,7 @@ class PlannedWindows(Batches):
         """
         step, place, places = self._share
         self.position += 1
-        return as_batch(self.plan.read(self.tokens, step, place, places), self.schedule.bag_size_at(step))
+        return as_batch(self.plan.read(self.tokens, step, place, places, NOTHING), self.schedule.bag_size_at(step))
 
 
 class WindowStream(Batches):
@@ -251,15 +265,22 @@ class WindowStream(Batches):
             ValueError: a row does not hold what it should.
         """
         step, place, places = self._share
-        stage, bag_size = self.schedule.stage_at(step), self.schedule.bag_size_at(step)
-        width = stage.raw_tokens_per_latent * self.latents
-        length = window_length(self.latents, bag_size, stage.mode)
-        self._fill((self.rows - 1) * width + length, step)
-        windows = np.lib.stride_tricks.sliding_window_view(self._tokens, length)[: self.rows * width : width]
-        share = self.rows // places
-        batch = as_batch(torch.from_numpy(windows[place * share : (place + 1) * share].copy()), bag_size)
+        computed = self.schedule.step_at(step)
+        width = computed.raw_tokens_per_latent * self.latents
+        length = window_length(self.latents, computed.bag_size, computed.mode)
+        ordinary = computed.ordinary_of(self.rows)
+        of_bags = self.rows - ordinary
+        bags, used = of_bags * width, of_bags * width + ordinary * self.latents
+        self._fill(max(bags - width + length, used + 1 if ordinary else 0), step)
+        first, share = place * (self.rows // places), self.rows // places
+        windows = _cut(self._tokens, length, width, of_bags)[first : first + share]
+        if ordinary:
+            single = _cut(self._tokens[bags:], self.latents + 1, self.latents, ordinary)
+            own = single[max(0, first - of_bags) : max(0, first + share - of_bags)]
+            windows = np.concatenate([windows, spread(own, computed.bag_size, NOTHING)])
+        batch = as_batch(torch.from_numpy(windows.copy()), computed.bag_size)
         if (place + 1) % self.accumulate == 0:
-            self._tokens = self._tokens[self.rows * width :]
+            self._tokens = self._tokens[used:]
         self.position += 1
         return batch
 

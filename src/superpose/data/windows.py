@@ -20,7 +20,6 @@ A grid turns places, in which windows are cut, into tokens::
     aligned   d d d d|d e . .|d d e .    documents fill whole bags; the places marked . hold nothing
 """
 
-import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,10 +30,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from superpose.core.draws import random_bits
 from superpose.core.fold import IGNORE_INDEX, window_length
 from superpose.core.schedule import Schedule
-from superpose.core.stage import Stage
+from superpose.core.stage import Stage, Step
+from superpose.data.permute import permute
 from superpose.data.tokens import TokenArray
+from superpose.data.uneven import StepRows, UnevenRows, spread
 from superpose.errors import UserError
 
 Expand = Literal["sequence", "batch"]
@@ -151,14 +153,19 @@ class WindowPlan:
     offsets: npt.NDArray[np.int64] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        for stage in self.schedule.stages:
+        for stage, _ in self.schedule.counts():
             rows, latents = self.shape(stage)
+            if self.offsets is not None and _is_uneven(stage):
+                raise UserError(
+                    "superposition.documents = 'aligned' is for stages whose rows are of one length; leave it at "
+                    "'joined' where bag sizes are drawn or ordinary_rows are given"
+                )
             if latents == 0 or rows * latents != self.rows * self.latents:
                 raise UserError(
-                    f"rows of {self.latents} latents cannot be cut for bags of {stage.bag_size}; with "
+                    f"rows of {self.latents} latents cannot be cut for bags of {stage.largest}; with "
                     f"superposition.expand = 'batch', give train.latents as a multiple of the bag size"
                 )
-            step = rows * latents * stage.raw_tokens_per_latent
+            step = self._rows_of(stage).tokens
             places = self._grids[stage.raw_tokens_per_latent].places
             if places < step:
                 raise UserError(
@@ -166,8 +173,8 @@ class WindowPlan:
                     f"give more text, or a smaller batch, row or bag"
                 )
 
-    def shape(self, stage: Stage) -> tuple[int, int]:
-        """Rows of a step of this stage, all ranks together, and latents of a row."""
+    def shape(self, stage: Stage | Step) -> tuple[int, int]:
+        """Rows of a step, all ranks together, and latents of a row; of several bag sizes, those of the largest."""
         parts = stage.raw_tokens_per_latent if self.expand == "batch" else 1
         return self.rows * parts, self.latents // parts
 
@@ -177,6 +184,8 @@ class WindowPlan:
         Within a stretch of shuffled windows, where that would depend on which were read, it is their average.
         """
         until = self.schedule.total_steps if until is None else until
+        if self.offsets is None:
+            return self.schedule.raw_tokens(self.rows * self.latents, until)
         total = 0.0
         for stretch in self._stretches:
             stage = self.schedule.stages[stretch.stage]
@@ -195,6 +204,8 @@ class WindowPlan:
     @property
     def unfilled(self) -> float:
         """Share of the places in bags that hold nothing, 0 where bags run across documents."""
+        if self.offsets is None:
+            return 0.0
         places = self.schedule.raw_tokens(self.rows * self.latents)
         recovery = sum(stage.steps for stage in self.schedule.stages if stage.raw_tokens_per_latent == 1)
         in_bags = places - recovery * self.rows * self.latents
@@ -207,26 +218,63 @@ class WindowPlan:
             UserError: the rows cannot be shared out evenly.
         """
         stage = self.schedule.stage_at(step)
-        rows, _ = self.shape(stage)
+        rows, _ = self.shape(self.schedule.step_at(step))
         if rows % world_size:
             raise UserError(
                 f"train.batch_size: {rows} rows of a step cannot be shared out evenly among {world_size} ranks; "
                 f"give a multiple"
             )
-        first = (step - stage.start) * rows + rank * (rows // world_size)
         number = self.schedule.stages.index(stage)
-        return stage, np.array([self._start(number, first + row) for row in range(rows // world_size)], dtype=np.int64)
+        own = range(rank * (rows // world_size), (rank + 1) * (rows // world_size))
+        if number in self._uneven:
+            return stage, np.array([self._uneven[number].place(step - stage.start, row) for row in own], dtype=np.int64)
+        first = (step - stage.start) * rows
+        return stage, np.array([self._start(number, first + row) for row in own], dtype=np.int64)
 
-    def read(self, tokens: TokenArray, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
+    def read(
+        self, tokens: TokenArray, step: int, rank: int = 0, world_size: int = 1, nothing: int = IGNORE_INDEX
+    ) -> Tensor:
         """The windows of a step that a rank reads: ids [rows / world_size, `window_length(...)`], int64.
+
+        Places that hold nothing are `nothing`: in an ordinary row of a step of bags all but the first of each bag.
 
         A pure function of its arguments. Ranks have disjoint rows and together those of the step, however many
         they are, so a run may go on with more ranks or fewer.
         """
         stage, starts = self.starts(step, rank, world_size)
-        length = window_length(self.shape(stage)[1], self.schedule.bag_size_at(step), stage.mode)
-        grid = self._grids[stage.raw_tokens_per_latent]
-        return torch.from_numpy(np.stack([grid.read(tokens, int(start), length) for start in starts]))
+        computed = self.schedule.step_at(step)
+        rows, latents = self.shape(computed)
+        length = window_length(latents, computed.bag_size, stage.mode)
+        grid = self._grids[computed.raw_tokens_per_latent]
+        of_bags = rows - computed.ordinary_of(rows) - rank * len(starts)
+        windows = [
+            grid.read(tokens, start, length)
+            if row < of_bags
+            else spread(grid.read(tokens, start, latents + 1), computed.bag_size, nothing)
+            for row, start in enumerate(map(int, starts))
+        ]
+        return torch.from_numpy(np.stack(windows))
+
+    def _rows_of(self, stage: Stage) -> StepRows:
+        """The rows of a step of a stage of one bag size."""
+        rows, latents = self.shape(stage)
+        ordinary = stage.ordinary_of(rows)
+        return StepRows(rows - ordinary, stage.raw_tokens_per_latent * latents, ordinary, latents)
+
+    @cached_property
+    def _uneven(self) -> dict[int, UnevenRows]:
+        """By the number of their stage, where not all rows are as long."""
+        return {
+            number: UnevenRows(
+                [rows_of[self.schedule.bag_size_at(step)] for step in range(stage.start, stage.stop)],
+                self.schedule.raw_tokens(self.rows * self.latents, stage.start),
+                self.num_tokens,
+                (self.seed, "uneven", number),
+            )
+            for number, stage in enumerate(self.schedule.stages)
+            if _is_uneven(stage)
+            for rows_of in [{size: self._rows_of(stage.at_size(size)) for size in stage.sizes}]
+        }
 
     def _width(self, stage: Stage) -> int:
         """Places from one window to the next."""
@@ -235,7 +283,8 @@ class WindowPlan:
     @cached_property
     def _grids(self) -> dict[int, _Grid]:
         """By the tokens of a bag."""
-        origin, sizes = random_bits(self.seed, "origin"), {s.raw_tokens_per_latent for s in self.schedule.stages}
+        origin = random_bits(self.seed, "origin")
+        sizes = {stage.raw_tokens_per_latent for stage, _ in self.schedule.counts()}
         if self.offsets is None:
             start = origin % self.num_tokens
             return dict.fromkeys(sizes, _Grid(np.array([start, start + self.num_tokens]), 0, 1))
@@ -254,6 +303,9 @@ class WindowPlan:
         stretches: list[_Stretch] = []
         token = 0
         for number, stage in enumerate(self.schedule.stages):
+            if number in self._uneven:  # whose places are tokens
+                token = self.schedule.raw_tokens(self.rows * self.latents, stage.stop)
+                continue
             grid, width = self._grids[stage.raw_tokens_per_latent], self._width(stage)
             place, row = grid.place_at(token), 0
             remaining = stage.steps * self.shape(stage)[0]
@@ -272,27 +324,6 @@ class WindowPlan:
         return stretches
 
 
-def permute(index: int, size: int, key: int) -> int:
-    """Where a pseudo-random permutation of `size` numbers puts `index`, without storing the permutation.
-
-    A Feistel network permutes the numbers of the next even power of two; numbers that land outside are put
-    through it again until they land inside (cycle walking), which is a permutation of the rest.
-    """
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for turn in range(4):
-            # A multiplicative hash (splitmix64's finaliser) of the right half keyed by the turn.
-            mixed = (right + key + turn * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-            mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-            left, right = right, left ^ ((mixed ^ (mixed >> 31)) & mask)
-        index = (left << half) | right
-        if index < size:
-            return index
-
-
-def random_bits(*key: int | str) -> int:
-    """64 bits that depend on nothing but the key."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little")
+def _is_uneven(stage: Stage) -> bool:
+    """Whether rows of the stage are of different lengths."""
+    return len(stage.sizes) > 1 or stage.ordinary_share > 0

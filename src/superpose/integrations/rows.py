@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.compute
 from torch.utils.data import Dataset
 
-from superpose.data.stream import RowReader, as_batch
+from superpose.data.stream import NOTHING, RowReader, as_batch
 from superpose.data.windows import WindowPlan
 
 COLUMNS = ("input_ids", "attention_mask", "labels")
@@ -112,7 +112,7 @@ class StepWindows(Dataset[dict[str, Any]]):
         step, part = divmod(number, self.accumulate)
         # The parts of a step are shared out as if each were a process of its own.
         place, places = self.rank * self.accumulate + part, self.world_size * self.accumulate
-        window = self.plan.read(self.tokens, step, place, places)
+        window = self.plan.read(self.tokens, step, place, places, NOTHING)
         return as_batch(window, self.plan.schedule.bag_size_at(step))
 
 

@@ -86,6 +86,7 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         schedule, name = self.trainer.schedule, SwitchCallback.__name__
+        self.trainer.logged = state.global_step
         if name in state.stateful_callbacks:
             schedule.check_same(state.stateful_callbacks[name]["args"]["schedule"])
         else:
@@ -127,9 +128,10 @@ class SuperposeTrainer(Trainer):
             another as a text. It may be streamed (an `IterableDataset`, or anything else to go through), the same on
             all processes, or a `TokenStore`. `data_collator` serves evaluation; by default labels are the tokens.
 
-    The logged loss is called `bag_loss` during superposition, as it is not comparable with a next-token loss; beside
-    it stand `bag_size`, `raw_tokens` and `latents`. A mixture of experts is balanced by what its family has, with the
-    load counted over all processes. `per_device_train_batch_size` counts rows of L latents in both phases.
+    The logged loss is called `bag_loss` during superposition, as it is not comparable with a next-token loss, and
+    `mixed_loss` where it is a mean over steps of several bag sizes; beside it stand `bag_size` of the last step,
+    `raw_tokens` and `latents`. A mixture of experts is balanced by what its family has, with the load counted over all
+    processes. `per_device_train_batch_size` counts rows of L latents in both phases.
 
     Raises:
         ValueError: a setting that would have no effect, a dataset without tokens, a model that does not fit;
@@ -152,6 +154,12 @@ class SuperposeTrainer(Trainer):
         schedule = schedule if weighting == "uniform" else schedule.weighted(weighting)
         self.schedule, self.latents = schedule, latents
         self.variant, self.end_of_text = variant, end_of_text
+        self.logged = 0
+        """Steps at the last record of the loss."""
+        if variant != "mce" and any(stage.ordinary_share for stage in schedule.stages):
+            raise ValueError(
+                f"variant {variant!r} is of rows of bags, so it has no loss for ordinary_rows; leave one out"
+            )
         view = None if model is None else training_view(model)
         super().__init__(view, args, data_collator or next_token_collator, *arguments, **named)
         self.loss_is_scaled_for_ga = True
@@ -295,10 +303,13 @@ class SuperposeTrainer(Trainer):
         """Adds what a step reads, and names a bag's loss what it is."""
         if "loss" in logs and self.state.global_step:
             step = self.state.global_step
-            bag_size = self.schedule.bag_size_at(step - 1)
-            if bag_size > 1:
+            sizes = {self.schedule.bag_size_at(done) for done in range(min(self.logged, step - 1), step)}
+            logs["bag_size"] = self.schedule.bag_size_at(step - 1)
+            self.logged = step
+            if len(sizes) > 1:  # of steps that drew their sizes
+                logs["mixed_loss"] = logs.pop("loss")
+            elif sizes != {1}:
                 logs["bag_loss"] = logs.pop("loss")
-            logs["bag_size"] = bag_size
             logs["raw_tokens"] = self.plan.raw_tokens(step)
             logs["latents"] = step * self.plan.rows * self.plan.latents
         super().log(logs, *arguments, **named)

@@ -114,6 +114,9 @@ def _advised(
 
 
 def _schedule(request: Request, setting: Setting) -> Schedule:
+    own = request.schedule
+    if own is not None and own.total_steps == request.steps and setting == request.setting:
+        return own
     try:
         return Schedule(request.steps, setting.bag_size, setting.ratio)
     except ValueError as error:

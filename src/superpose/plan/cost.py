@@ -71,8 +71,8 @@ def cost_of(
     steps, per_step, text = schedule.total_steps, request.latents_per_step, request.unique_tokens
     latents, raw_tokens = steps * per_step, schedule.raw_tokens(per_step)
     phases = tuple(
-        PhaseTokens(stage.phase, stage.largest, stage.steps, stage.steps * stage.raw_tokens_per_latent * per_step)
-        for stage in schedule.stages
+        PhaseTokens(stage.phase, stage.largest, count, int(count * stage.raw_tokens_per_position * per_step))
+        for stage, count in schedule.counts()
     )
     flops = float(latents) * flops_per_latent
     epochs, ordinary_epochs = (tokens / text if text else None for tokens in (raw_tokens, latents))
@@ -119,14 +119,14 @@ class Calibration:
     def mean_step(self, schedule: Schedule) -> float:
         """Seconds of a step of a schedule, on average; of a bag size that was not measured, those of the nearest."""
         total = 0.0
-        for stage in schedule.stages:
+        for stage, count in schedule.counts():
             nearest = min(self.step_seconds, key=lambda size: abs(size - stage.largest))
-            total += stage.steps * self.step_seconds[nearest]
+            total += count * self.step_seconds[nearest]
         return total / schedule.total_steps
 
 
 def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
-    """Runs a few steps of each of the recipe's stages; nothing is written.
+    """Runs a few steps of each of the recipe's stages, at each of their bag sizes; nothing is written.
 
     Raises:
         UserError: the recipe's model cannot be trained.
@@ -139,10 +139,11 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
             keep_memory()
         state, plan = build_state(recipe, store, ranks), recipe.windows(store.train)
         steps, reading = dict[int, float](), dict[int, float]()
-        for stage in recipe.schedule.stages:
+        alike = [steps_at for stage in plan.schedule.stages for steps_at in plan.schedule.steps_at(stage).items()]
+        for bag_size, numbers in alike:
             seconds, read = [], []
             # One more than is measured: the first does not count.
-            for step in range(stage.start, min(stage.stop, stage.start + 6)):
+            for step in numbers[:6]:
                 started = time.perf_counter()
                 window = plan.read(store.train.tokens, step, ranks.rank, ranks.world_size)
                 read.append(time.perf_counter() - started)
@@ -150,8 +151,9 @@ def calibrate(recipe: Recipe, store: TokenStore) -> Calibration:
                 started = time.perf_counter()
                 lr = learning_rate(recipe.train, step, recipe.train.steps)
                 # Reading a value makes the device finish.
-                float(optimizer_step(state, recipe.train, recipe.schedule.step_at(step), window, lr).loss)
+                float(optimizer_step(state, recipe.train, plan.schedule.step_at(step), window, lr).loss)
                 seconds.append(time.perf_counter() - started)
-            steps[stage.largest] = statistics.median(seconds[1:] or seconds)
-            reading[stage.largest] = statistics.median(read[1:] or read)
+            if seconds:
+                steps[bag_size] = statistics.median(seconds[1:] or seconds)
+                reading[bag_size] = statistics.median(read[1:] or read)
         return Calibration(steps, reading, peak_memory(ranks.device), recipe.train.precision)

@@ -162,6 +162,8 @@ def points_of(comparison: Comparison, name: str = "comparison") -> tuple[Point, 
         UserError: its superposition is not of the kind the paper's sweeps have.
     """
     settings = comparison.recipe.superposition
+    if settings.stages:
+        raise UserError(f"{name}: only comparisons of one stage can be evidence, in short (bag_size and ratio)")
     s, r, weighting = settings.bag_size, settings.ratio, settings.weighting
     if not isinstance(s, int) or not isinstance(r, float) or settings.mode != "full" or settings.variant != "mce":
         raise UserError(f"{name}: only comparisons of one stage, mode 'full' and variant 'mce' can be evidence")

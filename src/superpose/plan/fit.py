@@ -11,6 +11,7 @@ from superpose.plan.evidence import LATENTS_PER_STEP, Setting
 from superpose.plan.memory import memory
 from superpose.plan.model import LLAMA_3_VOCABULARY, ModelFacts, facts, shape_for
 from superpose.plan.request import Hardware, Request, Sharing
+from superpose.results.tables import remarks
 from superpose.train.config import Recipe
 
 _ROOM = 0.9
@@ -42,7 +43,8 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
     for name, usual in {"mode": "full", "variant": "mce"}.items():
         if (value := getattr(superposition, name)) != usual:
             unusual.append(f"superposition.{name} = {value!r}")
-    setting = _setting(recipe.schedule, superposition.weighting, unusual)
+    schedule = recipe.schedule
+    setting = _setting(schedule, unusual)
     if unique_tokens is None and recipe.data.store is not None:
         unique_tokens = len(TokenStore.open(recipe.data.store).train.tokens)
     half = train.precision == "bfloat16" or (train.precision == "auto" and train.device != "cpu")
@@ -59,6 +61,7 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
         sharing=Sharing(devices, shards, train.accumulate == 1 or parallel.shard_gradients),
         optimizer=train.optimizer,
         checkpoint_activations=train.checkpoint_activations,
+        schedule=schedule,
         device=train.device.split(":")[0],
         unusual=tuple(unusual),
     )
@@ -158,13 +161,19 @@ def _vocabulary(data: DataArgs) -> int:
         raise
 
 
-def _setting(schedule: Schedule, weighting: object, unusual: list[str]) -> Setting | None:
+def _setting(schedule: Schedule, unusual: list[str]) -> Setting | None:
     """Of the recipe's superposition; several stages are taken as their mean, and named as unusual."""
+    for number, stage in enumerate(schedule.stages, 1):
+        if not schedule.in_short and (words := remarks(stage)):
+            unusual.append(f"superposition.stages, stage {number}: {', '.join(words)}")
     stages = [stage for stage in schedule.stages if stage.superposes]
     if not stages:
         return Setting(1, 0.0)
     share = sum(stage.steps for stage in stages)
-    size = round(sum(stage.steps * stage.largest for stage in stages) / share)
+    alike = [(stage, count) for stage, count in schedule.counts() if stage.phase == "superposition"]
+    size = max(2, round(sum(count * stage.largest for stage, count in alike) / share))
+    weightings = {stage.weighting for stage in stages if stage.mode != "input"} or {"uniform"}
+    weighting = weightings.pop() if len(weightings) == 1 else "uniform"
     if len(stages) > 1:
         unusual.append(f"{len(stages)} stages of superposition, predicted as one of s {size}")
     if weighting not in ("uniform", "power"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from superpose.core.schedule import Schedule
 from superpose.errors import UserError
 from superpose.plan.evidence import Setting
 from superpose.train.hardware import Precision, matmul_peak
@@ -152,6 +153,7 @@ class Request:
         precision: of matrix products; weights, gradients and optimizer are float32.
         sharing: of the model over the devices.
         device: "cpu", or anything else for a GPU.
+        schedule: the run's own, if its stages are not told by `setting`; it counts wherever `setting` is taken.
         unusual: what about the run has no evidence, in words ("continued pre-training").
         like: what the model's shape was taken from, in words.
     """
@@ -172,6 +174,7 @@ class Request:
     optimizer: Optimizer = "adamw"
     checkpoint_activations: bool = False
     device: str = "cuda"
+    schedule: Schedule | None = None
     unusual: tuple[str, ...] = ()
     like: str = ""
 

@@ -1,9 +1,11 @@
 """Results in words and tables, for the terminal, Markdown and the report."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 from superpose.core.schedule import Schedule
+from superpose.core.stage import Stage
 
 Row = tuple[str, ...]
 Table = tuple[str, Row, list[Row]]
@@ -12,16 +14,43 @@ Table = tuple[str, Row, list[Row]]
 
 def describe(schedule: Schedule) -> str:
     """A schedule in the paper's letters: "s 4, r 0.3"."""
-    stages = [stage for stage in schedule.stages if stage.phase == "superposition"]
-    parts = [f"s {stage.largest}, r {stage.steps / schedule.total_steps:.3g}" for stage in stages]
-    mode = mode_of(schedule)
+    mode, parts = mode_of(schedule), []
+    for stage in schedule.stages:
+        words = [] if schedule.in_short else remarks(stage)
+        if not words and stage.phase != "superposition":
+            continue
+        if mode not in ("full", stage.mode) and stage.superposes:
+            words.append(f"mode {stage.mode}")
+        sizes = " or ".join(map(str, stage.sizes))
+        parts.append(", ".join([f"s {sizes}, r {stage.steps / schedule.total_steps:.3g}", *words]))
+    if mode == _SEVERAL:
+        return "; ".join(parts)
     return "; ".join(parts) + ("" if mode == "full" else f", {mode} only")
+
+
+def remarks(stage: Stage) -> list[str]:
+    """What a stage is beside its bag sizes and its mode, such as "pooling sqrt": the settings not at their defaults."""
+    known = {"start", "stop", "phase", "bag_size", "mode"}
+    told = [(field.name, getattr(stage, field.name)) for field in fields(stage) if field.name not in known]
+    defaults = {field.name: field.default for field in fields(stage)}
+    return [f"{name.replace('_', ' ')} {_told(value)}" for name, value in told if value != defaults[name]]
+
+
+def _told(value: object) -> str:
+    if isinstance(value, Mapping):
+        return " and ".join(f"{_told(inner)} of {name}" for name, inner in value.items())
+    if isinstance(value, tuple):
+        return " ".join(map(_told, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_SEVERAL = "a mode each"
 
 
 def mode_of(schedule: Schedule) -> str:
     """What superposition changes in a run; "full" for an ordinary one, and "a mode each" for stages that differ."""
     modes = {stage.mode for stage in schedule.stages if stage.superposes}
-    return modes.pop() if len(modes) == 1 else "a mode each" if modes else "full"
+    return modes.pop() if len(modes) == 1 else _SEVERAL if modes else "full"
 
 
 _NUMBER = re.compile(r"[-+]?\d[\d,.]*(e[-+]?\d+)?\s?(%|x|k|M|B|T|GiB|ms|[A-Z]{3}|[$€£])?", re.ASCII)

@@ -18,6 +18,7 @@ _FIRST = {
     "full": "read the means of bags of contiguous tokens and predicted the tokens of the next bag",
     "input": "read the means of bags of contiguous tokens and predicted the token after each",
     "output": "read single tokens and predicted the tokens of the next bag",
+    "a mode each": "read or predicted bags of contiguous tokens, in stages that differ",
 }
 """What the first phase is, by mode."""
 
@@ -90,6 +91,7 @@ def _training(facts: Facts) -> str:
         ("started from", plain(facts.started_from or "")),
         ("vocabulary", f"{facts.vocabulary:,}"),
         ("schedule", "; ".join(_stage(*stage, facts) for stage in facts.stages)),
+        ("its stages", plain(facts.schedule or "")),
         ("a step", f"{facts.batch_size:,} rows of {facts.latents:,} latents"),
         ("optimizer", f"{facts.optimizer}, {rate}; {facts.precision}; seed {facts.seed}"),
     ]
@@ -110,7 +112,7 @@ def _stage(size: int, start: int, stop: int, facts: Facts) -> str:
     """A stage in words; its share is of all steps the run was to have."""
     if size == 1:
         return f"next token in steps {start + 1:,} to {stop:,}"
-    mode = "" if facts.mode == "full" else f", {facts.mode} only"
+    mode = "" if facts.mode in ("full", "a mode each") else f", {facts.mode} only"
     return f"bags of {size}{mode} in steps {start + 1:,} to {stop:,} (ratio {(stop - start) / facts.steps:.3g})"
 
 

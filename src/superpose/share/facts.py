@@ -17,7 +17,7 @@ from superpose.evaluate.evaluation import Evaluation
 from superpose.files import read_json
 from superpose.models.load import NEXT_TOKEN
 from superpose.results.intervals import spoken
-from superpose.results.tables import Row, mode_of
+from superpose.results.tables import Row, describe, mode_of
 from superpose.runs.disk import RunOnDisk
 from superpose.train.records import Energy
 
@@ -52,7 +52,8 @@ class Facts:
     Attributes:
         predicts: what its weights were last trained to predict.
         step: optimizer steps they had, of `steps`.
-        stages: [bag size, first step, step after the last] of each stage that was begun.
+        stages: [bag size, first step, step after the last] of each stage that was begun; of drawn sizes the largest.
+        schedule: the stages in words, where they differ in more than that.
         latents: positions in a row of training.
         spent: until this step: raw_tokens, latents and flops are counts, seconds are of training.
         epochs, energy: of the whole run, known at its end.
@@ -82,6 +83,7 @@ class Facts:
     precision: str
     seed: int
     text: Text
+    schedule: str | None = None
     started_from: str | None = None
     averaged: bool = False
     spent: dict[str, float] | None = None
@@ -133,6 +135,7 @@ def gather(run: RunOnDisk, model: Any, step: int, averaged: bool) -> Facts:
         vocabulary=int(model.config.vocab_size),
         **{name: getattr(train, name) for name in _OF_TRAINING},
         text=_text(run),
+        schedule=None if schedule.in_short else describe(schedule),
         started_from=Path(recipe.model.init_from).name if recipe.model.init_from else None,
         averaged=averaged,
         spent={name: getattr(spent, name) for name in ("raw_tokens", "latents", "flops", "seconds")} if spent else None,

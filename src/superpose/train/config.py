@@ -37,6 +37,9 @@ _Ratio = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
+_SHORT_FORM = ("bag_size", "ratio", "mode", "weighting")
+
+
 def _described(stages: Any) -> Any:
     """Tables of stages as `StageArgs`; anything else is left to be refused.
 
@@ -79,12 +82,9 @@ class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
         if self.stages:
-            for name in ("bag_size", "ratio", "mode", "weighting"):
+            for name in _SHORT_FORM:
                 if getattr(self, name) != SuperpositionArgs.model_fields[name].default:
-                    raise ValueError(
-                        f"superposition.stages says what each stage is, so superposition.{name} would be ignored; "
-                        f"give one of the two"
-                    )
+                    raise ValueError(_one_form(name))
         return self
 
 
@@ -147,7 +147,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         """Which bag size trains at which step."""
         superposition = self.superposition
         if superposition.stages:
-            return Schedule(self.train.steps, stages=superposition.stages)
+            return Schedule(self.train.steps, stages=superposition.stages, seed=self.train.seed)
         return Schedule(
             self.train.steps,
             superposition.bag_size,
@@ -198,7 +198,10 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
         0 where there are none to share. Bags and a cosine depend on the number of all steps from the start.
         """
-        if self.train.lr_schedule != "wsd" or self.schedule.boundaries or self.schedule.ends_in_superposition:
+        schedule = self.schedule
+        if self.train.lr_schedule != "wsd" or schedule.boundaries or schedule.ends_in_superposition:
+            return 0
+        if schedule.args:  # one stage over all of the run, which may be of another kind
             return 0
         return self.train.steps - self.train.decay_steps(self.train.steps)
 
@@ -218,6 +221,17 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     @model_validator(mode="after")
     def _combinations(self) -> Self:
         train, superposition = self.train, self.superposition
+        stages, variant = superposition.stages, superposition.variant
+        if variant != "mce" and any(stage.ordinary_rows for stage in stages):
+            raise ValueError(
+                f"superposition.variant = '{variant}' is of rows of bags, so it has no loss for ordinary_rows of a "
+                f"stage; leave one of the two out"
+            )
+        if superposition.documents == "aligned" and any(len(s.sizes) > 1 or s.ordinary_rows for s in stages):
+            raise ValueError(
+                "superposition.documents = 'aligned' is for stages whose rows are of one length; leave it at 'joined' "
+                "where bag sizes are drawn or ordinary_rows are given"
+            )
         weighted = superposition.weighting != "uniform" or any(
             stage.weighting != "uniform" for stage in self.schedule.args
         )
@@ -227,11 +241,13 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
                 f"superposition.weighting would be ignored; leave it out"
             )
         for stage in self.schedule.stages:
-            if superposition.expand == "batch" and train.latents % stage.raw_tokens_per_latent:
-                raise ValueError(
-                    f"train.latents ({train.latents}) is not a multiple of superposition.bag_size ({stage.largest}), "
-                    f"as superposition.expand = 'batch' needs it to be"
-                )
+            stage.ordinary_of(train.batch_size)
+            for size in stage.sizes:
+                if superposition.expand == "batch" and train.latents % stage.at_size(size).raw_tokens_per_latent:
+                    raise ValueError(
+                        f"train.latents ({train.latents}) is not a multiple of superposition.bag_size ({size}), "
+                        f"as superposition.expand = 'batch' needs it to be"
+                    )
         if train.batch_size % train.accumulate:
             raise ValueError(
                 f"train.batch_size ({train.batch_size}) is not a multiple of train.accumulate ({train.accumulate})"
@@ -259,7 +275,13 @@ def load_recipe(path: Path | str | None = None, overrides: list[str] | None = No
     Raises:
         UserError: the file, a name, a value or a combination is wrong; it says which.
     """
-    recipe = Recipe() if path is None else _validate(_read(find_recipe(path)), str(path))
+    if path is None:
+        return override(Recipe(), overrides or [])
+    found = find_recipe(path)
+    settings = _read(found)
+    if found.suffix != ".json":  # which holds all settings
+        _check_one_form(settings, settings.get("superposition"), str(path))
+    recipe = _validate(settings, str(path))
     return override(recipe, overrides or [])
 
 
@@ -281,6 +303,8 @@ def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
             table = table.get(section)
             if not isinstance(table, dict):
                 raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
+        if sections == ["superposition"]:
+            _check_one_form(settings, {last}, "--set")
         try:
             table[last] = tomllib.loads(f"value = {value.strip()}")["value"]
         except (ValueError, RecursionError):
@@ -292,7 +316,25 @@ def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
     """A recipe with some settings of a section changed by the program; a UserError if they do not fit the rest."""
     whole = recipe.model_dump(mode="json")
     given = ", ".join(f"{section}.{name} = {value}" for name, value in settings.items())
+    if section == "superposition" and not settings.get("stages"):
+        _check_one_form(whole, settings, f"with {given}")
     return _validate({**whole, section: {**whole[section], **settings}}, f"with {given}")
+
+
+def _check_one_form(settings: Any, given: Any, source: str) -> None:
+    """A UserError if stages are described and a part of the short form is given beside them, be it at its default."""
+    table = settings.get("superposition")
+    if not isinstance(table, dict) or not table.get("stages") or not isinstance(given, Collection):
+        return
+    for name in _SHORT_FORM:
+        if name in given:
+            raise UserError(f"{source}: {_one_form(name)}")
+
+
+def _one_form(name: str) -> str:
+    return (
+        f"superposition.stages says what each stage is, so superposition.{name} would be ignored; give one of the two"
+    )
 
 
 def chosen_precision(recipe: Recipe, device: torch.device) -> Recipe:

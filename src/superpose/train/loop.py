@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from superpose.core.draws import random_bits
 from superpose.data.config import vocabulary_size
 from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
-from superpose.data.windows import random_bits
 from superpose.errors import UserError, first_line
 from superpose.files import one_at_a_time, write_json
 from superpose.models.build import build_config, build_model
@@ -129,21 +129,25 @@ def _restore(
 
 
 def _compile(run: Running) -> float:
-    """Computes a step of each coming stage without its update, so that all is compiled; returns the seconds."""
+    """Computes a step of each coming stage, at each of its bag sizes, without its update, so that all is compiled.
+
+    Returns the seconds.
+    """
     started = time.perf_counter()
-    for stage in run.recipe.schedule.stages:
-        if stage.stop > run.progress.step:
-            step = run.recipe.schedule.step_at(stage.start)
-            accumulate_gradients(run.state, run.recipe.train, step, run.window(stage.start))
-            for optimizer in run.state.optimizers:
-                optimizer.zero_grad(set_to_none=True)
+    schedule = run.windows.schedule
+    for stage in schedule.stages:
+        for steps in schedule.steps_at(stage).values():
+            if steps and steps[-1] >= run.progress.step:
+                accumulate_gradients(run.state, run.recipe.train, schedule.step_at(steps[0]), run.window(steps[0]))
+                for optimizer in run.state.optimizers:
+                    optimizer.zero_grad(set_to_none=True)
     run.state.lm.biases.forget()
     return time.perf_counter() - started
 
 
 def _steps(run: Running) -> HeldOutLoss:
     """From the checkpoint's step to the last; returns the last validation."""
-    args, schedule, state, ranks = run.recipe.train, run.recipe.schedule, run.state, run.state.ranks
+    args, schedule, state, ranks = run.recipe.train, run.windows.schedule, run.state, run.state.ranks
     measured = _validate(run, 0) if run.progress.step == 0 else None
     # Results stay on the device until they are logged: reading each would make the device wait.
     results: list[StepResult] = []

@@ -40,8 +40,9 @@ class Training(Record):
     """The steps since the last such record; raw_tokens, latents and seconds are those since the start.
 
     Attributes:
+        bag_size: of the last of the steps.
         loss, bag_loss: mean cross-entropy in nats, of single tokens or of bags. They are not comparable, so the two
-            have different names.
+            have different names. Where steps draw their bag sizes, the mean over those with the last one's.
         grad_norm: of the last step, before clipping.
         expert_load_max, expert_load_min: load of the busiest and the idlest expert over an even share.
         memory: bytes at most so far.

@@ -112,7 +112,7 @@ class Running:
     def __post_init__(self) -> None:
         self.windows = self.recipe.windows(self.store.train)
         self.clock = Clock(self.progress.seconds)
-        latents = {self.windows.shape(stage)[1] for stage in self.recipe.schedule.stages}
+        latents = {self.windows.shape(stage)[1] for stage, _ in self.windows.schedule.counts()}
         self._flops_of = {length: model_flops_per_latent(self.state.model, length) for length in latents}
         self._peak = matmul_peak(self.ranks.device, self.recipe.train.precision) * self.ranks.world_size
         self._since = self.progress
@@ -145,7 +145,10 @@ class Running:
     def training(self, done: int, step: Step, lr: float, results: Sequence[StepResult]) -> Training:
         """The record of the steps since the last one, of all ranks together."""
         ranks, since, last = self.ranks, self._since, results[-1]
-        loss = float(ranks.mean(torch.stack([result.loss for result in results])).mean())
+        # Losses of other bag sizes, where each step draws its own, are other quantities.
+        sizes = map(self.windows.schedule.bag_size_at, range(done - len(results), done))
+        alike = [result.loss for result, size in zip(results, sizes, strict=True) if size == step.bag_size]
+        loss = float(ranks.mean(torch.stack(alike)).mean())
         load = None if last.expert_load is None else ranks.mean(last.expert_load)
         now = self._since = Progress(done, self.clock.seconds)
         before, spent = self._spent(since.step), self._spent(done)
@@ -179,7 +182,7 @@ class Running:
         steps, world_size = self.recipe.train.steps, self.ranks.world_size
         return Result(
             **self._measured(steps, held_out),
-            ends_in_superposition=self.recipe.schedule.ends_in_superposition,
+            ends_in_superposition=self.windows.schedule.ends_in_superposition,
             steps=steps,
             epochs=self.windows.epochs,
             compile_seconds=compile_seconds,
@@ -203,7 +206,7 @@ class Running:
 
     def _spent(self, until: int) -> Cost:
         flops_of, shape = self._flops_of, self.windows.shape
-        return cost(self.recipe.schedule, self.recipe.latents_per_step, lambda stage: flops_of[shape(stage)[1]], until)
+        return cost(self.windows.schedule, self.recipe.latents_per_step, lambda stage: flops_of[shape(stage)[1]], until)
 
 
 class StoppedError(Exception):

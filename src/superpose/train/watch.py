@@ -30,7 +30,8 @@ class LossWatch(Watcher):
     """Warns of a fresh model that does not guess; stops a run whose loss is no number or has run away.
 
     A fresh model's loss is log V in both phases. Anything else means that the parts are wired wrongly. A loss has run
-    away if it is more than `allowed` nats (0 for any) above its lowest in this phase, three records in a row.
+    away if it is more than `allowed` nats (0 for any) above its lowest in this phase and at this bag size, three
+    records in a row.
     """
 
     PATIENCE = 3
@@ -38,7 +39,7 @@ class LossWatch(Watcher):
     def __init__(self, allowed: float) -> None:
         self._allowed = allowed
         self._phase = ""
-        self._lowest = math.inf
+        self._lowest: dict[int, float] = {}  # by bag size: losses of different bags are no one quantity
         self._above = 0
         self.since = 0
         """Step of the last record on course."""
@@ -68,9 +69,9 @@ class LossWatch(Watcher):
         """Whether a record is the third in a row that is more than the allowed nats above the lowest."""
         loss = record.measured_loss
         if record.phase != self._phase:
-            self._phase, self._lowest, self._above = record.phase, math.inf, 0
-        self._lowest = min(self._lowest, loss)
-        if not self._allowed or loss <= self._lowest + self._allowed:
+            self._phase, self._lowest, self._above = record.phase, {}, 0
+        lowest = self._lowest[record.bag_size] = min(loss, self._lowest.get(record.bag_size, math.inf))
+        if not self._allowed or loss <= lowest + self._allowed:
             self._above, self.since = 0, record.step
             return False
         self._above += 1
@@ -94,7 +95,7 @@ class Baseline(Watcher):
 
     def started(self) -> None:
         self._ours = read_records(self.run.path / "metrics.jsonl", Validation)
-        self._switched = (self.run.recipe.schedule.boundaries or (0,))[-1]
+        self._switched = self.run.recipe.schedule.recovers_at
 
     def before_record(self, record: Record) -> Record:
         if not isinstance(record, Validation):

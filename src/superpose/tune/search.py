@@ -177,6 +177,11 @@ def candidates(
     Raises:
         UserError: a number is out of range.
     """
+    if recipe.superposition.stages:
+        raise UserError(
+            "superposition.stages would be replaced by the bag sizes and ratios that are searched; leave them out, and "
+            "compare the winner with the stages"
+        )
     if bag_sizes is None and ratios is None:
         pairs = likely_settings(recipe, vocabulary_size(recipe.data))
     else:
