@@ -155,6 +155,25 @@ def shifts() -> str:
     return picture(620, 282, "The label shift, right, leaking and skipping", parts)
 
 
+def heads() -> str:
+    """Which bag each head is asked for at each of three latents; at s 1 the bags are tokens."""
+    left, step, width = 120, 104, 96
+    parts = [text(20, 51, "window", "bold")]
+    for bag in range(6):
+        label = f"bag {bag}: t{2 * bag}, t{2 * bag + 1}"
+        parts += [box(left + step * bag, 30, width, 32, label, "a" if bag < 3 else "none", dashed=bag > 3)]
+    for latent in range(3):
+        y = 84 + 44 * latent
+        parts += [text(20, y + 21, f"latent {latent}", "bold"), box(left, y, step * latent + width, 32, "reads", "a")]
+        for head, (label, colour) in enumerate((("the model", "b"), ("head 1", "c"), ("head 2", "c"))):
+            parts += [box(left + step * (latent + 1 + head), y, width, 32, label, colour)]
+    parts += [text(left, 236, "Head i is asked at latent j for what the model is asked for at latent j + i.", "small")]
+    parts += [
+        text(left, 254, "Bags 4 and 5 are there for the heads alone: the next window begins at bag 3.", "small soft")
+    ]
+    return picture(760, 274, "Two extra heads: which bag each is asked for at each of three latents", parts)
+
+
 def architecture() -> str:
     """The rooms of src/superpose by floor, out of the table of docs/architecture.md."""
     page = (Path(__file__).parents[1] / "architecture.md").read_text(encoding="utf-8")
@@ -175,5 +194,5 @@ def architecture() -> str:
 
 
 if __name__ == "__main__":
-    for draw in (folding, phases, shifts, architecture):
+    for draw in (folding, phases, shifts, heads, architecture):
         (Path(__file__).parent / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")

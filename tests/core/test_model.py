@@ -296,15 +296,15 @@ def data_parallel_equals_one_process(rank, group):
     """DDP and FSDP2 on two ranks, each with half of the rows, in both phases: gradients of the whole step."""
     from torch.distributed.fsdp import fully_shard
 
-    for family, bag_size in (("llama", 4), ("llama", 1), ("gpt2", 4)):
-        window = window_of(6, bag_size, rows=4)
+    for family, bag_size, heads in (("llama", 4, 0), ("llama", 1, 0), ("gpt2", 4, 0), ("llama", 4, 2), ("gpt2", 1, 1)):
+        window, weight = window_of(6, bag_size, rows=4), 0.3 if heads else None
         window[3, bag_size:] = IGNORE_INDEX  # positions that count differ between the ranks
-        whole = SuperposedLM(make_model(family))
-        expected = whole(window, bag_size)
+        whole = SuperposedLM(make_model(family), extra_heads=heads)
+        expected = whole(window, bag_size, extra_heads_weight=weight)
         expected.loss.backward()
         normalizer = expected.positions / group.size()
         for shard in (False, True):
-            lm = SuperposedLM(make_model(family))
+            lm = SuperposedLM(make_model(family), extra_heads=heads)
             if shard:
                 for layer in lm.model.base_model.children():
                     for block in layer if isinstance(layer, torch.nn.ModuleList) else ():
@@ -312,7 +312,8 @@ def data_parallel_equals_one_process(rank, group):
                 wrapped = fully_shard(lm)
             else:
                 wrapped = torch.nn.parallel.DistributedDataParallel(lm)
-            part = wrapped(window[2 * rank : 2 * rank + 2], bag_size, normalizer=normalizer)
+            rows = window[2 * rank : 2 * rank + 2]
+            part = wrapped(rows, bag_size, normalizer=normalizer, extra_heads_weight=weight)
             part.loss.backward()
             loss = part.loss.detach() / group.size()
             torch.distributed.all_reduce(loss)

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
-from superpose import Schedule, SuperposedLM, fold, split_window
+from superpose import Schedule, StageArgs, SuperposedLM, fold, split_window
 from superpose.data.stream import WindowStream
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
@@ -635,6 +635,9 @@ def test_what_does_not_fit_is_refused_when_the_trainer_is_built(tmp_path):
     trainer = SuperposeTrainer(make_model("llama"), arguments(tmp_path), schedule=Schedule(STEPS, 4, 0.4))
     with pytest.raises(ValueError, match="has no train_dataset; give one to train"):
         trainer.train()
+    headed = Schedule(STEPS, stages=[StageArgs(0.4, bag_size=4, extra_heads=1)])
+    with pytest.raises(ValueError, match="stage 1 of the schedule has extra_heads, which SuperposeTrainer does not"):
+        SuperposeTrainer(make_model("llama"), arguments(tmp_path), schedule=headed)
 
 
 @pytest.mark.error(n=4)

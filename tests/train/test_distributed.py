@@ -31,6 +31,9 @@ BIASED = {
     **{"v_head_dim": 8, "moe_intermediate_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1},
     **{"topk_group": 1, "first_k_dense_replace": 1},
 }
+STAGES = [{"ratio": 0.3, "bag_size": 4, "extra_heads": 2}, {"ratio": 0.4, "bag_size": 2, "extra_heads": 1}]
+SUPERPOSITION = {"bag_size": 4, "ratio": 0.3, "stages": STAGES}
+"""Switches at steps 6 and 14 of 20: one between heads, one that drops them."""
 VARIANTS = {
     "fsdp": {"train": {"grad_clip": 0.05}},
     "ddp": {"train": {"accumulate": 2}, "parallel": {"strategy": "ddp"}},
@@ -56,9 +59,11 @@ VARIANTS = {
         "train": {"accumulate": 2},
         "parallel": {"strategy": "ddp"},
     },
+    "heads": {"superposition": SUPERPOSITION, "train": {"accumulate": 2}, "parallel": {"shard_gradients": True}},
+    "heads-ddp": {"superposition": SUPERPOSITION, "parallel": {"strategy": "ddp"}},
 }
 STRATEGIES = ("fsdp", "ddp")
-RESUMED = ("ddp", "experts", "biased", "muon")
+RESUMED = ("ddp", "experts", "biased", "muon", "heads", "heads-ddp")
 
 
 def varied(recipe, name):
@@ -182,7 +187,7 @@ def test_two_ranks_train_what_one_process_trains(on_two, recipe, store, tmp_path
     assert len(ours) == len(theirs)
     for one, two in zip(ours, theirs, strict=True):
         assert one.keys() == two.keys()
-        for key in {"loss", "bag_loss", "val_loss", "router_loss", "expert_load_max"} & one.keys():
+        for key in {"loss", "bag_loss", "val_loss", "extra_loss", "router_loss", "expert_load_max"} & one.keys():
             assert two[key] == pytest.approx(one[key], abs=1e-4), (key, one["step"])
         if "grad_norm" in one:
             assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)

@@ -47,6 +47,14 @@ def flops_per_latent(matmul_parameters: int, num_layers: int, attention_width: i
     return 6 * matmul_parameters + 12 * num_layers * attention_width * latents
 
 
+def extra_heads_flops(count: int, width: int, vocab_size: int) -> int:
+    """Forward and backward FLOPs of one latent in the extra heads (`superpose.core.extra_heads`) and their losses.
+
+    Each multiplies by its own matrix [width, width], and by the model's unembedding [vocab_size, width] once more.
+    """
+    return 6 * count * (width * width + vocab_size * width)
+
+
 def cost(
     schedule: Schedule,
     latents_per_step: int,

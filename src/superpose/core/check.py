@@ -278,6 +278,8 @@ def _as_it_was(lm: SuperposedLM) -> Iterator[None]:
     """Gives back what the checks change."""
     modes = {module: module.training for module in lm.modules()}
     weighting, lm.weighting = lm.weighting, "uniform"  # numbers are for bags of their own size
+    heads = lm.extra_heads
+    lm.set_extra_heads(0)  # they are not the model's
     gradients = {parameter: parameter.grad for parameter in lm.parameters()}
     reshard(lm)
     weights = [(parameter, _local(parameter).to("cpu", copy=True)) for parameter in lm.parameters()]
@@ -295,7 +297,7 @@ def _as_it_was(lm: SuperposedLM) -> Iterator[None]:
             parameter.grad = gradient
         for module, mode in modes.items():
             module.training = mode
-        lm.weighting = weighting
+        lm.weighting, lm.extra_heads = weighting, heads
         lm.biases.forget()
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from superpose.core.ablations import Variant
 from superpose.core.embed import Pooling
 from superpose.core.experts import BiasBalance, balance_loss, router_coefficient
+from superpose.core.extra_heads import ExtraHeads
 from superpose.core.fold import IGNORE_INDEX, Mode
 from superpose.core.head import Head, find_head
 from superpose.core.loss import Weighting
@@ -41,6 +42,9 @@ class SuperposedLM(nn.Module):
             position ids that restart there (`document_positions`); by default they attend to all of their row.
             `check()` verifies that the model does so.
         group: data-parallel ranks, for a mixture of experts, whose load is then counted over all of them.
+        extra_heads: how many heads predict further ahead, see `superpose.core.extra_heads`. Their weights are
+            parameters of this object and not of the model: give an optimizer `lm.parameters()`, and drop them by
+            `lm.set_extra_heads(0)` where the phase ends that trains them.
 
     The same object serves both phases; at bag size 1 it is the model's ordinary next-token loss::
 
@@ -65,6 +69,7 @@ class SuperposedLM(nn.Module):
         group: dist.ProcessGroup | None = None,
         z_loss: float = 0.0,
         label_smoothing: float = 0.0,
+        extra_heads: int = 0,
     ) -> None:
         super().__init__()
         _check_wrapping(model)
@@ -82,6 +87,7 @@ class SuperposedLM(nn.Module):
         self.label_smoothing = label_smoothing
         self.router_coef = router_coefficient(model)
         self.biases = BiasBalance(model, group)
+        self.extra_heads = ExtraHeads(extra_heads, find_head(model).linear.weight)
         self.parts()  # says at once what does not fit
         self.decoder()
 
@@ -95,11 +101,13 @@ class SuperposedLM(nn.Module):
         target_mask: Tensor | None = None,
         weighting: Weighting | Sequence[float] | None = None,
         pooling: Pooling = "mean",
+        extra_heads_weight: Tensor | float | None = None,
     ) -> SuperposedOutput:
         """Loss of a batch of windows.
 
         Args:
-            window, bag_size, mode, normalizer, target_mask, weighting, pooling: as in `superpose.SuperposedParts`.
+            window, bag_size, mode, normalizer, target_mask, weighting, pooling, extra_heads_weight: as in
+                `superpose.SuperposedParts`.
             attention_mask: [B, as many as the window], 0 for padding; needed only where padding comes before text,
                 since a causal model never looks ahead. Folded by bag: a bag with any real token is attended to.
 
@@ -118,7 +126,13 @@ class SuperposedLM(nn.Module):
         units: tuple[Any, ...] = (parts.embedding, parts.head)
         for part in filter(is_sharded, units):  # the loss takes their weights and does not call them
             part.unshard()
-        return parts.output(window, bag_size, mode, normalizer, target_mask, weighting, pooling, **sides)
+        return parts.output(
+            window, bag_size, mode, normalizer, target_mask, weighting, pooling, extra_heads_weight, **sides
+        )
+
+    def set_extra_heads(self, count: int) -> None:
+        """So many extra heads from now on: those there are stay as far as they go, and fresh ones join them."""
+        self.extra_heads = self.extra_heads.resized(count, find_head(self.model).linear.weight)
 
     def balance(self) -> None:
         """Moves the biases of routers that are balanced by one, after an optimizer step; others have none to move.
@@ -158,6 +172,7 @@ class SuperposedLM(nn.Module):
             end_of_text=self.end_of_text,
             router_coef=self.router_coef,
             label_smoothing=self.label_smoothing,
+            extra_heads=self.extra_heads if len(self.extra_heads) else None,
         )
 
     def decoder(self) -> Any:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from superpose.core.ablations import WEIGHTED, Variant, ablated_loss
 from superpose.core.embed import Pooling, embed_tokens
+from superpose.core.extra_heads import ExtraHeads, check_weight, split_ahead
 from superpose.core.fold import Mode, document_positions, fold, fold_mask, split_window
 from superpose.core.linear_loss import linear_multi_hot_cross_entropy
 from superpose.core.loss import Weighting, check_softcap, count_positions, multi_hot_cross_entropy, target_weights
@@ -59,6 +60,8 @@ class SuperposedOutput(NamedTuple):
         positions: latents with a valid target, int64.
         expert_load: share of the latents' choices that fell on each expert [E], mean over layers; 1 / E is even.
             None for a model without a router loss.
+        extra_loss: mean over extra heads of their (multi-hot) cross-entropies before their weight, each divided as the
+            model's own is; None where none are trained.
     """
 
     loss: Tensor
@@ -66,6 +69,7 @@ class SuperposedOutput(NamedTuple):
     router_loss: Tensor | None
     positions: Tensor
     expert_load: Tensor | None = None
+    extra_loss: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)  # torch.compile hashes it before it has its fields
@@ -89,6 +93,7 @@ class SuperposedParts:
             backbone then gets `position_ids` [B, L] that restart where a document does, see `document_positions`.
         router_coef: factor of the router loss that the backbone returns.
         label_smoothing: see `multi_hot_cross_entropy`; it takes whole logits.
+        extra_heads: that predict further ahead, see `superpose.core.extra_heads`; for training alone.
 
     The same object serves both phases; at bag size 1 it is ordinary next-token cross-entropy::
 
@@ -113,6 +118,7 @@ class SuperposedParts:
     end_of_text: int | None = None
     router_coef: float | None = None
     label_smoothing: float = 0.0
+    extra_heads: ExtraHeads | None = None
 
     def __post_init__(self) -> None:
         check_softcap(self.softcap)
@@ -133,6 +139,7 @@ class SuperposedParts:
         target_mask: Tensor | None = None,
         weighting: Weighting | Sequence[float] | None = None,
         pooling: Pooling = "mean",
+        extra_heads_weight: Tensor | float | None = None,
         **sides: Tensor,
     ) -> Tensor:
         """Loss of a batch of windows, a scalar in nats.
@@ -148,12 +155,17 @@ class SuperposedParts:
             target_mask: see `split_window`.
             weighting: of the tokens in a target bag of this batch; by default the object's own.
             pooling: of the tokens in an input bag, see `embed_bags`.
+            extra_heads_weight: of the mean of the extra heads' losses; the window then holds as many more latents as
+                there are heads, `window_length(L + n, bag_size, mode)`. None, for a window without, in evaluation.
             sides: per-token side inputs, each [B, as many as the window, ...], or without the last bag.
 
         Raises:
-            ValueError: the window does not fit the bag size, or a side input has no folding or no value.
+            ValueError: the window does not fit the bag size, a side input has no folding or no value, or the loss
+                would leave out extra heads.
         """
-        return self.output(window, bag_size, mode, normalizer, target_mask, weighting, pooling, **sides).loss
+        return self.output(
+            window, bag_size, mode, normalizer, target_mask, weighting, pooling, extra_heads_weight, **sides
+        ).loss
 
     def output(
         self,
@@ -164,12 +176,18 @@ class SuperposedParts:
         target_mask: Tensor | None = None,
         weighting: Weighting | Sequence[float] | None = None,
         pooling: Pooling = "mean",
+        extra_heads_weight: Tensor | float | None = None,
         **sides: Tensor,
     ) -> SuperposedOutput:
         """The loss, as calling the object gives it, and what it is made of."""
         weighting = self.weighting if weighting is None else weighting
         self._check_weighting(weighting)
+        heads = self.extra_heads
+        check_weight(extra_heads_weight, len(heads or ()))
         inputs, targets = split_window(window, bag_size, mode, target_mask)
+        if extra_heads_weight is not None:
+            assert heads is not None
+            inputs, targets, ahead = split_ahead(inputs, targets, len(heads))
         hidden, router_loss, expert_load = self.hidden_states(inputs, pooling, **sides)
         if (router_loss is None) != (self.router_coef is None):
             raise ValueError("router_coef weighs the router loss that the backbone returns; give both or neither")
@@ -182,7 +200,13 @@ class SuperposedParts:
         if router_loss is not None and self.router_coef is not None:
             # Weighted by its share of the step's positions, so that accumulation changes nothing here either.
             loss = loss + self.router_coef * router_loss * (positions / divisor)
-        return SuperposedOutput(loss, cross_entropy, router_loss, positions, expert_load)
+        extra_loss = None
+        if extra_heads_weight is not None:
+            assert heads is not None
+            ahead = ahead if ahead.dim() == 3 else ahead.unsqueeze(-1)
+            extra_loss = self._sum_of_losses(heads(hidden), ahead, weights) / divisor / len(heads)
+            loss = loss + extra_heads_weight * extra_loss
+        return SuperposedOutput(loss, cross_entropy, router_loss, positions, expert_load, extra_loss)
 
     def hidden_states(
         self, inputs: Tensor, pooling: Pooling = "mean", **sides: Tensor

@@ -51,7 +51,10 @@ class _Settings:
         ordinary_rows: share of a step's rows that hold single tokens, in as many latents, and predict the next. All
             positions of a step count the same in its loss, whichever row they are of.
         mixture: shares of named sources; None takes the text as it is.
-        extra_heads: further heads that predict further tokens, and are dropped in the end.
+        extra_heads: heads that predict further ahead, and are dropped where a stage has none; see
+            `superpose.core.extra_heads`.
+        extra_heads_weight: of the mean of their losses beside the model's own; 0.3 where a stage has heads and no other.
+        extra_heads_weight_end: what it is at the stage's end, reached linearly; None keeps it.
     """
 
     bag_size: int | Mapping[int, float] = 1
@@ -64,6 +67,8 @@ class _Settings:
     ordinary_rows: float = 0.0
     mixture: Mapping[str, float] | None = None
     extra_heads: int = 0
+    extra_heads_weight: float | None = None
+    extra_heads_weight_end: float | None = None
 
     def __post_init__(self) -> None:
         # Lists become tuples and dictionaries shares, so that a stage can be hashed.
@@ -179,6 +184,9 @@ class StageArgs(_Settings):
                 "ordinary_rows are those without bags at the input, and this stage has no rows with any; leave "
                 "ordinary_rows out, or weigh the next token higher by weighting"
             )
+        if self.extra_heads and self.extra_heads_weight is None:
+            object.__setattr__(self, "extra_heads_weight", 0.3)  # as in arXiv 2412.19437, section 4.2
+        _check_extra_heads(self)
         _refuse_unserved(self)
 
     def __repr__(self) -> str:
@@ -225,7 +233,11 @@ class Stage(_Settings):
         """What its step `number` of the run computes; drawn bag sizes are a function of the seed and the step."""
         settings = {each.name: getattr(self, each.name) for each in fields(Step) if each.name != "number"}
         bag_size = self.size_at(number, seed)
-        step = Step(number=number, **settings | {"bag_size": bag_size, "bag_size_end": None, "weighting_end": None})
+        ends = dict.fromkeys(("bag_size_end", "weighting_end", "extra_heads_weight_end"))
+        if self.extra_heads_weight is not None and self.extra_heads_weight_end is not None:
+            weight = self._between(self.extra_heads_weight, self.extra_heads_weight_end, number)
+            settings["extra_heads_weight"] = weight
+        step = Step(number=number, **settings | ends | {"bag_size": bag_size})
         if bag_size == 1 or self.mode == "input":
             return replace(step, weighting="uniform")
         if self.weighting_end is None:
@@ -260,9 +272,22 @@ class Step(_Settings):
     bag_size: int = 1
 
 
+def _check_extra_heads(stage: StageArgs) -> None:
+    if not is_whole(stage.extra_heads) or stage.extra_heads < 0:
+        raise ValueError(f"extra_heads is {stage.extra_heads!r}; give a whole number of heads, 0 for none")
+    for name in ("extra_heads_weight", "extra_heads_weight_end"):
+        weight = getattr(stage, name)
+        if weight is None:
+            continue
+        if not stage.extra_heads:
+            raise ValueError(f"{name} weighs extra heads, and the stage has none, so it would be ignored; leave it out")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError(f"{name} is {weight!r}; give a number of 0 or more")
+
+
 def _refuse_unserved(stage: StageArgs) -> None:
     """Settings that have a name and a place, and nothing yet that follows them."""
-    for name in (*("lr_factor", "mixture", "extra_heads"),):
+    for name in (*("lr_factor", "mixture"),):
         value = getattr(stage, name)
         if value != _Settings.__dataclass_fields__[name].default:
             raise ValueError(f"{name} of a stage is not served yet; leave it out")

@@ -267,15 +267,16 @@ class WindowStream(Batches):
         step, place, places = self._share
         computed = self.schedule.step_at(step)
         width = computed.raw_tokens_per_latent * self.latents
-        length = window_length(self.latents, computed.bag_size, computed.mode)
+        longest = self.latents + computed.extra_heads
+        length = window_length(longest, computed.bag_size, computed.mode)
         ordinary = computed.ordinary_of(self.rows)
         of_bags = self.rows - ordinary
         bags, used = of_bags * width, of_bags * width + ordinary * self.latents
-        self._fill(max(bags - width + length, used + 1 if ordinary else 0), step)
+        self._fill(max(bags - width + length, used + 1 + computed.extra_heads if ordinary else 0), step)
         first, share = place * (self.rows // places), self.rows // places
         windows = _cut(self._tokens, length, width, of_bags)[first : first + share]
         if ordinary:
-            single = _cut(self._tokens[bags:], self.latents + 1, self.latents, ordinary)
+            single = _cut(self._tokens[bags:], longest + 1, self.latents, ordinary)
             own = single[max(0, first - of_bags) : max(0, first + share - of_bags)]
             windows = np.concatenate([windows, spread(own, computed.bag_size, NOTHING)])
         batch = as_batch(torch.from_numpy(windows.copy()), computed.bag_size)

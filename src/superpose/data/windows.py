@@ -244,6 +244,7 @@ class WindowPlan:
         stage, starts = self.starts(step, rank, world_size)
         computed = self.schedule.step_at(step)
         rows, latents = self.shape(computed)
+        latents += computed.extra_heads  # which ask for so much more
         length = window_length(latents, computed.bag_size, stage.mode)
         grid = self._grids[computed.raw_tokens_per_latent]
         of_bags = rows - computed.ordinary_of(rows) - rank * len(starts)

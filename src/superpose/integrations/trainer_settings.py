@@ -16,6 +16,7 @@ from transformers import (
     default_data_collator,
 )
 
+from superpose.core.schedule import Schedule
 from superpose.data.store import TokenStore
 from superpose.data.stream import RowReader
 from superpose.integrations.rows import COLUMNS
@@ -35,6 +36,19 @@ def check_arguments(trainer: Trainer, total_steps: int) -> None:
     """
     for message in _ignored(trainer, total_steps):
         raise ValueError(message)
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """
+    Raises:
+        ValueError: a stage asks for what Trainer's optimizers and checkpoints, which are the model's, can't hold.
+    """
+    for number, stage in enumerate(schedule.stages, 1):
+        if stage.extra_heads:
+            raise ValueError(
+                f"stage {number} of the schedule has extra_heads, which SuperposeTrainer does not train; use superpose "
+                f"train, or SuperposedLM(model, extra_heads={stage.extra_heads}) in a loop of your own"
+            )
 
 
 def check_rows(trainer: Trainer) -> None:

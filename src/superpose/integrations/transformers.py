@@ -41,7 +41,14 @@ from superpose.data.stream import StreamSteps, WindowStream
 from superpose.data.tokens import TokenArray
 from superpose.data.windows import WindowPlan
 from superpose.integrations.rows import RowTokens, StepWindows
-from superpose.integrations.trainer_settings import StreamReader, check_arguments, check_rows, is_streamed, never_asked
+from superpose.integrations.trainer_settings import (
+    StreamReader,
+    check_arguments,
+    check_rows,
+    check_schedule,
+    is_streamed,
+    never_asked,
+)
 from superpose.models.build import model_flops_per_latent
 
 logger = logging.getLogger(__name__)
@@ -152,6 +159,7 @@ class SuperposeTrainer(Trainer):
         **named: Any,
     ) -> None:
         schedule = schedule if weighting == "uniform" else schedule.weighted(weighting)
+        check_schedule(schedule)
         self.schedule, self.latents = schedule, latents
         self.variant, self.end_of_text = variant, end_of_text
         self.logged = 0

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from superpose.core.accounting import flops_per_latent
+from superpose.core.accounting import extra_heads_flops, flops_per_latent
 from superpose.errors import UserError, first_line, last_line
 from superpose.files import read_json
 from superpose.models.load import refuse_code_of_others
@@ -218,12 +218,20 @@ def build_model(config: Any, device: str | torch.device = "cpu") -> nn.Module:
     return model
 
 
-def model_flops_per_latent(model: nn.Module, latents: int) -> int:
+def model_flops_per_latent(model: nn.Module, latents: int, extra_heads: int = 0) -> int:
     """Forward and backward FLOPs of one position in a row of `latents`, see `flops_per_latent`.
 
     Where a configuration does not say what that takes, or says it layer by layer, the products of a forward pass are
     counted and taken three times.
+
+    Args:
+        extra_heads: heads beside the model's own, see `superpose.core.extra_heads`.
     """
+    vocab_size, width = model.get_output_embeddings().weight.shape  # type: ignore[operator]  # of transformers' base class
+    return _own_flops(model, latents) + extra_heads_flops(extra_heads, width, vocab_size)
+
+
+def _own_flops(model: nn.Module, latents: int) -> int:
     config: Any = model.config
     try:
         heads = getattr(config, "num_attention_heads", 0)  # none in a state-space model

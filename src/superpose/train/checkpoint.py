@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
@@ -37,6 +37,7 @@ from superpose.files import file_sha256, read_json, sync, write_json
 from superpose.train.distributed import Ranks
 
 _FORMAT = "superpose checkpoint 2"
+_HEADS = "extra_heads"
 _NAME = re.compile(r"step-(\d{8,})")
 
 # PyTorch remarks at each checkpoint that one process is one process.
@@ -64,25 +65,51 @@ class _Saved(BaseModel, strict=True):
 State = dict[str, Tensor]
 """Tensors by name; DTensors where the model is sharded."""
 
-Parts = tuple[nn.Module, Callable[[nn.Parameter], torch.optim.Optimizer], State | None]
-"""What a checkpoint is loaded into: a model, the optimizer of each parameter, the average of the weights."""
+
+class Parts(NamedTuple):
+    """What a checkpoint is loaded into.
+
+    Attributes:
+        optimizer_of: the optimizer of each parameter.
+        average: of the weights.
+        extra_heads: those that are trained when so many steps are done; it makes them.
+    """
+
+    model: nn.Module
+    optimizer_of: Callable[[nn.Parameter], torch.optim.Optimizer]
+    average: State | None = None
+    extra_heads: Callable[[int], nn.Module] | None = None
 
 
 def training_state(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], average: State | None = None
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    average: State | None = None,
+    extra_heads: nn.Module | None = None,
 ) -> State:
     """Weights as `model.NAME`, what optimizers know of them as `optimizer.NAME.KEY`, their average as `average.NAME`.
 
+    Those of extra heads, which are no part of the model, are `extra_heads.NAME` and `optimizer.extra_heads.NAME.KEY`.
     The tensors are the ones in use, not copies. Tied weights stand there once, numbers as tensors [1].
     """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    state = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in _named(model, extra_heads)}
+    state = {_of_model(name): parameter.detach() for parameter, name in names.items()}
     state |= {f"model.{name}": bias for name, bias in router_biases(model).items()}
     for optimizer in optimizers:
         for parameter, values in optimizer.state.items():
             for key, value in values.items():
                 state[f"optimizer.{names[parameter]}.{key}"] = value.reshape(1) if value.dim() == 0 else value
     return state | {f"average.{name}": tensor for name, tensor in (average or {}).items()}
+
+
+def _named(model: nn.Module, extra_heads: nn.Module | None) -> list[tuple[str, nn.Parameter]]:
+    """All that is trained, by name."""
+    heads = extra_heads.named_parameters(prefix=_HEADS) if extra_heads is not None else ()
+    return [*model.named_parameters(), *heads]
+
+
+def _of_model(name: str) -> str:
+    return name if name.startswith(f"{_HEADS}.") else f"model.{name}"
 
 
 class Checkpoints:
@@ -196,7 +223,7 @@ class Checkpoints:
             path = self.folder / _name(known)
             problems = [problem for problem in self._ranks.gather(self._problem(path)) if problem]
             if not problems:
-                self._load(path, parts)
+                self._load(path, Parts(*parts), known)
                 state = read_json(path / "state.json")
                 return Progress(state["step"], state["seconds"])
             tell(f"checkpoint {path} is passed over: {problems[0]}")
@@ -263,16 +290,17 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} is of another model or optimizer: {odd} is in one alone")
         load(state, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=self._ranks.world_size == 1)
 
-    def _load(self, path: Path, parts: Parts) -> None:
-        model, optimizer_of, average = parts
+    def _load(self, path: Path, parts: Parts, step: int) -> None:
+        model, optimizer_of, average, extra_heads = parts
+        heads = extra_heads(step) if extra_heads is not None else None
         with _loading(path):
             stored = _stored(path)
             for name, about in stored.items():
                 if sum(math.prod(part.sizes) for part in about.chunks) < math.prod(about.size):
                     raise UserError(f"checkpoint {path} holds a part of {name} alone; restore it from a copy")
-            state = training_state(model, [], average)
+            state = training_state(model, [], average, heads)
             found: dict[nn.Parameter, dict[str, Tensor]] = {}
-            for name, parameter in model.named_parameters():
+            for name, parameter in _named(model, heads):
                 prefix = f"optimizer.{name}."
                 found[parameter] = {
                     full.removeprefix(prefix): _empty(parameter, about, f"checkpoint {path}: {full}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -150,11 +151,13 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
             dist.destroy_process_group()
 
 
-def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) -> None:
+def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) -> Callable[[nn.Module], Any]:
     """FSDP2 in place: each block of the model is a unit, the embedding, head and last norm are another.
 
     Weights are gathered, and gradients computed, in bfloat16 if that is the precision; gradients are summed and
     weights updated in float32.
+
+    Returns how to shard a module that joins later, as a unit of its own.
     """
     shape = {"shard": ranks.world_size // args.replicas}
     if args.replicas > 1:
@@ -164,6 +167,7 @@ def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) ->
     for block in blocks(lm.model):
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=args.reshard)
     fully_shard(lm, mesh=mesh, mp_policy=policy)
+    return partial(fully_shard, mesh=mesh, mp_policy=policy, reshard_after_forward=args.reshard)
 
 
 def share_gradients(module: nn.Module, args: ParallelArgs, last: bool) -> None:

@@ -135,12 +135,13 @@ def _compile(run: Running) -> float:
     """
     started = time.perf_counter()
     schedule = run.windows.schedule
-    for stage in schedule.stages:
-        for steps in schedule.steps_at(stage).values():
-            if steps and steps[-1] >= run.progress.step:
-                accumulate_gradients(run.state, run.recipe.train, schedule.step_at(steps[0]), run.window(steps[0]))
-                for optimizer in run.state.optimizers:
-                    optimizer.zero_grad(set_to_none=True)
+    with run.state.kept():
+        for stage in schedule.stages:
+            for steps in schedule.steps_at(stage).values():
+                if steps and steps[-1] >= run.progress.step:
+                    accumulate_gradients(run.state, run.recipe.train, schedule.step_at(steps[0]), run.window(steps[0]))
+                    for optimizer in run.state.optimizers:
+                        optimizer.zero_grad(set_to_none=True)
     run.state.lm.biases.forget()
     return time.perf_counter() - started
 
@@ -155,6 +156,8 @@ def _steps(run: Running) -> HeldOutLoss:
     # Closed with the loop: an iterator that a traceback still holds would go on reading.
     with stop_requests() as request, run.clock.running(), closing(read_ahead(run.window, steps)) as windows:
         for step, window in zip(steps, windows, strict=True):
+            computed = schedule.step_at(step)
+            state.set_extra_heads(computed.extra_heads)
             if args.reset_optimizer and step in schedule.boundaries:
                 for optimizer in state.optimizers:
                     optimizer.state.clear()  # of moments and counts of steps
@@ -163,7 +166,6 @@ def _steps(run: Running) -> HeldOutLoss:
             # Random numbers (dropout) are a function of the step and the rank, like all else.
             torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
             lr = learning_rate(args, step, args.steps, schedule.boundaries)
-            computed = schedule.step_at(step)
             results.append(optimizer_step(state, args, computed, window, lr))
             done = step + 1
             for watcher in run.watchers:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, model_validator
@@ -89,11 +89,16 @@ def build_optimizers(args: OptimArgs, model: nn.Module) -> list[torch.optim.Opti
         parameters = [p for p in parameters if p.dim() != 2 or id(p) in kept]
         decay, momentum = args.weight_decay, args.momentum
         optimizers.append(torch.optim.Muon(inner, args.lr, decay, momentum, adjust_lr_fn="match_rms_adamw"))
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": args.weight_decay},
         {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return [*optimizers, torch.optim.AdamW(groups, lr=args.lr, betas=args.betas, eps=args.eps, fused=True)]
+    return [*optimizers, build_adamw(args, groups)]
+
+
+def build_adamw(args: OptimArgs, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    """AdamW as all parameters have it that no other optimizer takes; extra heads, which are no part of a model, too."""
+    return torch.optim.AdamW(groups, args.lr, args.betas, args.eps, args.weight_decay, fused=True)
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:

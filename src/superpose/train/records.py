@@ -44,6 +44,7 @@ class Training(Record):
         loss, bag_loss: mean cross-entropy in nats, of single tokens or of bags. They are not comparable, so the two
             have different names. Where steps draw their bag sizes, the mean over those with the last one's.
         grad_norm: of the last step, before clipping.
+        extra_loss: mean cross-entropy of the extra heads, which predict further ahead.
         expert_load_max, expert_load_min: load of the busiest and the idlest expert over an even share.
         memory: bytes at most so far.
     """
@@ -56,6 +57,7 @@ class Training(Record):
     bag_loss: FiniteFloat | None = None
     lr: FiniteFloat | None = None
     grad_norm: FiniteFloat | None = None
+    extra_loss: FiniteFloat | None = None
     router_loss: FiniteFloat | None = None
     expert_load_max: FiniteFloat | None = None
     expert_load_min: FiniteFloat | None = None
@@ -146,6 +148,8 @@ class Result(Measured):
 
     Attributes:
         peak_memory: bytes, of the rank that took most.
+        parameters: of the model.
+        extra_parameters: of extra heads, at most so many at a time, which are no part of the model.
         average_val_loss, average_val_bits_per_byte: with the moving average of the weights.
     """
 
@@ -158,6 +162,7 @@ class Result(Measured):
     energy: Energy | None = None
     ranks: int | None = None
     parameters: _Count | None = None
+    extra_parameters: _Count | None = None
     versions: dict[str, str] = field(default_factory=dict)
     switch: Switch | None = None
     average_val_loss: FiniteFloat | None = None

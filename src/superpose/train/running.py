@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from superpose.core.accounting import Cost, cost
-from superpose.core.stage import Step
+from superpose.core.stage import Stage, Step
 from superpose.data.store import TokenStore
 from superpose.models.build import model_flops_per_latent
 from superpose.train.checkpoint import Checkpoints, Progress
@@ -112,8 +112,8 @@ class Running:
     def __post_init__(self) -> None:
         self.windows = self.recipe.windows(self.store.train)
         self.clock = Clock(self.progress.seconds)
-        latents = {self.windows.shape(stage)[1] for stage, _ in self.windows.schedule.counts()}
-        self._flops_of = {length: model_flops_per_latent(self.state.model, length) for length in latents}
+        shapes = {self._shape(stage) for stage, _ in self.windows.schedule.counts()}
+        self._flops_of = {shape: model_flops_per_latent(self.state.model, *shape) for shape in shapes}
         self._peak = matmul_peak(self.ranks.device, self.recipe.train.precision) * self.ranks.world_size
         self._since = self.progress
         for watcher in self.watchers:
@@ -147,8 +147,9 @@ class Running:
         ranks, since, last = self.ranks, self._since, results[-1]
         # Losses of other bag sizes, where each step draws its own, are other quantities.
         sizes = map(self.windows.schedule.bag_size_at, range(done - len(results), done))
-        alike = [result.loss for result, size in zip(results, sizes, strict=True) if size == step.bag_size]
-        loss = float(ranks.mean(torch.stack(alike)).mean())
+        alike = [result for result, size in zip(results, sizes, strict=True) if size == step.bag_size]
+        loss = float(ranks.mean(torch.stack([result.loss for result in alike])).mean())
+        extra = [result.extra_loss for result in alike if result.extra_loss is not None]  # all of a stage, or none
         load = None if last.expert_load is None else ranks.mean(last.expert_load)
         now = self._since = Progress(done, self.clock.seconds)
         before, spent = self._spent(since.step), self._spent(done)
@@ -163,6 +164,7 @@ class Running:
             lr=lr,
             grad_norm=float(last.grad_norm),
             router_loss=None if last.router_loss is None else float(ranks.mean(last.router_loss)),
+            extra_loss=float(ranks.mean(torch.stack(extra)).mean()) if extra else None,
             expert_load_max=None if load is None else float(load.max() * len(load)),
             expert_load_min=None if load is None else float(load.min() * len(load)),
             raw_tokens=raw_tokens,
@@ -180,6 +182,8 @@ class Running:
     def result(self, held_out: HeldOutLoss, compile_seconds: float) -> Result:
         """What came out of the whole run."""
         steps, world_size = self.recipe.train.steps, self.ranks.world_size
+        width = self.state.model.get_output_embeddings().weight.shape[1]  # type: ignore[operator]  # of transformers
+        most = max(stage.extra_heads for stage in self.recipe.schedule.stages)
         return Result(
             **self._measured(steps, held_out),
             ends_in_superposition=self.windows.schedule.ends_in_superposition,
@@ -190,6 +194,7 @@ class Running:
             peak_memory=max(self.ranks.gather(peak_memory(self.ranks.device))),
             ranks=world_size,
             parameters=sum(parameter.numel() for parameter in self.state.model.parameters()),
+            extra_parameters=most * width**2 or None,
             versions={
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")},
@@ -205,8 +210,12 @@ class Running:
         }
 
     def _spent(self, until: int) -> Cost:
-        flops_of, shape = self._flops_of, self.windows.shape
-        return cost(self.windows.schedule, self.recipe.latents_per_step, lambda stage: flops_of[shape(stage)[1]], until)
+        flops_of, latents = self._flops_of, self.recipe.latents_per_step
+        return cost(self.windows.schedule, latents, lambda stage: flops_of[self._shape(stage)], until)
+
+    def _shape(self, stage: Stage) -> tuple[int, int]:
+        """What the FLOPs of a latent depend on: the latents of a row, and the extra heads."""
+        return self.windows.shape(stage)[1], stage.extra_heads
 
 
 class StoppedError(Exception):

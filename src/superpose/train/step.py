@@ -4,7 +4,8 @@ recipe -> model (on the device, or sharded from the meta device) -> SuperposedLM
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,14 +27,15 @@ from superpose.models.build import build_config, build_model
 from superpose.models.load import load_weights
 from superpose.train.checkpoint import Parts, State, training_state
 from superpose.train.config import Recipe, TrainArgs
-from superpose.train.distributed import ParallelArgs, Ranks, blocks, shard, share_gradients
-from superpose.train.optim import Average, build_optimizers, clip_gradients
+from superpose.train.distributed import Ranks, blocks, shard, share_gradients
+from superpose.train.optim import Average, build_adamw, build_optimizers, clip_gradients
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainState:
     """A model and all that changes with it; every rank holds its part."""
 
+    recipe: Recipe
     model: nn.Module
     lm: SuperposedLM
     module: nn.Module
@@ -41,19 +43,58 @@ class TrainState:
     optimizers: list[torch.optim.Optimizer]
     average: Average | None
     ranks: Ranks
-    parallel: ParallelArgs
+    shard: Callable[[nn.Module], Any] | None = None
+    """Of a model that is sharded: does so with a module that joins it."""
     notes: Sequence[str] = ()
     """What to know of the model before it is trained, a sentence each."""
 
     @property
     def tensors(self) -> State:
         """What a checkpoint holds, see `training_state`."""
-        return training_state(self.model, self.optimizers, self.average.tensors if self.average else None)
+        average = self.average.tensors if self.average else None
+        return training_state(self.model, self.optimizers, average, self.lm.extra_heads)
 
     @property
     def parts(self) -> Parts:
         """What a checkpoint is loaded into."""
-        return self.model, self.optimizer_of, self.average.tensors if self.average else None
+        average = self.average.tensors if self.average else None
+        return Parts(self.model, self.optimizer_of, average, self._extra_heads_after)
+
+    def set_extra_heads(self, count: int) -> None:
+        """So many extra heads from now on, updated by an optimizer of their own.
+
+        Those there are stay as far as they go, with what the optimizer knows of them; of the others nothing is left.
+        """
+        before = self.lm.extra_heads
+        if count == len(before):
+            return
+        self.lm.set_extra_heads(count)
+        heads = self.lm.extra_heads
+        for layer in heads.layers[len(before) :]:
+            if self.shard is not None:
+                self.shard(layer)
+        known: dict[Any, Any] = {}
+        if len(before):
+            *self.optimizers, last = self.optimizers
+            known = last.state
+        if count:
+            optimizer = build_adamw(self.recipe.train, [{"params": list(heads.parameters())}])
+            optimizer.state.update({weight: known[weight] for weight in heads.parameters() if weight in known})
+            self.optimizers = [*self.optimizers, optimizer]
+        if isinstance(self.module, DistributedDataParallel):
+            self.module = _data_parallel(self.lm, self.ranks, self.module.find_unused_parameters)
+
+    def _extra_heads_after(self, steps: int) -> nn.Module:
+        """Those of the stage that so many steps end in, and that a checkpoint therefore holds."""
+        self.set_extra_heads(self.recipe.schedule.stage_at(max(0, steps - 1)).extra_heads)
+        return self.lm.extra_heads
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Extra heads and their optimizer are afterwards what they were before."""
+        before = self.lm.extra_heads, self.optimizers, self.module
+        yield
+        self.lm.extra_heads, self.optimizers, self.module = before
 
     def optimizer_of(self, parameter: nn.Parameter) -> torch.optim.Optimizer:
         """The optimizer that updates a parameter."""
@@ -109,23 +150,30 @@ def build_state(recipe: Recipe, store: TokenStore, ranks: Ranks) -> TrainState:
     variant = recipe.superposition.variant
     lm = SuperposedLM(model.train(), variant=variant, end_of_text=end_of_text, group=group)
     module: nn.Module = lm
+    shard_more = None
     if sharded:
-        shard(lm, recipe.parallel, ranks, train.precision)
+        shard_more = shard(lm, recipe.parallel, ranks, train.precision)
         _fill(model, whole, ranks)
     try:
         untrained = lm.check()
     except ValueError as error:
         raise UserError(f"model.architecture: {error}") from None
     if ranks.world_size > 1 and not sharded:
-        on_device = [ranks.device] if ranks.device.type == "cuda" else None
-        module = DistributedDataParallel(lm, device_ids=on_device, find_unused_parameters=bool(untrained))
+        module = _data_parallel(lm, ranks, bool(untrained))
     notes = []
     if untrained:
         notes.append(f"the loss of a {config.model_type} trains no {some_of(untrained)}; they keep their first values")
     if lm.unbalanced:
         notes.append(f"nothing balances the load of a {config.model_type}'s experts: its family has nothing for it")
     average = Average(model, train.average) if train.average else None
-    return TrainState(model, lm, module, build_optimizers(train, model), average, ranks, recipe.parallel, notes)
+    state = TrainState(recipe, model, lm, module, build_optimizers(train, model), average, ranks, shard_more, notes)
+    state.set_extra_heads(recipe.schedule.stages[0].extra_heads)
+    return state
+
+
+def _data_parallel(lm: SuperposedLM, ranks: Ranks, find_unused: bool) -> DistributedDataParallel:
+    on_device = [ranks.device] if ranks.device.type == "cuda" else None
+    return DistributedDataParallel(lm, device_ids=on_device, find_unused_parameters=find_unused)
 
 
 def _fill(model: nn.Module, whole: nn.Module | None, ranks: Ranks) -> None:
@@ -156,18 +204,20 @@ class StepResult:
         grad_norm: of all gradients, before clipping.
         router_loss: of a mixture of experts, mean over the parts of the step.
         expert_load: of a mixture of experts, share of the latents each expert got [experts], mean over layers.
+        extra_loss: mean (multi-hot) cross-entropy of the extra heads, on this rank's rows.
     """
 
     loss: Tensor
     grad_norm: Tensor
     router_loss: Tensor | None = None
     expert_load: Tensor | None = None
+    extra_loss: Tensor | None = None
 
 
 def optimizer_step(state: TrainState, args: TrainArgs, step: Step, window: Tensor, lr: float) -> StepResult:
     """One optimizer step on this rank's rows [rows / ranks, length]."""
     total, outputs = accumulate_gradients(state, args, step, window)
-    grad_norm = clip_gradients(list(state.model.parameters()), args.grad_clip)
+    grad_norm = clip_gradients([*state.model.parameters(), *state.lm.extra_heads.parameters()], args.grad_clip)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -181,6 +231,7 @@ def optimizer_step(state: TrainState, args: TrainArgs, step: Step, window: Tenso
         grad_norm,
         _mean([output.router_loss for output in outputs]),
         _mean([output.expert_load for output in outputs]),
+        _total([output.extra_loss for output in outputs]),
     )
 
 
@@ -196,20 +247,32 @@ def accumulate_gradients(
     outputs: list[SuperposedOutput] = []
     parts = window.chunk(args.accumulate)
     for number, part in enumerate(parts):
-        share_gradients(state.module, state.parallel, last=number == len(parts) - 1)
+        share_gradients(state.module, state.recipe.parallel, last=number == len(parts) - 1)
         with autocast(state.lm, args.precision, ranks.device):
             output: SuperposedOutput = state.module(
-                part, step.bag_size, step.mode, normalizer=positions, weighting=step.weighting, pooling=step.pooling
+                part,
+                step.bag_size,
+                step.mode,
+                normalizer=positions,
+                weighting=step.weighting,
+                pooling=step.pooling,
+                extra_heads_weight=step.extra_heads_weight,
             )
         output.loss.backward()
         total += output.cross_entropy.detach()
-        outputs.append(output._replace(loss=total, cross_entropy=total))  # lets the graph go
+        extra = None if output.extra_loss is None else output.extra_loss.detach()
+        outputs.append(output._replace(loss=total, cross_entropy=total, extra_loss=extra))  # lets the graph go
     return total, outputs
 
 
 def autocast(lm: SuperposedLM, precision: str, device: torch.device) -> torch.autocast:
     """What a forward pass runs under, in training and validation alike; FSDP2 brings a precision of its own."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" and not is_sharded(lm))
+
+
+def _total(values: list[Tensor | None]) -> Tensor | None:
+    known = [value.detach() for value in values if value is not None]
+    return torch.stack(known).sum(dim=0) if known else None
 
 
 def _mean(values: list[Tensor | None]) -> Tensor | None:
