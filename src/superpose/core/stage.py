@@ -53,7 +53,7 @@ class _Settings:
         mixture: shares of named sources; None takes the text as it is.
         extra_heads: heads that predict further ahead, and are dropped where a stage has none; see
             `superpose.core.extra_heads`.
-        extra_heads_weight: of the mean of their losses beside the model's own; 0.3 where a stage has heads and no other.
+        extra_heads_weight: of the mean of their losses beside the model's own; 0.3 where it is not given.
         extra_heads_weight_end: what it is at the stage's end, reached linearly; None keeps it.
     """
 
