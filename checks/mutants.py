@@ -52,6 +52,14 @@ MUTANTS = [
     ),
     Mutant(
         1,
+        "an extra head is asked for the bag that the model is asked for",
+        "core/extra_heads.py",
+        "for i in range(1, heads + 1)",
+        "for i in range(heads)",
+        "tests/core/test_extra_heads.py",
+    ),
+    Mutant(
+        1,
         "labels that are already shifted are shifted by a whole bag more",
         "core/fold.py",
         "[labels[:, bag_size - 1 :], missing]",
@@ -308,9 +316,17 @@ MUTANTS = [
     ),
     Mutant(
         12,
+        "an extra head costs its own matrix, and the model's unembedding nothing more",
+        "core/accounting.py",
+        "6 * count * (width * width + vocab_size * width)",
+        "6 * count * width * width",
+        "tests/core/test_extra_heads.py",
+    ),
+    Mutant(
+        12,
         "shorter rows cost as much attention as longer ones",
         "train/running.py",
-        "lambda stage: flops_of[shape(stage)[1]]",
+        "lambda stage: flops_of[self._shape(stage)]",
         "lambda stage: max(flops_of.values())",
         "tests/train/test_loop.py",
     ),

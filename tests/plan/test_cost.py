@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose import Schedule
+from superpose import Schedule, StageArgs
 from superpose.errors import UserError
 from superpose.plan.advisor import make_plan
 from superpose.plan.cost import OVERHEAD, Calibration, calibrate, cost_of
@@ -28,6 +28,12 @@ def test_a_run_reads_what_its_phases_read(steps, bag_size, ratio):
     assert cost.flops == 512_000 * steps
     assert cost.epochs == cost.raw_tokens / 1e6
     assert cost.hours is None
+
+
+def test_extra_heads_cost_their_flops_while_their_stage_lasts():
+    stages = [StageArgs(0.2, bag_size=4, extra_heads=2), StageArgs(0.3, bag_size=2, extra_heads=1)]
+    request, schedule = Request(None, 512, 1, 100), Schedule(100, stages=stages)
+    assert cost_of(request, schedule, 1000, flops_per_head=300).flops == 512 * (100 * 1000 + (20 * 2 + 30) * 300)
 
 
 def test_hours_money_energy_and_co2():

@@ -63,7 +63,7 @@ VARIANTS = {
     "heads-ddp": {"superposition": SUPERPOSITION, "parallel": {"strategy": "ddp"}},
 }
 STRATEGIES = ("fsdp", "ddp")
-RESUMED = ("ddp", "experts", "biased", "muon", "heads", "heads-ddp")
+RESUMED = ("ddp", "experts", "biased", "muon", "heads")
 
 
 def varied(recipe, name):

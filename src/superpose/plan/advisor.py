@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from superpose.core.accounting import extra_heads_flops
 from superpose.core.schedule import Schedule
 from superpose.errors import UserError
 from superpose.plan.cost import Calibration, RunCost, cost_of
@@ -73,7 +74,8 @@ def make_plan(request: Request, own_points: Sequence[Point] = (), calibration: C
     prediction = predict(model.parameters, budget, request.steps, setting, own_points)
     schedule = _schedule(request, setting)
     step_seconds = None if calibration is None else calibration.mean_step(schedule)
-    cost = cost_of(request, schedule, model.flops, step_seconds)
+    flops_per_head = extra_heads_flops(1, model.width, model.vocab_size)
+    cost = cost_of(request, schedule, model.flops, step_seconds, flops_per_head)
     reasons = _of_gain(setting, prediction) + notes + _of_steps(request.steps, setting, prediction)
     reasons += _of_text(cost) + _of_model(request, model)
     reasons.sort(key=lambda reason: -1 if reason.decision is None else _ORDER.index(reason.decision), reverse=True)

@@ -65,16 +65,27 @@ class RunCost:
 
 
 def cost_of(
-    request: Request, schedule: Schedule, flops_per_latent: float, step_seconds: float | None = None
+    request: Request,
+    schedule: Schedule,
+    flops_per_latent: float,
+    step_seconds: float | None = None,
+    flops_per_head: float = 0,
 ) -> RunCost:
-    """What a request's run takes by a schedule; `step_seconds` were measured, and count in place of a utilisation."""
+    """What a request's run takes by a schedule.
+
+    Args:
+        flops_per_latent: of the model.
+        step_seconds: measured; they count in place of a utilisation.
+        flops_per_head: of a latent in one extra head.
+    """
     steps, per_step, text = schedule.total_steps, request.latents_per_step, request.unique_tokens
     latents, raw_tokens = steps * per_step, schedule.raw_tokens(per_step)
     phases = tuple(
         PhaseTokens(stage.phase, stage.largest, count, int(count * stage.raw_tokens_per_position * per_step))
         for stage, count in schedule.counts()
     )
-    flops = float(latents) * flops_per_latent
+    heads = sum(stage.steps * per_step * stage.extra_heads for stage in schedule.stages)
+    flops = float(latents) * flops_per_latent + heads * flops_per_head
     epochs, ordinary_epochs = (tokens / text if text else None for tokens in (raw_tokens, latents))
     cost = RunCost(steps, latents, raw_tokens, latents, phases, flops, epochs, ordinary_epochs)
     hardware, given = request.hardware, request.utilisation

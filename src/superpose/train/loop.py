@@ -157,7 +157,6 @@ def _steps(run: Running) -> HeldOutLoss:
     with stop_requests() as request, run.clock.running(), closing(read_ahead(run.window, steps)) as windows:
         for step, window in zip(steps, windows, strict=True):
             computed = schedule.step_at(step)
-            state.set_extra_heads(computed.extra_heads)
             if args.reset_optimizer and step in schedule.boundaries:
                 for optimizer in state.optimizers:
                     optimizer.state.clear()  # of moments and counts of steps

@@ -240,6 +240,7 @@ def accumulate_gradients(
 ) -> tuple[Tensor, list[SuperposedOutput]]:
     """Forward and backward passes of all parts of a step; see `share_gradients` for the ranks'."""
     ranks = state.ranks
+    state.set_extra_heads(step.extra_heads)
     # In training every latent has a target, so every latent counts, in whatever parts the step is computed. Ranks
     # average their gradients, so each divides by its own share of the step's latents.
     positions = args.batch_size * args.latents / ranks.world_size
