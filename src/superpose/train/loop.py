@@ -156,7 +156,6 @@ def _steps(run: Running) -> HeldOutLoss:
     # Closed with the loop: an iterator that a traceback still holds would go on reading.
     with stop_requests() as request, run.clock.running(), closing(read_ahead(run.window, steps)) as windows:
         for step, window in zip(steps, windows, strict=True):
-            computed = schedule.step_at(step)
             if args.reset_optimizer and step in schedule.boundaries:
                 for optimizer in state.optimizers:
                     optimizer.state.clear()  # of moments and counts of steps
@@ -165,6 +164,7 @@ def _steps(run: Running) -> HeldOutLoss:
             # Random numbers (dropout) are a function of the step and the rank, like all else.
             torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
             lr = learning_rate(args, step, args.steps, schedule.boundaries)
+            computed = schedule.step_at(step)
             results.append(optimizer_step(state, args, computed, window, lr))
             done = step + 1
             for watcher in run.watchers:
