@@ -7,11 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from superpose import IGNORE_INDEX, Schedule, StageArgs, SuperposedLM
 from superpose.core.accounting import extra_heads_flops
+from superpose.data.stream import WindowStream
 from superpose.data.windows import WindowPlan
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
 from superpose.train.step import accumulate_gradients, build_state
+from tests.conftest import make_model
 from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
 
 STAGES = [
@@ -162,6 +165,38 @@ def test_windows_are_those_without_heads_and_so_many_latents_more(recipe, store,
         more = longer.shape[1] - window.shape[1]
         assert more == (0 if step >= 10 else 2 if mode == "output" else 8)
         assert longer[0].numpy().tobytes() in text
+
+
+def test_ordinary_rows_and_drawn_sizes_have_windows_as_long_as_their_heads_ask(recipe, store):
+    """The row of single tokens in a step of bags too: its heads are asked for the tokens after the next."""
+    stages = [{"ratio": 1.0, "bag_size": {4: 1, 2: 1}, "ordinary_rows": 0.25, "extra_heads": 2}]
+    plan, tokens = of_stages(recipe, stages).windows(store.train), store.train.tokens
+    text = np.tile(tokens.read(0, len(tokens)), 2).tobytes()
+    for step in range(8):
+        window, bag_size = plan.read(tokens, step), plan.schedule.bag_size_at(step)
+        assert window.shape == (4, bag_size * (16 + 2 + 1))
+        singles = window[3][window[3] != IGNORE_INDEX]
+        assert len(singles) == 16 + 2 + 1
+        assert all(row.numpy().tobytes() in text for row in (*window[:3], singles))
+        lm = SuperposedLM(make_model("llama", 300), extra_heads=2)
+        alone = lm(singles.unsqueeze(0), extra_heads_weight=0.3)
+        torch.testing.assert_close(lm(window[3:], bag_size, extra_heads_weight=0.3).loss, alone.loss)
+
+
+def test_a_stream_cuts_the_windows_that_a_plan_would():
+    rows = [[place % 97 for place in range(start, start + 50)] for start in range(0, 20_000, 50)]
+    stages = [StageArgs(0.5, bag_size=4, ordinary_rows=0.25, extra_heads=2), StageArgs(0.3, extra_heads=1)]
+    schedule = Schedule(10, stages=stages)
+    place = 0
+    for step, batch in enumerate(WindowStream(rows, schedule, rows=4, latents=8)):
+        computed = schedule.step_at(step)
+        latents = 8 + computed.extra_heads
+        for number, row in enumerate(batch["input_ids"]):
+            bags = computed.bag_size > 1 and number < 3
+            known = row[row != IGNORE_INDEX].tolist()
+            length = 4 * (latents + 1) if bags else latents + 1
+            assert known == [(place + i) % 97 for i in range(length)], (step, number)
+            place += 8 * 4 if bags else 8
 
 
 @pytest.mark.filterwarnings("ignore")
