@@ -15,7 +15,14 @@ from tests.documented import COMMANDS, OTHERS, PAGES, ROOT
 
 SAMPLES = [
     code
-    for page in ("README.md", "docs/integrations.md", "docs/conform.md", "docs/planning.md", "docs/api/train.md")
+    for page in (
+        "README.md",
+        "docs/integrations.md",
+        "docs/conform.md",
+        "docs/planning.md",
+        "docs/mixture.md",
+        "docs/api/train.md",
+    )
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
 ]
 

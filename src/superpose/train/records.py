@@ -5,7 +5,7 @@ by these classes. A field with a default may be missing in files of older versio
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -81,6 +81,7 @@ class Measured:
     """Next-token loss on held-out text, in nats per token and bits per byte, and what was spent until then.
 
     Attributes:
+        val_loss_by_source: on what is held out of each named source, read by itself.
         seconds: of training, without start-up, compilation, validation and the copying of checkpoints.
     """
 
@@ -90,6 +91,7 @@ class Measured:
     latents: _Count
     flops: _Count
     seconds: FiniteFloat
+    val_loss_by_source: Mapping[str, FiniteFloat] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +147,7 @@ class Result(Measured):
     """What came out of a run: result.json.
 
     Attributes:
+        source_epochs: passes over each named source, where stages have a mixture.
         peak_memory: bytes, of the rank that took most.
         average_val_loss, average_val_bits_per_byte: with the moving average of the weights.
     """
@@ -152,6 +155,7 @@ class Result(Measured):
     ends_in_superposition: bool = False
     steps: int | None = None
     epochs: FiniteFloat | None = None
+    source_epochs: dict[str, FiniteFloat] | None = None
     compile_seconds: FiniteFloat | None = None
     mfu: FiniteFloat | None = None
     peak_memory: _Count | None = None
