@@ -182,6 +182,8 @@ def test_generate_refuses_what_cannot_generate(recipe, store, tmp_path, refused)
         (["recipes", "../cpu-tiny"], "choose of cpu-small"),
         (["prepare", "python", "--out", "x"], "--tokenizer"),
         (["prepare", "python", "--out", "x", "--tokenizer", "bytes", "--weights", "1,2"], "expected 1 numbers"),
+        (["prepare", "python", "--out", "x", "--tokenizer", "bytes", "--names", "a,b"], "expected 1 names"),
+        (["prepare", "python", "--out", "x", "--tokenizer", "bytes", "--names", "a b"], "no name of a source"),
         (["prepare", "no/such", "--out", "x", "--tokenizer", "bytes"], "no/such"),
         (["prepare", "python", "--out", "x", "--tokenizer", "no/such"], "no/such"),
         (["tokenizer", "train", "no/such", "--vocab-size", "300", "--out", "x"], "no/such"),

@@ -21,6 +21,7 @@ SAMPLES = [
         "docs/conform.md",
         "docs/planning.md",
         "docs/multi_token.md",
+        "docs/mixture.md",
         "docs/api/train.md",
     )
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)

@@ -5,6 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from tokenizers import Tokenizer
 
 from superpose.data import prepare as module
 from superpose.data import shards
+from superpose.data.mixture import SourceTokens
 from superpose.data.prepare import Preparation, prepare_store, train_on_sources
 from superpose.data.readers import Source
 from superpose.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
@@ -21,7 +25,7 @@ from superpose.errors import UserError
 def decoded(store, side):
     """The documents of a side, in order, as text."""
     tokenizer = Tokenizer.from_file(str(store.tokenizer_path / "tokenizer.json"))
-    split = getattr(store, side)
+    split = getattr(store, side) if isinstance(side, str) else side
     for start, stop in zip(split.offsets[:-1], split.offsets[1:], strict=True):
         *ids, last = split.tokens.read(int(start), int(stop - start)).tolist()
         assert last == store.end_of_text
@@ -285,3 +289,92 @@ def test_a_script_needs_no_guard(tmp_path):
     run = [sys.executable, script, tmp_path / "many", tmp_path / "store"]
     done = subprocess.run(run, capture_output=True, text=True, timeout=100)
     assert (done.stdout.split()[0], len(done.stdout.split())) == ("once", 2), done.stderr
+
+
+@pytest.fixture
+def code_and_web(tmp_path):
+    """Two files of different text."""
+    code = records(tmp_path / "code.jsonl", [f"code {text}" for text in DOCUMENTS[:150]])
+    web = records(tmp_path / "web.jsonl", [f"web {text}" for text in DOCUMENTS])
+    return code, web
+
+
+def named(tmp_path, sources, out="named", **changes):
+    settings = {"tokenizer": "bytes", "val_fraction": 0.2} | changes
+    sources = tuple(Source(location, name=name) for location, name in sources)
+    return prepare_store(Preparation(sources, **settings), tmp_path / out, 1)
+
+
+def test_a_store_knows_which_tokens_are_of_which_source(tmp_path, code_and_web, monkeypatch):
+    monkeypatch.setattr(shards, "_SHARD_BYTES", 4000)
+    code, web = code_and_web
+    store = named(tmp_path, [(web, "web"), (code, "code")])
+    assert store.sources == ("web", "code")
+    for split in (store.train, store.val):
+        counts = Counter()
+        for name, source in split.sources.items():
+            view = replace(split, tokens=SourceTokens(split.tokens, source), offsets=source.offsets)
+            texts = list(decoded(store, view))
+            assert texts
+            assert all(text.startswith(f"{name} ") for text in texts)
+            assert source.bytes == sum(len(text.encode()) for text in texts)
+            counts.update(tokens=source.num_tokens, documents=source.documents, bytes=source.bytes)
+        assert counts == {"tokens": len(split.tokens), "documents": split.documents, "bytes": split.bytes}
+    assert f"  code: {store.val.sources['code'].documents:,} documents, " in store.describe()
+    assert store.verify() == []
+
+
+def test_names_change_no_token_but_the_fingerprint(tmp_path, code_and_web):
+    """The same documents in the same order as without; only what a mixture would read is another."""
+    code, web = code_and_web
+    plain = prepared(tmp_path, code, web)
+    assert not plain.sources
+    assert not plain.train.sources
+    assert "sources" not in plain.manifest
+    made = [named(tmp_path, zip((code, web), names, strict=True), out="".join(names)) for names in ("cw", "wc", "cc")]
+    for store in made:
+        for file in plain.manifest["sha256"]:
+            assert store.manifest["sha256"][file] == plain.manifest["sha256"][file]
+    assert len({plain.fingerprint, *(store.fingerprint for store in made)}) == 4
+    assert made[2].sources == ("c",)
+    assert made[2].train.sources["c"].num_tokens == len(plain.train.tokens)
+
+
+def test_a_store_without_names_is_made_of_the_same_inputs_as_before_there_were_names(tmp_path, monkeypatch):
+    """Hashes taken before the change, so that stores in the cache are found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "stat_of", lambda file: (1, "2"))
+    monkeypatch.setattr(module, "version", lambda name: "0")
+    sources = [Source(records(Path(name), DOCUMENTS[at::2])) for at, name in enumerate(("a.jsonl", "b.jsonl"))]
+    store = prepare_store(Preparation(tuple(sources), tokenizer="bytes", val_fraction=0.2), "store", 1)
+    assert store.manifest["inputs"] == "e844200f4b7668386649290457091fe07797ad8668779587032befc0d58c56ad"
+    assert not list(store.path.glob("*.sources"))
+
+
+def test_documents_in_two_sources_are_of_the_first(tmp_path):
+    """A repeat is kept once; with equal text it is that of the source named first."""
+    one, other = (records(tmp_path / f"{name}.jsonl", DOCUMENTS[:count]) for name, count in (("a", 100), ("b", 200)))
+    store = named(tmp_path, [(one, "a"), (other, "b")])
+    kept = [sum(split.sources[name].documents for split in (store.train, store.val)) for name in ("a", "b")]
+    assert kept == [100, 100]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("code", ""), r"some sources have a name and .*web\.jsonl has none"),
+        (("code", "a b"), "'a b' is no name of a source"),
+        (("code", "a\n"), "is no name of a source"),
+    ],
+    ids=["one without", "a blank", "a line end"],
+)
+def test_names_that_cannot_be_are_one_sentence(tmp_path, code_and_web, names, message):
+    with pytest.raises(UserError, match=message):
+        named(tmp_path, zip(code_and_web, names, strict=True))
+    assert not (tmp_path / "named").exists()
+
+
+def test_a_source_with_nothing_to_train_on_is_named(tmp_path, code_and_web):
+    code, _ = code_and_web
+    with pytest.raises(UserError, match="of the source again no text is left to train on"):
+        named(tmp_path, [(code, "code"), (records(tmp_path / "again.jsonl", [f"code {DOCUMENTS[3]}"]), "again")])

@@ -119,6 +119,54 @@ def test_what_is_told_of_a_store_is_checked_too(copied, name):
         TokenStore.open(copied)
 
 
+@pytest.fixture(scope="module")
+def named(documents, tmp_path_factory):
+    """A store of two named sources."""
+    folder = tmp_path_factory.mktemp("named")
+    lines = documents.read_text().splitlines(keepends=True)[:400]
+    (folder / "code.jsonl").write_text("".join(lines[:100]))
+    (folder / "web.jsonl").write_text("".join(lines[100:]))
+    corpus = {"code": str(folder / "code.jsonl"), "web": [str(folder / "web.jsonl")]}
+    return prepare(DataArgs(corpus=corpus, tokenizer="bytes", val_fraction=0.1))
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("train-00000.sources", lambda ids: ids[:-1], r"train-00000\.sources has \d+ bytes"),
+        ("train-00000.sources", lambda ids: 1 - ids, r"tokens of the source code, its manifest says"),
+        ("val-00000.sources", lambda ids: ids + 1, r"tokens of the source code, its manifest says"),
+    ],
+    ids=["cut", "swapped", "unknown"],
+)
+def test_numbers_of_sources_that_were_altered_are_not_opened(named, tmp_path, file, change, message):
+    shutil.copytree(named.path, tmp_path / "store")
+    path = tmp_path / "store" / file
+    change(np.fromfile(path, "<u2")).astype("<u2").tofile(path)
+    with pytest.raises(UserError, match=message):
+        TokenStore.open(tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    "sources", [["code"], ["code", "../web"], "code", None, ["code", "web", "math"]], ids=lambda given: repr(given)
+)
+def test_names_of_sources_that_were_altered_are_one_sentence(named, tmp_path, sources):
+    shutil.copytree(named.path, tmp_path / "store")
+    file = tmp_path / "store" / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sources": sources}))
+    with pytest.raises(UserError, match="was altered: "):
+        TokenStore.open(tmp_path / "store")
+
+
+def test_a_named_store_in_a_remote_place_keeps_its_sources(named, memory, monkeypatch, tmp_path):
+    monkeypatch.setenv("SUPERPOSE_CACHE", str(tmp_path / "cache"))
+    write_folder(named.path, "memory://bucket/named", ["manifest.json"])
+    opened = TokenStore.open("memory://bucket/named")
+    assert opened.sources == named.sources == ("code", "web")
+    for name, source in named.train.sources.items():
+        assert np.array_equal(opened.train.sources[name].starts, source.starts)
+
+
 @pytest.fixture
 def remote(store, memory, monkeypatch, tmp_path):
     """The store in a remote place."""

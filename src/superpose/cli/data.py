@@ -36,6 +36,13 @@ def prepare(
         str, Option(help="The token that ends documents; by default the tokenizer's eos_token.")
     ] = "",
     weights: Annotated[str | None, Option(metavar="W,W,...", help="Share of the text each source is to have.")] = None,
+    names: Annotated[
+        str | None,
+        Option(
+            metavar="NAME,NAME,...",
+            help="What a stage's mixture calls each source, such as code,web; several of one name are one source.",
+        ),
+    ] = None,
     field: Field = "text",
     encoding: Encoding = "utf-8",
     dtype: Annotated[
@@ -63,7 +70,11 @@ def prepare(
     shares = None if weights is None else numbers("--weights", weights, float)
     if shares is not None and (len(shares) != len(sources) or min(shares) <= 0):
         raise UserError(f"--weights {weights}: expected {len(sources)} numbers above 0, one for each source")
-    text, held_out = tuple(Source(place, field, encoding, dtype) for place in sources), val_megabytes * 1e6
+    called = [""] * len(sources) if names is None else [name.strip() for name in names.split(",")]
+    if len(called) != len(sources) or (names is not None and not all(called)):
+        raise UserError(f"--names {names}: expected {len(sources)} names, one for each source")
+    places = zip(sources, called, strict=True)
+    text, held_out = tuple(Source(place, field, encoding, dtype, name) for place, name in places), val_megabytes * 1e6
     limit = float("inf") if max_megabytes is None else max_megabytes * 1e6
     preparation = Preparation(
         text, shares, tokenizer, vocab_size or 0, end_of_text, limit, val_fraction, held_out, seed, max_damaged

@@ -220,6 +220,11 @@ class Schedule:
         """True where no recovery is left: the final model predicts bags and cannot generate text."""
         return self.stages[-1].superposes
 
+    @property
+    def mixes(self) -> bool:
+        """Whether any stage has a mixture of named sources; then all stages read by source."""
+        return any(stage.mixture is not None for stage in self.stages)
+
     def stage_at(self, step: int) -> Stage:
         """The stage that trains step `step`, counted from 0.
 

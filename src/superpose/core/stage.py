@@ -187,6 +187,8 @@ class StageArgs(_Settings):
         if self.extra_heads and self.extra_heads_weight is None:
             object.__setattr__(self, "extra_heads_weight", 0.3)  # as in arXiv 2412.19437, section 4.2
         _check_extra_heads(self)
+        if self.mixture is not None:
+            exact_mixture(self.mixture)
         _refuse_unserved(self)
 
     def __repr__(self) -> str:
@@ -287,7 +289,7 @@ def _check_extra_heads(stage: StageArgs) -> None:
 
 def _refuse_unserved(stage: StageArgs) -> None:
     """Settings that have a name and a place, and nothing yet that follows them."""
-    for name in (*("lr_factor", "mixture"),):
+    for name in ("lr_factor",):
         value = getattr(stage, name)
         if value != _Settings.__dataclass_fields__[name].default:
             raise ValueError(f"{name} of a stage is not served yet; leave it out")
@@ -352,6 +354,30 @@ def expanded(
         stage = StageArgs(share, bag_size=size, mode=mode, weighting="uniform" if single else weighting)
         stages += [stage] if share > 0 else []
     return stages
+
+
+def exact_mixture(mixture: Mapping[str, float]) -> dict[str, Fraction]:
+    """The shares of a mixture that are above 0, as exact numbers that add up to 1.
+
+    Shares are taken for the decimal numbers that a person wrote. They have to add up to 1 to six digits: other sums
+    are refused and not scaled, because they mostly come of a source that was forgotten.
+
+    Raises:
+        ValueError: a share is none, or they do not add up to 1.
+    """
+    if not isinstance(mixture, Mapping):
+        raise ValueError(f"mixture is {mixture!r}; give each source its share, such as {{ web = 0.7, code = 0.3 }}")
+    for name, share in mixture.items():
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+            raise ValueError(f"mixture gives {name} a share of {share!r}; expected 0 to 1")
+    shares = {name: exact(share) for name, share in mixture.items() if share}
+    whole = sum(shares.values(), Fraction(0))
+    if abs(whole - 1) > Fraction(1, 10**6):
+        given = ", ".join(f"{name} {share:g}" for name, share in mixture.items())
+        raise ValueError(
+            f"the shares of mixture add up to {float(whole):g}, not 1 ({given}); give each source its share of all"
+        )
+    return {name: share / whole for name, share in shares.items()}
 
 
 def is_whole(value: object) -> bool:

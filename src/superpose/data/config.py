@@ -1,10 +1,12 @@
 """What a recipe says of its text, and the store that comes of it."""
 
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
+from superpose.data.mixture import checked_names
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
 from superpose.data.store import TokenStore, is_store
@@ -20,6 +22,8 @@ class SourceArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
     path: Annotated[str, Field(min_length=1)]
     """See `DataArgs.corpus`; not a prepared store."""
+    name: str | None = None
+    """What a stage's mixture calls it; several of one name are one source, and all sources have a name or none has."""
     weight: Annotated[float, Field(gt=0)] | None = None
     """Share of the text this source is to have, relative to the others'; all sources have one or none has."""
     field: str = "text"
@@ -30,15 +34,30 @@ class SourceArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """Of .bin files without a header; auto looks at their numbers."""
 
 
+def _listed(corpus: Any) -> Any:
+    """The list of sources that a table of paths by name stands for."""
+    if not isinstance(corpus, Mapping):
+        return corpus
+    sources = []
+    for name, given in corpus.items():
+        paths = given if isinstance(given, list) else [given]
+        if not paths or not all(isinstance(path, str) for path in paths):
+            raise ValueError(f"data.corpus gives the source {name} {given!r}; give a path, or a list of paths")
+        sources += [{"path": path, "name": name} for path in paths]
+    return sources
+
+
 class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """What text to train on, and how it is tokenized."""
 
-    corpus: Annotated[str, Field(min_length=1)] | Annotated[tuple[SourceArgs, ...], Field(min_length=1)] = (
-        PYTHON_SOURCES
-    )
+    corpus: Annotated[
+        Annotated[str, Field(min_length=1)] | Annotated[tuple[SourceArgs, ...], Field(min_length=1)],
+        BeforeValidator(_listed),
+    ] = PYTHON_SOURCES
     """`python` (the Python sources installed on this machine); a file, folder or pattern of text, JSON lines, Parquet
     or tokens; a saved dataset; a prepared store; each of them also in a place such as `s3://bucket/texts`; what
-    `datasets` streams, as `datasets:NAME:CONFIG:SPLIT`; or several sources with weights."""
+    `datasets` streams, as `datasets:NAME:CONFIG:SPLIT`; or several sources with weights or names. Sources that need
+    no more than a name are written `corpus = { code = "PATH", web = ["PATH", "PATH"] }`."""
     max_megabytes: Annotated[float, Field(gt=0)] = 32
     """Size of the training side, in 10^6 bytes of text."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -62,6 +81,7 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
             raise ValueError("data.vocab_size is of a tokenizer that is trained; leave it out where one is given")
         if not isinstance(self.corpus, str) and len({source.weight is None for source in self.corpus}) > 1:
             raise ValueError("some sources of data.corpus have a weight and some have none; give all of them one")
+        _ = _names(self)  # which says what is wrong with them
         return self
 
     @property
@@ -75,7 +95,7 @@ class DataArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         sources = [SourceArgs(path=self.corpus)] if isinstance(self.corpus, str) else self.corpus
         weights = [source.weight for source in sources if source.weight is not None]
         return Preparation(
-            sources=tuple(Source(one.path, one.field, one.encoding, one.dtype) for one in sources),
+            sources=tuple(Source(one.path, one.field, one.encoding, one.dtype, one.name or "") for one in sources),
             weights=tuple(weights) or None,
             tokenizer=self.tokenizer,
             vocab_size=0 if self.tokenizer else self.vocab_size,
@@ -118,3 +138,12 @@ def vocabulary_size(args: DataArgs) -> int:
     if args.store is not None:
         return TokenStore.open(args.store).vocab_size
     return load_tokenizer(args.tokenizer, args.end_of_text).vocab_size if args.tokenizer else args.vocab_size
+
+
+def source_names(args: DataArgs) -> tuple[str, ...]:
+    """Names of a recipe's sources, known before its text is prepared; none where they have none."""
+    return _names(args) if args.store is None else TokenStore.open(args.store).sources
+
+
+def _names(args: DataArgs) -> tuple[str, ...]:
+    return () if isinstance(args.corpus, str) else checked_names([(one.name or "", one.path) for one in args.corpus])

@@ -17,7 +17,7 @@ from pydantic import Field, FiniteFloat
 from scipy import stats
 from scipy.optimize import curve_fit
 
-from superpose.data.tokens import TokenArray
+from superpose.data.tokens import TokenText
 from superpose.errors import UserError
 
 Tokens = npt.NDArray[np.int64]
@@ -59,7 +59,7 @@ def mutual_information(tokens: Tokens, distance: int) -> float:
     return float(plugged_in) - seen / (2 * len(first))
 
 
-def fit_power_law(tokens: TokenArray, most_distant: int = 32) -> PowerLaw:
+def fit_power_law(tokens: TokenText, most_distant: int = 32) -> PowerLaw:
     """Fits C0 + a d^k to the first 16 million tokens of a corpus, for distances 1 to `most_distant`.
 
     Raises:

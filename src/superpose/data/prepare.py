@@ -26,6 +26,7 @@ from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -42,9 +43,19 @@ from superpose.data.account import (
     note,
 )
 from superpose.data.compressed import UntrustedError
+from superpose.data.mixture import checked_names
 from superpose.data.readers import RANGE, Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
-from superpose.data.shards import Job, chosen_documents, gather, keep_tokenizer, kept_tokenizer, plan_shards, spill
+from superpose.data.shards import (
+    Job,
+    chosen_documents,
+    gather,
+    keep_tokenizer,
+    kept_tokenizer,
+    origins_of,
+    plan_shards,
+    spill,
+)
 from superpose.data.store import FORMAT, TokenStore, is_store
 from superpose.data.text_files import PIECE
 from superpose.data.text_streams import Stream, Streams, keep, open_stream
@@ -114,6 +125,7 @@ def prepare_store(
     if isinstance(path, str) and is_remote(path):
         return _prepare_remote(preparation, path, processes, progress, streams)
     progress("looking at the sources and the tokenizer" if preparation.tokenizer else "looking at the sources", 0)
+    names = checked_names([(source.name, source.location) for source in preparation.sources])
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
     tells = {"vocab_size": given.vocab_size, "end_of_text": given.end_of_text} if given else {}
     parts = [part for source in preparation.sources for part in find_parts(source, streams=streams, **tells)]
@@ -126,7 +138,7 @@ def prepare_store(
         with one_at_a_time(path):
             if not path.exists():  # another process may have made it
                 with workers(_processes(processes, parts), progress) as run:
-                    _prepare(preparation, path, inputs, parts, opened, given, run)
+                    _prepare(preparation, names, path, inputs, parts, opened, given, run)
     if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
         raise _holds_something_else(path)
     return TokenStore.open(path)
@@ -160,6 +172,7 @@ def _processes(asked: int, parts: list[Part]) -> int:
 
 def _prepare(
     preparation: Preparation,
+    names: tuple[str, ...],
     path: Path,
     inputs: str,
     parts: list[Part],
@@ -182,20 +195,22 @@ def _prepare(
         dropped = described_drops(joined(account.dropped for account in accounts))
         found = ", ".join([f"{selection.documents} different documents", *dropped])
         raise UserError(f"{where}: {found} were found, too few to train on some and hold out others; give more text")
+    origins = origins_of(names, jobs, len(selection.val.documents)) if names else None
     if not (work / "tokenizer").is_dir():
         keep_tokenizer(given or train_tokenizer(_first_texts(run, jobs, selection), preparation.vocab_size), work)
     tokenizer = kept_tokenizer(work)
     dtype = "<u2" if tokenizer.vocab_size <= 2**16 else "<u4"
     run(partial(spill, work, dtype), jobs, "tokenizing")
-    val = plan_shards("val", selection.val.sizes, 0)
-    train = plan_shards("train", selection.train.sizes, len(selection.val.sizes))
-    records = run(partial(gather, work, dtype, tokenizer.end_of_text), val + train, "writing shards")
+    val = plan_shards("val", selection.val.sizes, 0, origins)
+    train = plan_shards("train", selection.train.sizes, len(selection.val.sizes), origins)
+    records = run(partial(gather, work, dtype, tokenizer.end_of_text, len(names)), val + train, "writing shards")
     checksums = {
         f"{shard['name']}.{suffix}": digest for shard in records for suffix, digest in shard.pop("sha256").items()
     }
     content = [checksums[name] for name in sorted(checksums)]
     checksums |= {f"tokenizer/{file.name}": file_sha256(file) for file in sorted((work / "tokenizer").iterdir())}
     content.append(checksums["tokenizer/tokenizer.json"])
+    content += (f" {name}" for name in names)
     if _hash_of_inputs(preparation, parts, opened) != inputs:
         raise UserError("a source or the tokenizer was changed while the text was prepared; start again")
     write_json(
@@ -206,8 +221,9 @@ def _prepare(
             "inputs": inputs,
             "versions": {name: version(name) for name in ("superpose", "tokenizers")},
             "preparation": {
-                name: value for name, value in asdict(preparation).items() if value not in (float("inf"), None, "")
+                name: value for name, value in _settings(preparation).items() if value not in (float("inf"), None, "")
             },
+            **({"sources": names} if names else {}),
             "documents": selection.documents,
             "accounts": [account.model_dump() for account in accounts],
             "vocab_size": tokenizer.vocab_size,
@@ -292,8 +308,17 @@ def _hash_of_inputs(preparation: Preparation, parts: list[Part], opened: dict[st
     path = Path(preparation.tokenizer)
     file = path / "tokenizer.json" if path.is_dir() else path
     tokenizer = file_sha256(file) if preparation.tokenizer and file.is_file() else ""
-    inputs = [FORMAT, version("tokenizers"), asdict(preparation), tokenizer, stats]
+    inputs = [FORMAT, version("tokenizers"), _settings(preparation), tokenizer, stats]
     return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+
+
+def _settings(preparation: Preparation) -> dict[str, Any]:
+    """A preparation in plain values. A name that is not given is left out, so that older stores are recognised."""
+    settings = asdict(preparation)
+    for source in settings["sources"]:
+        if not source["name"]:
+            del source["name"]
+    return settings
 
 
 def _scan(work: Path, end_of_text: int | None, job: tuple[int, Part]) -> None:

@@ -75,6 +75,8 @@ class Source:
     """Of text and JSON lines that do not start with a byte order mark."""
     dtype: TokenType = "auto"
     """Of .bin files without a header; auto looks at their numbers."""
+    name: str = ""
+    """What a stage's mixture calls it, see `superpose.data.mixture`; several of one name are one source."""
 
 
 @dataclass(frozen=True)

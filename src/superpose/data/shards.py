@@ -40,6 +40,8 @@ class Shard(NamedTuple):
     first: int
     """Its documents are those of places `first` to `stop - 1`, validation first."""
     stop: int
+    origins: npt.NDArray[np.uint16] | None = None
+    """Number of each document's named source."""
 
 
 def chosen_documents(
@@ -140,23 +142,47 @@ def _write_run(path: Path, documents: list[tuple[int, npt.NDArray[Any], int]], d
         aside.write_bytes(index.tobytes())
 
 
-def plan_shards(side: str, sizes: npt.NDArray[np.int64], first: int) -> list[Shard]:
-    """Cuts the documents of a side into stretches of about `_SHARD_BYTES`."""
+def origins_of(names: tuple[str, ...], jobs: list[Job], held_out: int) -> npt.NDArray[np.uint16]:
+    """For each place in the store the number of its source's name.
+
+    Raises:
+        UserError: of a source there is nothing in the places from `held_out` on, those of the training side.
+    """
+    origins = np.zeros(sum(int((places >= 0).sum()) for _, _, places in jobs), dtype=np.uint16)
+    for _, part, places in jobs:
+        origins[places[places >= 0]] = names.index(part.source.name)
+    if missing := set(range(len(names))) - set(np.unique(origins[held_out:]).tolist()):
+        raise UserError(
+            f"of the source {names[min(missing)]} no text is left to train on: it is empty, held out, a repeat of "
+            f"other text, or beyond the size asked for; give more of it or a larger size, or leave it out"
+        )
+    return origins
+
+
+def plan_shards(
+    side: str, sizes: npt.NDArray[np.int64], first: int, origins: npt.NDArray[np.uint16] | None = None
+) -> list[Shard]:
+    """Cuts the documents of a side into stretches of about `_SHARD_BYTES`; `origins` are those of all places."""
     number = (np.cumsum(sizes) - sizes) // _SHARD_BYTES
     starts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(sizes)]
     return [
-        Shard(f"{side}-{count:05d}", first + start, first + stop)
+        Shard(
+            f"{side}-{count:05d}",
+            first + start,
+            first + stop,
+            None if origins is None else origins[first + start : first + stop],
+        )
         for count, (start, stop) in enumerate(pairwise(starts))
     ]
 
 
-def gather(work: Path, dtype: str, end_of_text: int, shard: Shard) -> dict[str, Any]:
-    """Step 4: writes a shard and returns its line in the manifest."""
+def gather(work: Path, dtype: str, end_of_text: int, num_sources: int, shard: Shard) -> dict[str, Any]:
+    """Step 4: writes a shard and returns its line in the manifest; `num_sources` are those with a name."""
     record = work / "shards" / f"{shard.name}.json"
     if record.exists():
         return read_json(record)
     documents: list[tuple[int, npt.NDArray[Any]]] = []
-    size = 0
+    sizes = np.zeros(shard.stop - shard.first, dtype=np.int64)
     for path in sorted((work / "spill").glob("*.index")):
         index = np.memmap(path, dtype=_SPILLED, mode="r")
         first, stop = np.searchsorted(index["place"], [shard.first, shard.stop])
@@ -168,7 +194,7 @@ def gather(work: Path, dtype: str, end_of_text: int, shard: Shard) -> dict[str, 
         tokens = np.fromfile(path.with_suffix(".tokens"), dtype, length, offset=start * np.dtype(dtype).itemsize)
         cuts = np.cumsum(mine["tokens"])[:-1].astype(np.int64)
         documents += zip(mine["place"].tolist(), np.split(tokens, cuts), strict=True)
-        size += int(mine["bytes"].sum())
+        sizes[mine["place"].astype(np.int64) - shard.first] = mine["bytes"]
     whole = [ids for _, ids in sorted(documents, key=itemgetter(0))]
     if len(whole) != shard.stop - shard.first:
         raise UserError(f"{work} has lost documents of {shard.name}; remove it and prepare again")
@@ -180,7 +206,16 @@ def gather(work: Path, dtype: str, end_of_text: int, shard: Shard) -> dict[str, 
             file.write(end.tobytes())
     with whole_file(work / f"{shard.name}.offsets") as aside:
         aside.write_bytes(offsets.astype("<u8").tobytes())
-    sha256 = {suffix: file_sha256(work / f"{shard.name}.{suffix}") for suffix in ("tokens", "offsets")}
-    counts = {"tokens": int(offsets[-1]), "documents": len(whole), "bytes": size}
+    suffixes = ["tokens", "offsets"]
+    counts: dict[str, Any] = {"tokens": int(offsets[-1]), "documents": len(whole), "bytes": int(sizes.sum())}
+    if shard.origins is not None:
+        with whole_file(work / f"{shard.name}.sources") as aside:
+            aside.write_bytes(shard.origins.astype("<u2").tobytes())
+        suffixes.append("sources")
+        # Sums of whole numbers below 2^53 are exact.
+        columns = {"tokens": np.diff(offsets), "documents": np.ones_like(sizes), "bytes": sizes}
+        sums = {name: np.bincount(shard.origins, values, num_sources) for name, values in columns.items()}
+        counts["sources"] = [{name: int(sums[name][number]) for name in sums} for number in range(num_sources)]
+    sha256 = {suffix: file_sha256(work / f"{shard.name}.{suffix}") for suffix in suffixes}
     write_json(record, {"name": shard.name, **counts, "sha256": sha256})
     return read_json(record)

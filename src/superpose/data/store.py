@@ -6,24 +6,27 @@
     STORE/val-00000.tokens      each ended by the end-of-text token
     STORE/train-00000.offsets   uint64: where each document of the shard starts, and where the last one ends
     STORE/val-00000.offsets
+    STORE/train-00000.sources   uint16, of named sources only: the number of each document's source
+    STORE/val-00000.sources
 
 `superpose.data.prepare` writes stores; a directory with a manifest is whole.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from superpose.copies import local_copy
 from superpose.data.account import Account
-from superpose.data.tokens import TokenArray
+from superpose.data.mixture import MOST_SOURCES, SOURCE_NAME, NamedSource, SourceTokens, sources_of
+from superpose.data.tokens import TokenArray, TokenText
 from superpose.errors import UserError
 from superpose.files import file_sha256, read_json
 from superpose.places import is_file, is_remote, join
@@ -35,16 +38,31 @@ FORMAT = "superpose tokens 3"
 class Split:
     """One side of a store."""
 
-    tokens: TokenArray
+    tokens: TokenText
     """All documents one after another."""
     offsets: npt.NDArray[np.int64]
     """Start of each document and end of the last, [documents + 1]."""
     bytes: int
     """UTF-8 bytes of the text, ends of documents not counted."""
+    sources: Mapping[str, NamedSource] = field(default_factory=dict)
+    """By name; empty where sources have none."""
 
     @property
     def documents(self) -> int:
         return len(self.offsets) - 1
+
+    def alone(self, name: str) -> "Split":
+        """The side as if its documents of one named source were all there is."""
+        source = self.sources[name]
+        return Split(SourceTokens(self.tokens, source), source.offsets, source.bytes)
+
+
+class _Counts(BaseModel):
+    """Of one named source in a shard."""
+
+    tokens: Annotated[int, Field(ge=0)]
+    documents: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0)]
 
 
 class _Shard(BaseModel):
@@ -52,6 +70,7 @@ class _Shard(BaseModel):
     tokens: Annotated[int, Field(gt=0)]
     documents: Annotated[int, Field(gt=0)]
     bytes: Annotated[int, Field(ge=0)]
+    sources: list[_Counts] = []
 
 
 _Side = Annotated[dict[Literal["shards"], Annotated[list[_Shard], Field(min_length=1)]], Field(min_length=1)]
@@ -77,7 +96,14 @@ class _Manifest(BaseModel, strict=True):
     splits: Annotated[dict[Literal["train", "val"], _Side], Field(min_length=2)]
     preparation: dict[str, Any]
     accounts: Annotated[list[_Balanced], Field(min_length=1)]
+    sources: Annotated[list[Annotated[str, Field(pattern=SOURCE_NAME)]], Field(max_length=MOST_SOURCES)] = []
     sha256: dict[Annotated[str, Field(pattern=r"^([\w-][\w.-]*|tokenizer/[\w-][\w.-]*\.(json|jinja))$")], str]
+
+    @model_validator(mode="after")
+    def _each_shard_counts_every_source(self) -> Self:
+        if any(len(shard.sources) != len(self.sources) for side in self.splits.values() for shard in side["shards"]):
+            raise ValueError(f"a shard counts other sources than those named; expected {len(self.sources)} of them")
+        return self
 
 
 def is_store(location: str) -> bool:
@@ -141,6 +167,11 @@ class TokenStore:
         return self._split("val")
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the sources that a stage's mixture shares out; empty where they have none."""
+        return tuple(self.manifest.get("sources", ()))
+
+    @property
     def vocab_size(self) -> int:
         return int(self.manifest["vocab_size"])
 
@@ -190,6 +221,11 @@ class TokenStore:
                 f"{side}: {split.documents:,} documents, {len(split.tokens):,} tokens, {split.bytes / 1e6:,.1f} MB of "
                 f"text ({split.bytes / len(split.tokens):.2f} bytes per token), {shards} shard{'s' * (shards > 1)}"
             )
+            lines += (
+                f"  {name}: {source.documents:,} documents, {source.num_tokens:,} tokens "
+                f"({source.num_tokens / len(split.tokens):.1%}), {source.bytes / 1e6:,.1f} MB of text"
+                for name, source in split.sources.items()
+            )
         lines.append(f"vocabulary {self.vocab_size:,}, end of text {self.end_of_text}")
         lines += (account.describe() for account in self.accounts)
         return "\n".join(lines)
@@ -220,10 +256,29 @@ class TokenStore:
         for shard in shards:
             within = self._map(f"{shard['name']}.offsets", "<u8", shard["documents"] + 1)
             offsets.append(within[1:].astype(np.int64) + offsets[-1][-1])
+        bounds = np.concatenate(offsets)
         files = [str(self.path / f"{shard['name']}.tokens") for shard in shards]
         return Split(
-            TokenArray(tokens, files, self.vocab_size), np.concatenate(offsets), sum(shard["bytes"] for shard in shards)
+            TokenArray(tokens, files, self.vocab_size),
+            bounds,
+            sum(shard["bytes"] for shard in shards),
+            self._sources(shards, bounds),
         )
+
+    def _sources(self, shards: list[dict[str, Any]], offsets: npt.NDArray[np.int64]) -> Mapping[str, NamedSource]:
+        if not self.sources:
+            return {}
+        origins = [self._map(f"{shard['name']}.sources", "<u2", shard["documents"]) for shard in shards]
+        sizes = [sum(shard["sources"][number]["bytes"] for shard in shards) for number in range(len(self.sources))]
+        sources = sources_of(self.sources, np.concatenate(origins), offsets, sizes)
+        for number, (name, source) in enumerate(sources.items()):
+            counted = sum(shard["sources"][number]["tokens"] for shard in shards)
+            if counted != source.num_tokens:
+                raise UserError(
+                    f"{self.path} has {source.num_tokens:,} tokens of the source {name}, its manifest says "
+                    f"{counted:,}; remove it and prepare it again"
+                )
+        return sources
 
     def _map(self, name: str, dtype: str, length: int) -> npt.NDArray[Any]:
         path = self.path / name

@@ -246,6 +246,11 @@ class WindowStream(Batches):
         reader: RowReader | None = None,
     ) -> None:
         super().__init__(schedule, rows, latents, accumulate, rank, world_size)
+        if schedule.mixes:
+            raise UserError(
+                "a stream is read in its own order, so the mixture of a stage would be ignored; mix rows where they "
+                "are read, or train on a prepared store with named sources"
+            )
         self.source, self.reader = source, reader or RowReader()
         self._tokens = np.zeros(0, dtype=np.int64)  # from the first window of the step on
         self._rows: Iterator[Any] | None = None

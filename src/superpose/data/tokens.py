@@ -3,12 +3,20 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from superpose.errors import UserError
+
+
+class TokenText(Protocol):
+    """A text's tokens, read by their places: `TokenArray`, or a part of one."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, length: int) -> npt.NDArray[np.int64]: ...
 
 
 class TokenArray:

@@ -100,6 +100,21 @@ class UnevenRows:
         moved = permute(index, counts[tokens], random_bits(*self.key, turn, tokens))
         return begin + longer + moved * tokens
 
+    def index(self, step: int, number: int) -> tuple[int, int]:
+        """Tokens of a row, and how many rows of as many come before it in the stage."""
+        rows = self.steps[step]
+        tokens = rows.bag_tokens if number < rows.bags else rows.ordinary_tokens
+        return tokens, self._before(_Row(step, number), tokens)
+
+    def row_of_length(self, step: int, tokens: int, index: int) -> int:
+        """The number in its step of the row that `index` gave so."""
+        rows, number = self.steps[step], index - self._before(_Row(step, 0), tokens)
+        return number if tokens == rows.bag_tokens else rows.bags + number
+
+    def tokens_until(self, step: int) -> int:
+        """Tokens of the stage's first steps."""
+        return int(self._tokens_before[step])
+
     def _pass(self, turn: int) -> tuple[_Row, dict[int, int], int]:
         """The first row that starts in a pass, how many of each length end in it, and where the first starts."""
         if turn not in self._passes:

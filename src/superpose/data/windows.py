@@ -18,9 +18,13 @@ A grid turns places, in which windows are cut, into tokens::
     tokens    d d d d d e d d e          two documents, ended by e
     joined    d d d d|d e d d|e ..       places are tokens; bags of 4 run across documents
     aligned   d d d d|d e . .|d d e .    documents fill whole bags; the places marked . hold nothing
+
+Where stages have a mixture, each named source is such a stream of its own, and a row is of one of them
+(`superpose.data.mixture`).
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -34,8 +38,9 @@ from superpose.core.draws import random_bits
 from superpose.core.fold import IGNORE_INDEX, window_length
 from superpose.core.schedule import Schedule
 from superpose.core.stage import Stage, Step
+from superpose.data.mixture import NamedSource, RowShares, SourceTokens, exact_shares, rows_of_source
 from superpose.data.permute import permute
-from superpose.data.tokens import TokenArray
+from superpose.data.tokens import TokenText
 from superpose.data.uneven import StepRows, UnevenRows, spread
 from superpose.errors import UserError
 
@@ -70,7 +75,7 @@ class _Grid:
         """Places of one pass; they are counted on and on over many."""
         return int(self._place_bounds[-1])
 
-    def read(self, tokens: TokenArray, start: int, length: int) -> npt.NDArray[np.int64]:
+    def read(self, tokens: TokenText, start: int, length: int) -> npt.NDArray[np.int64]:
         """What stands in `length` places from `start` on: tokens, and `IGNORE_INDEX` where nothing does."""
         window = np.full(length, IGNORE_INDEX, dtype=np.int64)
         filled = 0
@@ -139,9 +144,13 @@ class WindowPlan:
         offsets: starts of the documents and end of the last. If given, every document starts a new bag, and the
             places its last bag leaves open are `IGNORE_INDEX`; where recovery takes over inside a document it goes
             on at the same token, a stage with other bags at its next bag.
+        sources: the text's named sources (`Split.sources`), which stages with a mixture share out; each is read in
+            its own order, round and round. Where any stage has a mixture, one without reads each source by its
+            share of the text's tokens; where none has, names change nothing.
 
     Raises:
-        UserError: the corpus is smaller than one step, or rows cannot be cut as `expand` asks.
+        UserError: the corpus is smaller than one step, or rows cannot be cut as `expand` asks; a stage shares out
+            what is no source; or a source is shorter than what a step reads of it.
     """
 
     schedule: Schedule
@@ -151,6 +160,7 @@ class WindowPlan:
     seed: int
     expand: Expand = "sequence"
     offsets: npt.NDArray[np.int64] | None = field(default=None, compare=False)
+    sources: Mapping[str, NamedSource] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for stage, _ in self.schedule.counts():
@@ -165,6 +175,11 @@ class WindowPlan:
                     f"rows of {self.latents} latents cannot be cut for bags of {stage.largest}; with "
                     f"superposition.expand = 'batch', give train.latents as a multiple of the bag size"
                 )
+        if not self._of_sources:
+            self._check_length()
+
+    def _check_length(self) -> None:
+        for stage, _ in self.schedule.counts():
             step = self._rows_of(stage).tokens
             places = self._grids[stage.raw_tokens_per_latent].places
             if places < step:
@@ -185,11 +200,13 @@ class WindowPlan:
         """
         until = self.schedule.total_steps if until is None else until
         if self.offsets is None:
-            return self.schedule.raw_tokens(self.rows * self.latents, until)
+            return self._tokens(until)
+        if self._of_sources:
+            return sum(plan.raw_tokens(until) for plan in self._of_sources.values())
         total = 0.0
         for stretch in self._stretches:
             stage = self.schedule.stages[stretch.stage]
-            rows = max(0, min(until, stage.stop) - stage.start) * self.shape(stage)[0]
+            rows = self._own(stretch.stage, max(0, min(until, stage.stop) - stage.start) * self.shape(stage)[0])
             share = min(1.0, max(0, rows - stretch.first_row) / stretch.windows)
             grid = self._grids[stage.raw_tokens_per_latent]
             stop = stretch.start + stretch.windows * self._width(stage)
@@ -200,6 +217,11 @@ class WindowPlan:
     def epochs(self) -> float:
         """Passes over the corpus in the whole run."""
         return self.raw_tokens() / self.num_tokens
+
+    @property
+    def source_epochs(self) -> dict[str, float]:
+        """Passes over each source in the whole run; empty where no stage has a mixture."""
+        return {name: plan.epochs for name, plan in self._of_sources.items()}
 
     @property
     def unfilled(self) -> float:
@@ -214,9 +236,16 @@ class WindowPlan:
     def starts(self, step: int, rank: int = 0, world_size: int = 1) -> tuple[Stage, npt.NDArray[np.int64]]:
         """The stage of a step and the places [rows / world_size] in its grid where a rank's windows start.
 
+        In a run with mixtures a place is one of the row's source.
+
         Raises:
             UserError: the rows cannot be shared out evenly.
         """
+        stage, placed = self._placed(step, rank, world_size)
+        return stage, np.array([start for _, start in placed], dtype=np.int64)
+
+    def _placed(self, step: int, rank: int, world_size: int) -> tuple[Stage, list[tuple["WindowPlan", int]]]:
+        """The stage of a step, and the text and the start of each of a rank's windows."""
         stage = self.schedule.stage_at(step)
         rows, _ = self.shape(self.schedule.step_at(step))
         if rows % world_size:
@@ -226,13 +255,10 @@ class WindowPlan:
             )
         number = self.schedule.stages.index(stage)
         own = range(rank * (rows // world_size), (rank + 1) * (rows // world_size))
-        if number in self._uneven:
-            return stage, np.array([self._uneven[number].place(step - stage.start, row) for row in own], dtype=np.int64)
-        first = (step - stage.start) * rows
-        return stage, np.array([self._start(number, first + row) for row in own], dtype=np.int64)
+        return stage, [self._place(number, step - stage.start, row) for row in own]
 
     def read(
-        self, tokens: TokenArray, step: int, rank: int = 0, world_size: int = 1, nothing: int = IGNORE_INDEX
+        self, tokens: TokenText, step: int, rank: int = 0, world_size: int = 1, nothing: int = IGNORE_INDEX
     ) -> Tensor:
         """The windows of a step that a rank reads: ids [rows / world_size, `window_length(...)`], int64.
 
@@ -241,19 +267,19 @@ class WindowPlan:
         A pure function of its arguments. Ranks have disjoint rows and together those of the step, however many
         they are, so a run may go on with more ranks or fewer.
         """
-        stage, starts = self.starts(step, rank, world_size)
+        stage, placed = self._placed(step, rank, world_size)
         computed = self.schedule.step_at(step)
         rows, latents = self.shape(computed)
         latents += computed.extra_heads  # which ask for so much more
         length = window_length(latents, computed.bag_size, stage.mode)
-        grid = self._grids[computed.raw_tokens_per_latent]
-        of_bags = rows - computed.ordinary_of(rows) - rank * len(starts)
-        windows = [
-            grid.read(tokens, start, length)
-            if row < of_bags
-            else spread(grid.read(tokens, start, latents + 1), computed.bag_size, nothing)
-            for row, start in enumerate(map(int, starts))
-        ]
+        of_bags = rows - computed.ordinary_of(rows) - rank * len(placed)
+        windows = []
+        for row, (plan, start) in enumerate(placed):
+            grid, text = plan._grids[computed.raw_tokens_per_latent], plan._text(tokens)
+            if row < of_bags:
+                windows.append(grid.read(text, int(start), length))
+            else:
+                windows.append(spread(grid.read(text, int(start), latents + 1), computed.bag_size, nothing))
         return torch.from_numpy(np.stack(windows))
 
     def _rows_of(self, stage: Stage) -> StepRows:
@@ -265,17 +291,81 @@ class WindowPlan:
     @cached_property
     def _uneven(self) -> dict[int, UnevenRows]:
         """By the number of their stage, where not all rows are as long."""
+        uneven, token = {}, 0
+        for number, stage in enumerate(self.schedule.stages):
+            if _is_uneven(stage):
+                key = (self.seed, "uneven", number)
+                uneven[number] = UnevenRows(self._steps_of(number), token, self.num_tokens, key)
+                token += uneven[number].tokens_until(stage.steps)
+            else:
+                token += self._own(number, stage.steps * self.shape(stage)[0]) * self._width(stage)
+        return uneven
+
+    def _steps_of(self, number: int) -> Sequence[StepRows]:
+        """The rows of each step of a stage."""
+        stage = self.schedule.stages[number]
+        rows_of = {size: self._rows_of(stage.at_size(size)) for size in stage.sizes}
+        return [rows_of[self.schedule.bag_size_at(step)] for step in range(stage.start, stage.stop)]
+
+    def _tokens(self, until: int) -> int:
+        """Places of the windows of steps 0 to `until - 1`, those that hold nothing included."""
+        return self.schedule.raw_tokens(self.rows * self.latents, until)
+
+    @cached_property
+    def _shares(self) -> tuple[RowShares, ...] | None:
+        """Of each stage; None where no stage has a mixture."""
+        if not self.schedule.mixes:
+            return None
+        return tuple(
+            RowShares(exact_shares(stage.mixture, self.sources or {}, f"the mixture of stage {number}"))
+            for number, stage in enumerate(self.schedule.stages, start=1)
+        )
+
+    @cached_property
+    def _of_sources(self) -> dict[str, "_SourcePlan"]:
+        """What is read of each source; empty where no stage has a mixture."""
+        if self._shares is None or self.sources is None:
+            return {}
         return {
-            number: UnevenRows(
-                [rows_of[self.schedule.bag_size_at(step)] for step in range(stage.start, stage.stop)],
-                self.schedule.raw_tokens(self.rows * self.latents, stage.start),
-                self.num_tokens,
-                (self.seed, "uneven", number),
+            name: _SourcePlan(
+                self.schedule,
+                self.rows,
+                self.latents,
+                source.num_tokens,
+                random_bits(self.seed, "source", name),
+                self.expand,
+                None if self.offsets is None else source.offsets,
+                name=name,
+                source=source,
+                whole=self,
+                shares=self._shares,
             )
-            for number, stage in enumerate(self.schedule.stages)
-            if _is_uneven(stage)
-            for rows_of in [{size: self._rows_of(stage.at_size(size)) for size in stage.sizes}]
+            for name, source in self.sources.items()
+            if source.num_tokens
         }
+
+    def _place(self, stage: int, step: int, row: int) -> tuple["WindowPlan", int]:
+        """The text and the start of a window: that of a row of a step, which is counted from its stage's first."""
+        uneven, in_stage = self._uneven.get(stage), step * self.shape(self.schedule.stages[stage])[0] + row
+        if self._shares is None:
+            return self, self._start(stage, in_stage) if uneven is None else uneven.place(step, row)
+        if uneven is None:
+            name, own = self._shares[stage].place(in_stage)
+            plan = self._of_sources[name]
+            return plan, plan._start(stage, own)
+        length, index = uneven.index(step, row)
+        name, own = self._shares[stage].place(index)
+        plan = self._of_sources[name]
+        of_source = plan._uneven[stage]
+        return plan, of_source.place(step, of_source.row_of_length(step, length, own))
+
+    def _own(self, stage: int, rows: int) -> int:
+        """How many of a stage's first rows are of this text, where all are of one length."""
+        return rows
+
+    def _text(self, tokens: TokenText) -> TokenText:
+        """What the grids read."""
+        return tokens
 
     def _width(self, stage: Stage) -> int:
         """Places from one window to the next."""
@@ -305,11 +395,11 @@ class WindowPlan:
         token = 0
         for number, stage in enumerate(self.schedule.stages):
             if number in self._uneven:  # whose places are tokens
-                token = self.schedule.raw_tokens(self.rows * self.latents, stage.stop)
+                token = self._tokens(stage.stop)
                 continue
             grid, width = self._grids[stage.raw_tokens_per_latent], self._width(stage)
             place, row = grid.place_at(token), 0
-            remaining = stage.steps * self.shape(stage)[0]
+            remaining = self._own(number, stage.steps * self.shape(stage)[0])
             while remaining:
                 end_of_pass = (place // grid.places + 1) * grid.places
                 whole = (end_of_pass - place) // width
@@ -323,6 +413,55 @@ class WindowPlan:
                 remaining = max(0, remaining - windows)
             token = grid.tokens_before(place)
         return stretches
+
+
+@dataclass(frozen=True)
+class _SourcePlan(WindowPlan):
+    """What a plan reads of one source: its rows of each stage, in turn."""
+
+    name: str = field(kw_only=True)
+    source: NamedSource = field(kw_only=True, compare=False)
+    whole: WindowPlan = field(kw_only=True, compare=False)
+    shares: tuple[RowShares, ...] = field(kw_only=True, compare=False)
+    """Of each stage."""
+
+    @cached_property
+    def _shares(self) -> None:
+        """The source is no mixture itself."""
+
+    def _check_length(self) -> None:
+        for number, stage in enumerate(self.schedule.stages):
+            if number in self._uneven:
+                step = max(rows.tokens for rows in self._uneven[number].steps)
+            else:
+                rows = self.shape(stage)[0]
+                most = max(1, self._own(number, rows)) if self._own(number, stage.steps * rows) else 0
+                step = most * self._width(stage)
+            places = self._grids[stage.raw_tokens_per_latent].places
+            if places < step:
+                raise UserError(
+                    f"the source {self.name} has {places:,} tokens but a step of stage {number + 1} reads {step:,} of "
+                    f"it; give more of it, a smaller share, or a smaller batch, row or bag"
+                )
+
+    def _own(self, stage: int, rows: int) -> int:
+        return self.shares[stage].rows(rows).get(self.name, 0)
+
+    def _steps_of(self, number: int) -> Sequence[StepRows]:
+        return rows_of_source(self.shares[number], self.name, self.whole._steps_of(number))
+
+    def _tokens(self, until: int) -> int:
+        total = 0
+        for number, stage in enumerate(self.schedule.stages):
+            steps = max(0, min(until, stage.stop) - stage.start)
+            if number in self._uneven:
+                total += self._uneven[number].tokens_until(steps)
+            else:
+                total += self._own(number, steps * self.shape(stage)[0]) * self._width(stage)
+        return total
+
+    def _text(self, tokens: TokenText) -> TokenText:
+        return SourceTokens(tokens, self.source)
 
 
 def _is_uneven(stage: Stage) -> bool:

@@ -38,7 +38,7 @@ from superpose.core.model import SuperposedLM
 from superpose.core.schedule import Schedule
 from superpose.data.store import TokenStore
 from superpose.data.stream import StreamSteps, WindowStream
-from superpose.data.tokens import TokenArray
+from superpose.data.tokens import TokenText
 from superpose.data.windows import WindowPlan
 from superpose.integrations.rows import RowTokens, StepWindows
 from superpose.integrations.trainer_settings import (
@@ -228,10 +228,11 @@ class SuperposeTrainer(Trainer):
             self.tokens = self._text(vocab_size)
             seed = args.seed if args.data_seed is None else args.data_seed
             latents = self._row_length(getattr(self.tokens, "row_length", None))
-            self.plan = plan = WindowPlan(self.schedule, rows, latents, len(self.tokens), seed)
+            sources = self.train_dataset.train.sources if isinstance(self.train_dataset, TokenStore) else None
+            self.plan = plan = WindowPlan(self.schedule, rows, latents, len(self.tokens), seed, sources=sources)
             self.windows = StepWindows(plan, self.tokens, accumulate, rank, world_size)
 
-    def _text(self, vocab_size: int) -> RowTokens | TokenArray:
+    def _text(self, vocab_size: int) -> RowTokens | TokenText:
         """The tokens of a training dataset with a length."""
         dataset = self.train_dataset
         if isinstance(dataset, TokenStore):

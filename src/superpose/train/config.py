@@ -216,6 +216,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
             train.seed,
             superposition.expand,
             split.offsets if superposition.documents == "aligned" else None,
+            split.sources,
         )
 
     @model_validator(mode="after")
@@ -423,8 +424,8 @@ def _toml(value: Any, place: str) -> str:
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, Mapping):
-        # A weight that no source has is left out of the sources.
-        known = {k: v for k, v in value.items() if (place, k, v) != ("data.corpus", "weight", None)}
+        # Weights and names that no source has are left out of the sources.
+        known = {k: v for k, v in value.items() if v is not None or place != "data.corpus"}
         inside = ", ".join(f"{_key(name)} = {_toml(inner, f'{place}.{name}')}" for name, inner in known.items())
         return f"{{ {inside} }}" if inside else "{}"
     return f"[{', '.join(_toml(inner, place) for inner in value)}]"

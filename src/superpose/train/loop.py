@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from superpose.core.draws import random_bits
-from superpose.data.config import vocabulary_size
+from superpose.data.config import source_names, vocabulary_size
 from superpose.data.loader import read_ahead
+from superpose.data.mixture import check_names
 from superpose.data.store import TokenStore
 from superpose.errors import UserError, first_line
 from superpose.files import one_at_a_time, write_json
@@ -228,8 +229,13 @@ def _export(run: Running, name: str) -> None:
 def announce(recipe: Recipe, store: TokenStore) -> str:
     """What a run will read, in a sentence to print before its first step."""
     split, windows = store.train, recipe.windows(store.train)
-    passes = f"{windows.epochs:.2f} epochs" + (
-        ", so text is read again: TST's gain is less certain there" if windows.epochs > 1 else ""
+    by_source = windows.source_epochs
+    of_each = ", ".join(f"{epochs:.2f} of {name}" for name, epochs in by_source.items())
+    again = max([windows.epochs, *by_source.values()]) > 1
+    passes = (
+        f"{windows.epochs:.2f} epochs"
+        + (f" ({of_each})" if of_each else "")
+        + (", so text is read again: TST's gain is less certain there" if again else "")
     )
     unfilled = f"; {windows.unfilled:.1%} of the places in bags hold nothing" if windows.unfilled else ""
     return (
@@ -239,7 +245,11 @@ def announce(recipe: Recipe, store: TokenStore) -> str:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """A UserError, before any work, if the recipe's model cannot be built, or not be computed where the recipe says."""
+    """A UserError, before any work, if the recipe's model cannot be built, or not be computed where the recipe says, or
+    if a stage mixes sources that its text does not have."""
+    for number, stage in enumerate(recipe.schedule.stages, 1):
+        if stage.mixture is not None:
+            check_names(stage.mixture, source_names(recipe.data), f"the mixture of stage {number}")
     build_model(build_config(recipe.model, vocabulary_size(recipe.data), recipe.train.latents, end_of_text=0), "meta")
     try:
         torch.zeros((), device=recipe.train.device)

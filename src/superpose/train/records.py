@@ -5,7 +5,7 @@ by these classes. A field with a default may be missing in files of older versio
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -83,6 +83,7 @@ class Measured:
     """Next-token loss on held-out text, in nats per token and bits per byte, and what was spent until then.
 
     Attributes:
+        val_loss_by_source: on what is held out of each named source, read by itself.
         seconds: of training, without start-up, compilation, validation and the copying of checkpoints.
     """
 
@@ -92,6 +93,7 @@ class Measured:
     latents: _Count
     flops: _Count
     seconds: FiniteFloat
+    val_loss_by_source: Mapping[str, FiniteFloat] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +149,7 @@ class Result(Measured):
     """What came out of a run: result.json.
 
     Attributes:
+        source_epochs: passes over each named source, where stages have a mixture.
         peak_memory: bytes, of the rank that took most.
         parameters: of the model.
         extra_parameters: of extra heads, at most so many at a time, which are no part of the model.
@@ -156,6 +159,7 @@ class Result(Measured):
     ends_in_superposition: bool = False
     steps: int | None = None
     epochs: FiniteFloat | None = None
+    source_epochs: dict[str, FiniteFloat] | None = None
     compile_seconds: FiniteFloat | None = None
     mfu: FiniteFloat | None = None
     peak_memory: _Count | None = None

@@ -189,6 +189,7 @@ class Running:
             ends_in_superposition=self.windows.schedule.ends_in_superposition,
             steps=steps,
             epochs=self.windows.epochs,
+            source_epochs=self.windows.source_epochs or None,
             compile_seconds=compile_seconds,
             mfu=self._spent(steps).flops / max(self.clock.seconds, 1e-9) / self._peak,
             peak_memory=max(self.ranks.gather(peak_memory(self.ranks.device))),

@@ -288,10 +288,13 @@ class HeldOutLoss(NamedTuple):
         loss: nats per token.
         bits_per_byte: the same in bits per UTF-8 byte of text; unlike the loss it can be compared between
             tokenizers. Predicting the ends of documents is part of it.
+        loss_by_source: the loss on what is held out of each named source, read by itself; None where sources have no
+            names.
     """
 
     loss: float
     bits_per_byte: float
+    loss_by_source: dict[str, float] | None = None
 
 
 @torch.no_grad()
@@ -318,7 +321,10 @@ def validate(
     nats = float(ranks.total(total))
     reshard(lm)
     lm.train(training)
-    return HeldOutLoss(nats / (len(split.tokens) - 1), nats / math.log(2) / split.bytes)
+    # Of one token there is nothing to predict.
+    named = [name for name, source in split.sources.items() if source.num_tokens > 1]
+    by_source = {name: validate(lm, split.alone(name), latents, rows, ranks, precision).loss for name in named}
+    return HeldOutLoss(nats / (len(split.tokens) - 1), nats / math.log(2) / split.bytes, by_source or None)
 
 
 def next_token_rows(tokens: Tensor, latents: int) -> Tensor:

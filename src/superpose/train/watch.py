@@ -101,7 +101,8 @@ class Baseline(Watcher):
         if not isinstance(record, Validation):
             return record
         self._ours.append(record)
-        return replace(record, **crossing(self._ours, self._reference, self._switched))
+        passing: dict[str, Any] = crossing(self._ours, self._reference, self._switched)
+        return replace(record, **passing)
 
 
 def crossing(ours: Sequence[Validation], baseline: Sequence[Validation], switched: int) -> dict[str, int]:
@@ -267,5 +268,8 @@ class Trackers(Watcher):
 
 def curves(record: Record) -> dict[str, float]:
     """The numbers of a record, named `kind/name`."""
-    numbers = {name: value for name, value in record.as_json().items() if isinstance(value, (int, float))}
+    values = record.as_json()
+    for source, loss in values.pop("val_loss_by_source", {}).items():
+        values[f"val_loss_by_source/{source}"] = loss
+    numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
     return {f"{record.kind}/{name}": value for name, value in numbers.items() if name != "step"}

@@ -81,7 +81,15 @@ class StoreLoader(_Reader):
         rows = config.rows if config.rows > 0 else config.rows_per_rank * self.ranks
         self.parts, split = rows // (self.ranks * self.rows), self.store.train
         offsets = split.offsets if config.documents == "aligned" else None
-        self.plan = WindowPlan(config.schedule, rows, self.latents, len(split.tokens), config.seed, offsets=offsets)
+        self.plan = WindowPlan(
+            config.schedule,
+            rows,
+            self.latents,
+            len(split.tokens),
+            config.seed,
+            offsets=offsets,
+            sources=split.sources,
+        )
         self._read = 0
 
     def __iter__(self) -> Iterator[Batch]:
