@@ -95,7 +95,7 @@ lengths = st.lists(st.integers(0, 40), min_size=1, max_size=4).filter(any)
 @pytest.mark.error(n=9)
 @given(schedules(), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), lengths)
 def test_steps_read_the_text_in_its_order_each_token_once(schedule, per, accumulate, world_size, lengths):
-    rows = per * accumulate * world_size
+    rows = 2 * per * accumulate * world_size
     source = rows_for(schedule, rows, lengths)
     streams = [
         WindowStream(source, schedule, rows, LATENTS, accumulate, rank, world_size) for rank in range(world_size)
@@ -120,7 +120,7 @@ def test_steps_read_the_text_in_its_order_each_token_once(schedule, per, accumul
 @given(schedules(), st.integers(1, 2), st.integers(1, 2), lengths, st.data())
 def test_going_on_at_any_pass_is_to_the_token(schedule, per, accumulate, lengths, data):
     """By the source's own state, or by reading it again; through JSON, and after several checkpoints."""
-    rows = per * accumulate
+    rows = 2 * per * accumulate
     source = rows_for(schedule, rows, lengths)
     whole = windows_of(WindowStream(source, schedule, rows, LATENTS, accumulate))
     stops = sorted(data.draw(st.lists(st.integers(0, len(whole)), min_size=1, max_size=4)))
@@ -152,7 +152,7 @@ def test_going_on_with_more_processes_or_fewer(schedule, lengths, data):
 @pytest.mark.error(n=9)
 @given(schedules(), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2), st.data())
 def test_a_plan_in_turn_is_the_plan_by_number(schedule, per, accumulate, world_size, data):
-    rows = per * accumulate * world_size
+    rows = 2 * per * accumulate * world_size
     tokens = TokenArray([np.arange(10_000)], ["text"], 10_000)
     plan = WindowPlan(schedule, rows, LATENTS, 10_000, seed=data.draw(st.integers(0, 3)))
     ranks = [PlannedWindows(plan, tokens, accumulate, rank, world_size) for rank in range(world_size)]

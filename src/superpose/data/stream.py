@@ -142,6 +142,8 @@ class Batches(IterableDataset[dict[str, Any]]):
                 f"{rows} rows of {latents} latents cannot be shared out evenly among {world_size} processes and "
                 f"{accumulate} forward passes of a step; give a multiple"
             )
+        for stage in schedule.stages:
+            stage.ordinary_of(rows)  # says what would not be whole rows
         if not 0 <= rank < world_size:
             raise UserError(f"rank is {rank} of {world_size} processes; give 0 to {world_size - 1}")
         self.schedule, self.rows, self.latents = schedule, rows, latents

@@ -26,7 +26,7 @@ def spread(windows: npt.NDArray[np.int64], bag_size: int, nothing: int) -> npt.N
     """Single tokens [..., n] as bags [..., n x bag_size] of one token each, and `nothing` at their other places."""
     bags = np.full((*windows.shape, bag_size), nothing, dtype=np.int64)
     bags[..., 0] = windows
-    return bags.reshape(*windows.shape[:-1], -1)
+    return bags.reshape(*windows.shape[:-1], windows.shape[-1] * bag_size)
 
 
 class StepRows(NamedTuple):
