@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallb
 from transformers.trainer_pt_utils import LabelSmoother
 
 from superpose import Schedule, StageArgs, SuperposedLM, fold, split_window
-from superpose.data.stream import WindowStream
+from superpose.data.stream import PlannedWindows, WindowStream
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 from superpose.integrations import transformers as integration
@@ -657,3 +657,73 @@ def test_two_processes_train_the_model_of_one(tmp_path, corpus):
         histories.append([r.get("bag_loss", r.get("loss", r.get("eval_loss"))) for r in state["log_history"]][:-1])
     assert len(histories[0]) > 12
     assert histories[1] == pytest.approx(histories[0], rel=1e-3)
+
+
+MIXED = Schedule(
+    STEPS,
+    stages=[
+        StageArgs(0.4, bag_size={4: 1, 2: 1}, ordinary_rows=0.25, pooling="sqrt", weighting="power"),
+        StageArgs(0.3, bag_size=2, mode="output", weighting=[1, 0.5], weighting_end=[1, 0]),
+    ],
+    seed=1,
+)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_stages_are_trained_as_a_loop_of_ones_own_does(tmp_path, streamed):
+    """Drawn sizes, ordinary rows, pooling and weights that change; however many forward passes a step has."""
+    logs = []
+
+    class Log(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            heard.append(dict(logs))
+
+    trained = []
+    for accumulate in (1, 2):
+        heard = []
+        trainer = trainer_of(
+            tmp_path / str(accumulate),
+            schedule=MIXED,
+            dataset=Streamed() if streamed else None,
+            latents=LATENTS,
+            callbacks=[Log()],
+            per_device_train_batch_size=4 // accumulate,
+            gradient_accumulation_steps=accumulate,
+            max_grad_norm=0.0,
+            optim="sgd",
+        )
+        trainer.train()
+        trained.append(dict(trainer.model.named_parameters()))
+        logs = [entry for entry in heard if "bag_size" in entry]
+    assert [entry["bag_size"] for entry in logs] == [MIXED.bag_size_at(step) for step in range(STEPS)]
+    assert ["bag_loss" in entry for entry in logs] == [MIXED.bag_size_at(step) > 1 for step in range(STEPS)]
+    assert logs[-1]["raw_tokens"] == MIXED.raw_tokens(4 * LATENTS)
+    model = make_model("llama").train()
+    lm, optimizer = SuperposedLM(model), torch.optim.SGD(model.parameters(), 1e-2)
+    batches = WindowStream(Streamed(), MIXED, 4, LATENTS)
+    if not streamed:
+        batches = PlannedWindows(trainer.plan, trainer.tokens)
+    for number, batch in enumerate(batches):
+        step = MIXED.step_at(number)
+        lm(batch["input_ids"], step.bag_size, step.mode, weighting=step.weighting, pooling=step.pooling).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, parameter in model.named_parameters():
+        for others in trained:
+            torch.testing.assert_close(others[name], parameter, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_over_several_bag_sizes_has_a_name_of_its_own(tmp_path):
+    trainer = trainer_of(tmp_path, schedule=MIXED, logging_steps=4)
+    trainer.train()
+    named = [{"mixed_loss", "bag_loss", "loss"} & set(entry) for entry in trainer.state.log_history]
+    assert named[:3] == [{"mixed_loss"}, {"bag_loss"}, {"loss"}]
+
+
+def test_a_weighting_beside_those_of_stages_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="has its own weighting"):
+        SuperposeTrainer(
+            make_model("llama"), arguments(tmp_path), train_dataset=rows(), schedule=MIXED, weighting="power"
+        )
+    with pytest.raises(ValueError, match="no loss for ordinary_rows"):
+        trainer_of(tmp_path, schedule=MIXED, variant="mce_alt")
