@@ -17,7 +17,10 @@ REMEDY = re.compile(r"; |expected |\bgive ")
 HOLE = "\N{HORIZONTAL ELLIPSIS}"
 """What a name or number is replaced by in the text of the source."""
 
-PASSED_ON = {text.replace("_", HOLE) for text in ("_", "__", "_: _", "--stages: _", "_ is _; choose one of _")}
+PASSED_ON = {
+    text.replace("_", HOLE)
+    for text in ("_", "__", "_: _", "--stages: _", "superposition.stages, stage _: _", "_ is _; choose one of _")
+}
 """Messages that say what another says, and have no words of their own."""
 
 

@@ -166,7 +166,7 @@ def test_a_recipe_with_stages_is_written_and_read_back(staged, tmp_path):
         ("superposition.bag_size=4", "superposition.bag_size would be ignored"),
         ("superposition.ratio=0.3", "superposition.ratio would be ignored"),
         ("superposition.mode=output", "superposition.mode would be ignored"),
-        ("superposition.documents=aligned", "rows are of one length"),
+        ("superposition.documents=aligned", "rows differ in length"),
         ("superposition.variant=hinge", "no loss for ordinary_rows"),
         ("superposition.stages=3", "write a table"),
         ("superposition.stages=[1]", "stage 1: 1 is no stage"),

@@ -44,6 +44,11 @@ from superpose.data.tokens import TokenText
 from superpose.data.uneven import StepRows, UnevenRows, spread
 from superpose.errors import UserError
 
+UNEVEN = (
+    "where bag sizes are drawn or ordinary_rows are given, rows differ in length, which neither documents = 'aligned' "
+    "nor a mixture of sources is for"
+)
+
 Expand = Literal["sequence", "batch"]
 """How a superposition step takes in s times more tokens: by longer rows, or by more of them."""
 
@@ -165,11 +170,9 @@ class WindowPlan:
     def __post_init__(self) -> None:
         for stage, _ in self.schedule.counts():
             rows, latents = self.shape(stage)
-            if self.offsets is not None and _is_uneven(stage):
-                raise UserError(
-                    "superposition.documents = 'aligned' is for stages whose rows are of one length; leave it at "
-                    "'joined' where bag sizes are drawn or ordinary_rows are given"
-                )
+            mixes = any(each.mixture is not None for each in self.schedule.stages)
+            if _is_uneven(stage) and (self.offsets is not None or mixes):
+                raise UserError(f"{UNEVEN}; leave them out")
             if latents == 0 or rows * latents != self.rows * self.latents:
                 raise UserError(
                     f"rows of {self.latents} latents cannot be cut for bags of {stage.largest}; with "

@@ -23,7 +23,7 @@ from superpose.core.schedule import Schedule
 from superpose.core.stage import StageArgs
 from superpose.data.config import DataArgs
 from superpose.data.store import Split
-from superpose.data.windows import Expand, WindowPlan
+from superpose.data.windows import UNEVEN, Expand, WindowPlan
 from superpose.errors import UserError, printable
 from superpose.files import read_json, write_text
 from superpose.models.build import ModelArgs, did_you_mean
@@ -228,11 +228,9 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
                 f"superposition.variant = '{variant}' is of rows of bags, so it has no loss for ordinary_rows of a "
                 f"stage; leave one of the two out"
             )
-        if superposition.documents == "aligned" and any(len(s.sizes) > 1 or s.ordinary_rows for s in stages):
-            raise ValueError(
-                "superposition.documents = 'aligned' is for stages whose rows are of one length; leave it at 'joined' "
-                "where bag sizes are drawn or ordinary_rows are given"
-            )
+        alone = superposition.documents == "aligned" or any(stage.mixture is not None for stage in stages)
+        if alone and any(len(stage.sizes) > 1 or stage.ordinary_rows for stage in stages):
+            raise ValueError(f"{UNEVEN}; leave them out")
         weighted = superposition.weighting != "uniform" or any(
             stage.weighting != "uniform" for stage in self.schedule.args
         )
