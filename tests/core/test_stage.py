@@ -147,6 +147,8 @@ def test_phases_are_named_by_their_bags():
         ({"bag_size": 4, "pooling": "sum"}, "pooling is 'sum'"),
         ({"bag_size": 4, "weighting": "linear"}, "weighting is 'linear'"),
         ({"bag_size": 4, "weighting": [1, 2]}, "2 weights for bags of 4"),
+        ({"bag_size": 4, "weighting": 5}, "weighting is 5"),
+        ({"bag_size": 1, "weighting": ["a"]}, "weighting is"),
         ({"bag_size": 4, "weighting_end": [1]}, "1 weights for bags of 4"),
         ({"bag_size": {4: 1, 2: 1}, "weighting": [1, 2]}, "2 weights for bags of 4"),
         ({"bag_size": 1, "weighting": "power"}, "would be ignored"),

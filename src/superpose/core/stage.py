@@ -75,7 +75,10 @@ class _Settings:
         for name in ("weighting", "weighting_end"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, value := tuple(value))
+                value = None if all(isinstance(weight, (int, float)) for weight in value) else value
+            if not isinstance(value, str | None):
+                raise ValueError(f"{name} is {value!r}; give a name, or a number for each place in the bag")
         for name in ("bag_size", "bag_size_end", "mixture"):
             value = getattr(self, name)
             if isinstance(value, Mapping) and not isinstance(value, Shares):
