@@ -74,10 +74,11 @@ class _Settings:
         # Lists become tuples and dictionaries shares, so that a stage can be hashed.
         for name in ("weighting", "weighting_end"):
             value = getattr(self, name)
+            known = isinstance(value, str) or (value is None and name.endswith("_end"))
             if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, value := tuple(value))
-                value = None if all(isinstance(weight, (int, float)) for weight in value) else value
-            if not isinstance(value, str | None):
+                object.__setattr__(self, name, tuple(value))
+                known = all(isinstance(weight, (int, float)) for weight in value)
+            if not known:
                 raise ValueError(f"{name} is {value!r}; give a name, or a number for each place in the bag")
         for name in ("bag_size", "bag_size_end", "mixture"):
             value = getattr(self, name)
