@@ -248,3 +248,10 @@ def test_permutations_are_permutations(size, key):
 def test_a_corpus_smaller_than_a_step_is_refused():
     with pytest.raises(UserError, match="one step reads 256"):
         WindowPlan(Schedule(10, 4, 0.5), 8, 8, 255, 1)
+
+
+@pytest.mark.parametrize("settings", [{"bag_size": {2: 1, 1: 1}}, {"bag_size": 2, "ordinary_rows": 0.5}], ids=str)
+def test_rows_of_different_lengths_and_aligned_documents_are_refused(settings):
+    schedule = Schedule(10, stages=[StageArgs(0.5, **settings)])
+    with pytest.raises(UserError, match="rows differ in length"):
+        WindowPlan(schedule, 2, 4, 1000, 1, offsets=np.arange(0, 1001, 10))

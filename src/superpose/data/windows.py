@@ -168,11 +168,10 @@ class WindowPlan:
     sources: Mapping[str, NamedSource] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        if any(map(_is_uneven, self.schedule.stages)) and (self.offsets is not None or self.schedule.mixes):
+            raise UserError(f"{UNEVEN}; leave them out")
         for stage, _ in self.schedule.counts():
             rows, latents = self.shape(stage)
-            mixes = any(each.mixture is not None for each in self.schedule.stages)
-            if _is_uneven(stage) and (self.offsets is not None or mixes):
-                raise UserError(f"{UNEVEN}; leave them out")
             if latents == 0 or rows * latents != self.rows * self.latents:
                 raise UserError(
                     f"rows of {self.latents} latents cannot be cut for bags of {stage.largest}; with "
