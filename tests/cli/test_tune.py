@@ -25,7 +25,7 @@ class Trainer:
     def __init__(self, records=None):
         self.left, self.trained = records, []
 
-    def __call__(self, runs, store, pool, jobs, display):
+    def __call__(self, runs, store, pool, jobs, display, engine):
         outcomes = []
         for run in runs:
             directory = pool / run.key(store)

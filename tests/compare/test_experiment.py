@@ -1,6 +1,5 @@
 import pytest
 
-from superpose.compare import experiment
 from superpose.compare.experiment import (
     CONTEXT,
     ORDINARY,
@@ -9,7 +8,6 @@ from superpose.compare.experiment import (
     best_rates,
     plan_runs,
     plan_tuning,
-    with_precision,
 )
 from superpose.core import Schedule
 from superpose.errors import UserError
@@ -23,16 +21,6 @@ def test_arms_differ_in_superposition_alone(recipe):
     assert ordinary.recipe.model_dump(exclude={"superposition"}) == tst.recipe.model_dump(exclude={"superposition"})
     assert ordinary.recipe.schedule == Schedule(20)
     assert ordinary.seed == tst.seed == 5
-
-
-def test_arms_have_one_precision(recipe, monkeypatch):
-    """Also where measuring twice would choose twice."""
-    choices = iter(["bfloat16", "float32"])
-    monkeypatch.setattr(
-        experiment, "chosen_precision", lambda recipe, _: changed(recipe, "train", precision=next(choices))
-    )
-    design = with_precision(Design(changed(recipe, "train", precision="auto"), (1, 2)))
-    assert {run.recipe.train.precision for run in plan_runs(design, {})} == {"bfloat16"}
 
 
 def test_budgets_of_each_arm(recipe):

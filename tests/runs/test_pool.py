@@ -1,19 +1,18 @@
-import multiprocessing
-import os
 import signal
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from superpose.compare.experiment import Design, plan_runs
 from superpose.data.config import prepare
+from superpose.engine import Engine, Event, Local, Resources
 from superpose.errors import UserError
 from superpose.files import one_at_a_time, read_json
 from superpose.runs import pool as runs
-from superpose.runs.pool import Outcome, Run, execute, link
+from superpose.runs.pool import Outcome, Run, execute, link, settled
 from superpose.train.config import with_settings
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
@@ -25,13 +24,19 @@ def ordinary(recipe, steps, **settings):
     return Run("ordinary", with_settings(recipe.ordinary(), "train", steps=steps, **settings))
 
 
+def trained(planned, store, pool, jobs, listener=lambda run, record: None):
+    """What becomes of runs in processes of this machine."""
+    with Local() as engine:
+        return execute(planned, store, pool, engine, jobs, listener)
+
+
 @pytest.fixture(scope="module")
 def family(recipe, store, tmp_path_factory):
     """Ordinary runs of 20, 30 and 45 steps, planned in another order, and a TST run."""
     pool = tmp_path_factory.mktemp("pool")
     planned = [ordinary(recipe, 30), Run("tst", recipe), ordinary(recipe, 45), ordinary(recipe, 20)]
     records = defaultdict(list)
-    outcomes = execute(planned, store, pool, 2, lambda run, record: records[run.name].append(record))
+    outcomes = trained(planned, store, pool, 2, lambda run, record: records[run.name].append(record))
     return planned, outcomes, records, pool
 
 
@@ -97,7 +102,7 @@ def test_nothing_is_taken_from_a_run_that_is_no_beginning(recipe, store, corpus,
 def test_what_is_finished_is_not_trained_again(family, store):
     planned, outcomes, _, pool = family
     records = []
-    again = execute(planned, store, pool, 2, lambda run, record: records.append(record))
+    again = trained(planned, store, pool, 2, lambda run, record: records.append(record))
     assert {record["kind"] for record in records} == {"result"}
     assert [outcome.result for outcome in again] == [outcome.result for outcome in outcomes]
 
@@ -128,7 +133,7 @@ def test_a_setting_added_later_leaves_names_as_they_are(recipe):
 def test_one_failure_loses_one_run(recipe, store, tmp_path):
     bad = Run("tst", changed(recipe, "train", lr=1e30, grad_clip=0))
     good = ordinary(recipe, 20)
-    failed, finished = execute([bad, good], store, tmp_path, 1)
+    failed, finished = trained([bad, good], store, tmp_path, 1)
     assert failed.result is None
     assert "lower train.lr" in failed.failure
     assert finished.result is not None
@@ -137,7 +142,7 @@ def test_one_failure_loses_one_run(recipe, store, tmp_path):
 def test_a_process_that_dies_is_noticed(recipe, store, tmp_path, monkeypatch):
     monkeypatch.setattr(runs, "_train", _die)
     records = []
-    (outcome,) = execute([Run("tst", recipe)], store, tmp_path, 1, lambda run, record: records.append(record))
+    (outcome,) = trained([Run("tst", recipe)], store, tmp_path, 1, lambda run, record: records.append(record))
     assert outcome.result is None
     assert [record["kind"] for record in records] == ["failure"]  # and so the user is told
     assert "exit code 9" in outcome.failure
@@ -147,52 +152,67 @@ def _die(*arguments):
     raise SystemExit(9)
 
 
-def test_a_run_that_was_asked_to_stop_has_not_failed(recipe, store, tmp_path, monkeypatch):
+def test_a_run_that_is_told_to_stop_ends_as_shells_say_it(recipe, store, tmp_path, monkeypatch):
     def stopped(*arguments, **settings):
         raise StoppedError(signal.SIGTERM, 3)
 
     monkeypatch.setattr(runs, "train", stopped)
-    monkeypatch.setattr(runs, "_stop_with_parent", lambda: None)
-    records = SimpleNamespace(put=lambda record: pytest.fail(f"said {record}"))
-    runs._train("key", recipe, store.path, tmp_path / "run", None, 1, records)
+    with pytest.raises(SystemExit) as ended:
+        runs._train(pytest.fail, recipe, store.path, tmp_path / "run", None, Resources())
+    assert ended.value.code == 128 + signal.SIGTERM
 
 
-def test_runs_stop_with_the_process_that_started_them():
-    context = multiprocessing.get_context("spawn")
-    told = context.Queue()
-    parent = context.Process(target=_start_a_child, args=(told,))
-    parent.start()
-    child = told.get(timeout=60)
-    parent.kill()
-    parent.join()
-    for _ in range(100):
-        try:
-            os.kill(child, 0)
-        except ProcessLookupError:
-            return
-        if "Z" in read_state(child):
-            return
-        time.sleep(0.1)
-    pytest.fail("the child outlived its parent by 10 s")
+def test_all_runs_have_one_precision(recipe, monkeypatch):
+    """Also where measuring twice would choose twice."""
+    choices = iter(["bfloat16", "float32"])
+    monkeypatch.setattr(runs, "chosen_precision", lambda recipe, _: changed(recipe, "train", precision=next(choices)))
+    chosen = settled(changed(recipe, "train", precision="auto"), Local())
+    assert {run.recipe.train.precision for run in plan_runs(Design(chosen, (1, 2)), {})} == {"bfloat16"}
 
 
-def read_state(process):
-    with open(f"/proc/{process}/stat") as file:  # noqa: PTH123
-        return file.read().rsplit(")", 1)[1].split()[0]
+class AtOnce(Engine):
+    """Does each job when it is heard of, in this process, as fast as it can; nothing is trained."""
+
+    def __init__(self, at_a_time):
+        self.at_a_time, self.waiting, self.most = at_a_time, deque(), 0
+
+    def __exit__(self, *error):
+        pass
+
+    def room(self, count, jobs=0, on_gpu=False):
+        return min(self.at_a_time, count), Resources()
+
+    def call(self, work, *arguments, on_gpu=False):
+        return work(*arguments)
+
+    def submit(self, key, job):
+        self.waiting += [Event(key, "record", {"kind": "warning", "step": step}) for step in range(3)]
+        self.waiting.append(Event(key, "done", {"val_loss": 1.0}))
+        self.most = max(self.most, sum(event.kind == "done" for event in self.waiting))
+
+    def heard(self):
+        return self.waiting.popleft()
+
+    def cancel(self, *keys):
+        assert not keys
 
 
-def _start_a_child(told):
-    child = runs._context(()).Process(target=_wait, args=(told,))
-    child.start()
-    child.join()
+def test_many_runs_cost_as_little_each_as_few(recipe, store, tmp_path):
+    """Twice as many take no more than thrice as long: what is done for a run does not grow with their number."""
 
+    def seconds(count):
+        planned = [ordinary(recipe, 20 + count % 3, seed=seed) for seed in range(count)]
+        engine, records = AtOnce(64), []
+        started = time.process_time()
+        outcomes = execute(planned, store, tmp_path, engine, listener=lambda run, record: records.append(record))
+        took = time.process_time() - started
+        assert [outcome.run for outcome in outcomes] == planned
+        assert len(records) == 4 * count
+        assert engine.most == 64
+        return took
 
-def _wait(told):
-    import threading
-
-    threading.Thread(target=runs._stop_with_parent, daemon=True).start()
-    told.put(os.getpid())
-    time.sleep(120)
+    seconds(100)
+    assert seconds(400) < 3 * max(seconds(200), 0.05)
 
 
 def test_links_lead_to_the_runs(family, tmp_path):

@@ -17,7 +17,7 @@ from superpose.runs.disk import open_run
 from superpose.train import loop
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks
-from superpose.train.loop import announce, check_recipe, train
+from superpose.train.loop import announce, check_device, check_recipe, train
 from superpose.train.records import read_metrics
 
 
@@ -252,7 +252,7 @@ def test_models_are_checked_before_any_work(recipe):
     with pytest.raises(UserError, match="did you mean"):
         check_recipe(changed(recipe, "model", architecture="llamma"))
     with pytest.raises(UserError, match=r"train\.device"):
-        check_recipe(changed(recipe, "train", device="nonsense"))
+        check_device("nonsense")
 
 
 @pytest.mark.error(n=9)

@@ -76,13 +76,14 @@ def train(
     from functools import partial
 
     from superpose.results.progress import Display, summarize
-    from superpose.train.loop import announce
+    from superpose.train.loop import announce, check_device
     from superpose.train.loop import train as train_run
     from superpose.train.running import StoppedError
 
     # Of the ranks torchrun starts, the first speaks for all.
     terminal = console(quiet=os.environ.get("RANK", "0") != "0")
     settings = load_settings(recipe, {"data.corpus": corpus}, None, overrides)
+    check_device(settings.train.device)
     with Display(terminal) as display:
         store = prepared_store(settings, display)
         terminal.print(announce(settings, store))

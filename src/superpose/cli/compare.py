@@ -5,7 +5,19 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, expect_all, load_settings, numbers
+from superpose.cli.options import (
+    A_RECIPE,
+    CoresPerRun,
+    Corpus,
+    EngineName,
+    GpusPerRun,
+    Jobs,
+    Overrides,
+    Runs,
+    expect_all,
+    load_settings,
+    numbers,
+)
 
 _Steps = Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
 
@@ -39,6 +51,9 @@ def compare(
     name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, or 'demo'.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
+    engine: EngineName = "local",
+    cores_per_run: CoresPerRun = 0,
+    gpus_per_run: GpusPerRun = 0,
     overrides: Overrides = None,
 ) -> None:
     """Train ordinarily and with TST, and answer at equal FLOPs, equal loss and equal data.
@@ -47,6 +62,7 @@ def compare(
     started again, with more seeds or with more budgets, goes on from what there is.
     """
     from superpose import compare as workflow
+    from superpose.engine import open_engine
     from superpose.results.progress import Display, print_results
 
     shortcuts = {
@@ -67,7 +83,14 @@ def compare(
         context_control,
     )
     name, display = name or (recipe.stem if recipe else "demo"), Display()
-    comparison = workflow.compare(design, runs=runs, name=name, jobs=jobs, display=display)
+    comparison = workflow.compare(
+        design,
+        runs=runs,
+        name=name,
+        jobs=jobs,
+        engine=open_engine(engine, cores_per_run, gpus_per_run),
+        display=display,
+    )
     if comparison.seeds:
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")

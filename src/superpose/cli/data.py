@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from superpose.cli.options import numbers
+from superpose.cli.options import EngineName, numbers
 from superpose.errors import UserError
 
 Sources = Annotated[
@@ -54,15 +54,18 @@ def prepare(
     seed: Annotated[int, Option(min=0, help="Of the order of the documents.")] = 0,
     max_damaged: Annotated[float, Option(min=0, max=1, help="Share of a source that may be damaged.")] = 0.01,
     processes: Processes = 0,
+    engine: EngineName = "local",
 ) -> None:
     """Turn text into a token store: shuffled, without repeats, some of it held out.
 
     Interrupted and started again, it goes on where it stopped. Train on the store with --corpus or data.corpus.
     """
     import time
+    from contextlib import nullcontext
 
     from superpose.data.prepare import Preparation, prepare_store
     from superpose.data.readers import Source
+    from superpose.engine import open_engine
     from superpose.results.progress import Display
 
     if bool(tokenizer) == (vocab_size is not None):
@@ -80,9 +83,9 @@ def prepare(
         text, shares, tokenizer, vocab_size or 0, end_of_text, limit, val_fraction, held_out, seed, max_damaged
     )
     started = time.monotonic()
-    with Display() as display:
+    with Display() as display, open_engine(engine) if engine != "local" else nullcontext() as machines:
         try:
-            store = prepare_store(preparation, out, processes, display.prepare)
+            store = prepare_store(preparation, out, processes, display.prepare, engine=machines)
         except KeyboardInterrupt:
             display.say("stopped; the same command goes on where it was")
             raise

@@ -26,7 +26,20 @@ Overrides = Annotated[
 ]
 Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
 Runs = Annotated[Path, Option(help="Directory for results and runs.")]
-Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, and one after the other on a GPU.")]
+Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, or on each GPU.")]
+EngineName = Annotated[
+    str,
+    Option(
+        "--engine", metavar="local|ray|ray://HOST:PORT", help="This machine, or a Ray cluster whose nodes share files."
+    ),
+]
+CoresPerRun = Annotated[
+    int, Option(min=0, help="CPU cores of each run; 0 for its share of the machine's, 1 on a cluster.")
+]
+GpusPerRun = Annotated[
+    float,
+    Option(min=0, help="GPUs of each run, on which it has a rank each, or a share of one such as 0.5; 0 for one."),
+]
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 
 

@@ -74,6 +74,7 @@ def plan(
     from superpose.plan.tables import record, tables
     from superpose.results.progress import Display, print_table
     from superpose.train.config import load_recipe, with_settings
+    from superpose.train.loop import check_device
 
     machine, settings = parse_hardware(hardware, speed, room) if hardware else None, None
     if recipe is not None:
@@ -83,6 +84,8 @@ def plan(
                 raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
         # A plan is made before tokenizer and devices have to be here; steps are run with them.
         settings = load_settings(recipe, {}, None, overrides) if calibrate else load_recipe(recipe, overrides)
+        if calibrate:
+            check_device(settings.train.device)
         request = request_of(settings, machine, unique)
     elif size is None or budget is None:
         raise UserError("give a recipe, or --params and --tokens, such as --params 3B --tokens 60B")

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Jobs, Overrides, Runs, expect_all, numbers
+from superpose.cli.options import (
+    A_RECIPE,
+    CoresPerRun,
+    EngineName,
+    GpusPerRun,
+    Jobs,
+    Overrides,
+    Runs,
+    expect_all,
+    numbers,
+)
 
 
 def reproduce(
@@ -30,6 +40,9 @@ def reproduce(
     name: Annotated[str | None, Option(help="Of the results; by default reproduce-SCALE.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
+    engine: EngineName = "local",
+    cores_per_run: CoresPerRun = 0,
+    gpus_per_run: GpusPerRun = 0,
     overrides: Overrides = None,
     show: Annotated[bool, Option("--list", help="Name the experiments and stop.")] = False,
 ) -> None:
@@ -42,6 +55,7 @@ def reproduce(
     import sys
 
     from superpose import reproduce as workflow
+    from superpose.engine import open_engine
     from superpose.reproduce.reproduction import scale_recipe
     from superpose.results.progress import Display, print_results
 
@@ -60,6 +74,7 @@ def reproduce(
         runs=runs,
         name=name,
         jobs=jobs,
+        engine=open_engine(engine, cores_per_run, gpus_per_run),
         display=display,
         command=shlex.join(["superpose", *sys.argv[1:]]),
         listener=lambda done: print_results(display.console, done.tables(), done.verdict()),

@@ -6,7 +6,20 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, AsJson, Corpus, Jobs, Overrides, Runs, console, load_settings, numbers
+from superpose.cli.options import (
+    A_RECIPE,
+    AsJson,
+    CoresPerRun,
+    Corpus,
+    EngineName,
+    GpusPerRun,
+    Jobs,
+    Overrides,
+    Runs,
+    console,
+    load_settings,
+    numbers,
+)
 
 _TRIALS = 12
 """Drawn where neither --trials nor --budget says how many."""
@@ -41,6 +54,9 @@ def tune(
     as_json: AsJson = False,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
+    engine: EngineName = "local",
+    cores_per_run: CoresPerRun = 0,
+    gpus_per_run: GpusPerRun = 0,
     overrides: Overrides = None,
 ) -> None:
     """Search bag size, ratio and learning rate within a budget, and write the recipe that is best.
@@ -52,6 +68,7 @@ def tune(
     import sys
 
     from superpose import tune as workflow
+    from superpose.engine import open_engine
     from superpose.results.progress import Display, print_results
     from superpose.tune.halving import RECIPE
     from superpose.tune.search import candidates
@@ -74,7 +91,15 @@ def tune(
     )
     name, terminal = name or f"tune-{recipe.stem if recipe else 'demo'}", console(stderr=as_json)
     command = shlex.join(["superpose", *sys.argv[1:]])
-    tuned = workflow.tune(search, runs=runs, name=name, jobs=jobs, display=Display(terminal), command=command)
+    tuned = workflow.tune(
+        search,
+        runs=runs,
+        name=name,
+        jobs=jobs,
+        engine=open_engine(engine, cores_per_run, gpus_per_run),
+        display=Display(terminal),
+        command=command,
+    )
     print_results(terminal, tuned.tables(), tuned.verdict())
     written = runs / name / RECIPE
     terminal.print(f"Compare: {tuned.next_command(written, runs)}", soft_wrap=True)

@@ -12,14 +12,13 @@ the longest of them (see `superpose.runs.pool`).
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from pydantic import FiniteFloat
 
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, chosen_precision, with_settings
+from superpose.train.config import Recipe, with_settings
 
 ORDINARY, TST, CONTEXT = "ordinary", "tst", "tst-context"
 """Arms. The last sees as much context in superposition as an ordinary row: its rows are cut, not stretched."""
@@ -91,11 +90,6 @@ class Design:
 def steps_of_equal_data(recipe: Recipe) -> int:
     """Steps in which an ordinary run reads as many raw tokens as a recipe's run does."""
     return round(recipe.schedule.raw_tokens(recipe.latents_per_step) / recipe.latents_per_step)
-
-
-def with_precision(design: Design) -> Design:
-    """The same with the precision chosen, once for all runs: what is compared must not differ in it."""
-    return replace(design, recipe=chosen_precision(design.recipe, torch.device(design.recipe.train.device)))
 
 
 def arm_recipe(recipe: Recipe, arm: str) -> Recipe:

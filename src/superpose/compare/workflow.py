@@ -3,15 +3,18 @@
 Design -> learning rates, where some are tried -> runs in RUNS/pool -> Comparison -> files in RUNS/NAME
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from superpose.compare.charts import curves
 from superpose.compare.comparison import Comparison
-from superpose.compare.experiment import Design, best_rates, plan_runs, plan_tuning, with_precision
+from superpose.compare.experiment import Design, best_rates, plan_runs, plan_tuning
 from superpose.data.config import prepare
+from superpose.engine.jobs import Engine
+from superpose.engine.local import Local
 from superpose.results.charts import draw
 from superpose.results.progress import Display
-from superpose.runs.pool import POOL, link, named_directory, train_all
+from superpose.runs.pool import POOL, link, named_directory, settled, train_all
 from superpose.train.loop import announce, check_recipe
 
 
@@ -21,6 +24,7 @@ def compare(
     runs: Path = Path("runs"),
     name: str = "demo",
     jobs: int = 0,
+    engine: Engine | None = None,
     display: Display | None = None,
 ) -> Comparison:
     """Trains ordinarily and with TST, and answers at equal FLOPs, equal loss and equal data.
@@ -33,7 +37,8 @@ def compare(
         design: recipe, seeds, budgets and learning rates.
         runs: directory for results, and for the pool of all runs.
         name: of the comparison.
-        jobs: runs at a time; 0 for one on each core, and one after the other on a GPU.
+        jobs: runs at a time; 0 for one on each core, or on each GPU.
+        engine: where runs are trained, see `superpose.engine.open_engine`; by default in processes of this machine.
         display: shows the work; by default on standard output.
 
     Raises:
@@ -44,14 +49,14 @@ def compare(
     plan_runs(design, {})  # says what is wrong before any work
     check_recipe(design.recipe)
     directory = named_directory(runs, name)
-    with display:
+    with display, engine or Local() as machines:
+        design = replace(design, recipe=settled(design.recipe, machines))
         store = prepare(design.recipe.data, display.prepare)
-        design = with_precision(design)
-        tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display))
+        tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display, machines))
         planned = plan_runs(design, tunings)
         for run in {run.arm: run for run in reversed(planned)}.values():
             display.say(f"{run.arm}: {announce(run.recipe, store)}")
-        outcomes = train_all(planned, store, runs / POOL, jobs, display)
+        outcomes = train_all(planned, store, runs / POOL, jobs, display, machines)
     link(outcomes, directory)
     comparison = Comparison.of(design.recipe, outcomes, tunings, store)
     if comparison.seeds:

@@ -10,7 +10,8 @@
     3. Every part is read again; its chosen documents are tokenized and spilled to disk, sorted by their places.
     4. A shard is a stretch of places: it is gathered from all spills and written.
 
-Steps 2 to 4 run in as many processes as there are cores, each with one part or shard in memory. What is finished
+Steps 2 to 4 run in as many processes as there are cores, or on the nodes of a cluster, each with one part or shard in
+memory. What comes out does not depend on how many there are. What is finished
 stands in a `.partial` directory beside STORE, so a preparation that was interrupted goes on where it stopped; when
 all is there, the directory is renamed to STORE.
 """
@@ -44,6 +45,7 @@ from superpose.data.account import (
 )
 from superpose.data.compressed import UntrustedError
 from superpose.data.mixture import checked_names
+from superpose.data.nodes import on_nodes
 from superpose.data.readers import RANGE, Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import (
@@ -60,7 +62,9 @@ from superpose.data.store import FORMAT, TokenStore, is_store
 from superpose.data.text_files import PIECE
 from superpose.data.text_streams import Stream, Streams, keep, open_stream
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
-from superpose.data.workers import Progress, Run, available_cores, workers
+from superpose.data.workers import Progress, Run, workers
+from superpose.engine.jobs import Engine
+from superpose.engine.local import available_cores
 from superpose.errors import UserError
 from superpose.files import (
     cache_directory,
@@ -74,6 +78,8 @@ from superpose.files import (
 )
 from superpose.places import is_remote, join, open_binary, stat_of
 
+# Parts that a cluster is given at a time; which of them wait for a core is its affair.
+_AT_ONCE = 1000
 # A single document is cut into pieces of at least so many characters.
 _SMALLEST_PIECE = 256
 
@@ -109,6 +115,7 @@ def prepare_store(
     processes: int = 0,
     progress: Progress = lambda what, share: None,
     streams: Streams = MappingProxyType({}),
+    engine: Engine | None = None,
 ) -> TokenStore:
     """Prepares a store, or opens the one that the same sources and settings made before.
 
@@ -118,12 +125,14 @@ def prepare_store(
         processes: at a time; 0 for one on each core.
         streams: iterables of records for sources `stream:NAME`, by name. A name and the first records stand for all
             that a stream says: one that says something else needs another name.
+        engine: where parts are worked on; by default in processes of this machine. A cluster's nodes have to see the
+            sources, and the folder of `path` or the cache.
 
     Raises:
         UserError: a source or the tokenizer cannot be read, there is too little text, or `path` holds something else.
     """
     if isinstance(path, str) and is_remote(path):
-        return _prepare_remote(preparation, path, processes, progress, streams)
+        return _prepare_remote(preparation, path, processes, progress, streams, engine)
     progress("looking at the sources and the tokenizer" if preparation.tokenizer else "looking at the sources", 0)
     names = checked_names([(source.name, source.location) for source in preparation.sources])
     given = load_tokenizer(preparation.tokenizer, preparation.end_of_text) if preparation.tokenizer else None
@@ -137,7 +146,8 @@ def prepare_store(
     if not path.exists():
         with one_at_a_time(path):
             if not path.exists():  # another process may have made it
-                with workers(_processes(processes, parts), progress) as run:
+                with workers(_processes(processes, parts, engine), progress, engine) as run:
+                    run = run if engine is None else on_nodes(run, engine, path.parent)
                     _prepare(preparation, names, path, inputs, parts, opened, given, run)
     if not (path / "manifest.json").is_file() or read_json(path / "manifest.json").get("inputs") != inputs:
         raise _holds_something_else(path)
@@ -145,9 +155,9 @@ def prepare_store(
 
 
 def _prepare_remote(
-    preparation: Preparation, location: str, processes: int, progress: Progress, streams: Streams
+    preparation: Preparation, location: str, processes: int, progress: Progress, streams: Streams, engine: Engine | None
 ) -> TokenStore:
-    store = prepare_store(preparation, None, processes, progress, streams)
+    store = prepare_store(preparation, None, processes, progress, streams, engine)
     if not is_store(location):
         progress(f"writing to {location}", 0)
         write_folder(store.path, location, ["manifest.json"])
@@ -164,9 +174,9 @@ def _holds_something_else(place: str | Path) -> UserError:
     )
 
 
-def _processes(asked: int, parts: list[Part]) -> int:
+def _processes(asked: int, parts: list[Part], engine: Engine | None = None) -> int:
     """So many as there are cores, but no more than have something to do; a stream's parts are not known yet."""
-    most = asked or available_cores()
+    most = asked or (available_cores() if engine is None else _AT_ONCE)
     return most if any(part.kind == "stream" for part in parts) else min(most, len(parts))
 
 

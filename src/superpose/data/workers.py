@@ -1,15 +1,12 @@
-"""Work in as many processes as there are cores, in the order it was given."""
+"""Work on many items, several at a time, in the order they were given."""
 
-import os
-import signal
-import sys
-import threading
+import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from multiprocessing import connection, get_context, parent_process
-from types import ModuleType
+from contextlib import ExitStack, contextmanager
 from typing import Any
+
+from superpose.engine.jobs import Engine, Job, without_records
+from superpose.engine.local import Local
 
 Progress = Callable[[str, float], None]
 """Told what is being done and the share of it that is done, 0 to 1."""
@@ -17,64 +14,55 @@ Run = Callable[[Callable[[Any], Any], Sequence[Any], str], list[Any]]
 """(work, items, what is being done) to work of each item, in order."""
 
 
-def available_cores() -> int:
-    """Cores this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 @contextmanager
-def workers(processes: int, progress: Progress) -> Iterator[Run]:
-    """Yields a `Run` over this many processes. With one process, or one item, the work is done in this one."""
-    # A spawned process starts clean, whatever threads and locks this one holds.
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_start) if processes > 1 else None
+def workers(processes: int, progress: Progress, engine: Engine | None = None) -> Iterator[Run]:
+    """Yields a `Run` of so many items at a time; what it raises is what the work of an item raised.
+
+    Args:
+        processes: items at a time.
+        progress: told of each item that is done.
+        engine: where the work is done; by default in processes of this machine, or in this process where there is
+            one, or one item.
+    """
+    keys = map(str, itertools.count())
 
     def run(work: Callable[[Any], Any], items: Sequence[Any], what: str) -> list[Any]:
         progress(what, 0)
-        results: list[Any] = []
-        for result in map(work, items) if pool is None or len(items) < 2 else _mapped(pool, work, items):
-            results.append(result)
-            progress(what, len(results) / len(items))
+        results: list[Any] = [None] * len(items)
+        if engine is None and (processes < 2 or len(items) < 2):
+            done: Iterator[tuple[int, Any]] = ((number, work(item)) for number, item in enumerate(items))
+        else:
+            done = _done(work, items, processes, others, keys)
+        for count, (number, result) in enumerate(done, start=1):
+            results[number] = result
+            progress(what, count / len(items))
         return results
 
-    try:
+    with ExitStack() as stack:
+        others = engine or stack.enter_context(Local())
         yield run
-    finally:
-        if pool is not None:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
-@contextmanager
-def script_left_out() -> Iterator[None]:
-    """Processes started in this block do not run the user's script again.
+def _done(
+    work: Callable[[Any], Any], items: Sequence[Any], processes: int, engine: Engine, keys: Iterator[str]
+) -> Iterator[tuple[int, Any]]:
+    """The number of each item and what came of it, as they are done."""
+    waiting = iter(enumerate(items))
+    begun: dict[str, int] = {}
 
-    A process that is not forked begins by importing the main module. What is worked on here is never defined there, and
-    a script without `if __name__ == "__main__":` would do all once more and wait for itself. So meanwhile the main
-    module is an empty one.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
+    def begin(count: int) -> None:
+        for number, item in itertools.islice(waiting, count):
+            begun[key := next(keys)] = number
+            engine.submit(key, Job.of(without_records, work, item, alone=False))
+
     try:
-        yield
+        begin(processes)
+        while begun:
+            event = engine.heard()
+            number = begun.pop(event.key)
+            if event.kind == "failed":
+                raise event.value
+            begin(1)
+            yield number, event.value
     finally:
-        sys.modules["__main__"] = main
-
-
-def _mapped(pool: ProcessPoolExecutor, work: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
-    # The pool starts its processes while work is handed over.
-    with script_left_out():
-        return pool.map(work, items)
-
-
-def _start() -> None:
-    # Ctrl-C is for the parent, which lets its workers finish what they have begun.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One thread each: there are as many processes as cores.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    parent = parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+        engine.cancel(*begun)

@@ -7,17 +7,19 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
-from superpose.compare.experiment import ORDINARY, TST, Design, best_rates, plan_tuning, with_precision
+from superpose.compare.experiment import ORDINARY, TST, Design, best_rates, plan_tuning
 from superpose.data.config import prepare
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
+from superpose.engine.jobs import Engine
+from superpose.engine.local import Local
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS, SWEEP, Claim, Expected, Experiment
@@ -25,7 +27,7 @@ from superpose.results.intervals import Interval, spoken
 from superpose.results.progress import Display
 from superpose.results.statistics import paired_difference
 from superpose.results.tables import Row, Table, markdown
-from superpose.runs.pool import POOL, Outcome, Run, named_directory, train_all
+from superpose.runs.pool import POOL, Outcome, Run, named_directory, settled, train_all
 from superpose.train.config import Recipe, load_recipe, override, with_settings
 from superpose.train.loop import check_recipe
 
@@ -153,6 +155,7 @@ def reproduce(
     runs: Path = Path("runs"),
     name: str | None = None,
     jobs: int = 0,
+    engine: Engine | None = None,
     display: Display | None = None,
     command: str = "superpose.reproduce.reproduce",
     listener: Callable[[Reproduction], None] = lambda done: None,
@@ -169,7 +172,7 @@ def reproduce(
         seeds: each arm is trained once with each.
         rates: learning rates to try first, ordinarily and with the TST recipe; arms take the best.
         name: of the results; by default reproduce-SCALE.
-        runs, jobs, display: as of `superpose.compare.compare`.
+        runs, jobs, engine, display: as of `superpose.compare.compare`.
         command: what reproduction.json says it was made with.
         listener: called with each experiment when it is done.
 
@@ -182,24 +185,25 @@ def reproduce(
     design = Design(recipe or scale_recipe(scale), seeds, rates=rates)
     check_recipe(design.recipe)
     directory, display = named_directory(runs, name or f"reproduce-{scale}"), display or Display()
-    with display:
-        store = prepare(design.recipe.data, display.prepare)
-        design = with_precision(design)
-        tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display))
-        tuned = {arm: tuning.best for arm, tuning in tunings.items()}
     done: list[Reproduction] = []
-    for key in dict.fromkeys(experiments):
-        experiment, arms, text = EXPERIMENTS[key], design.recipe, store
+    with engine or Local() as machines:
         with display:
-            if experiment.data_bound:
-                arms = data_bound(arms, store)
-                text = prepare(arms.data, display.prepare)
-            planned, law = experiment_runs(experiment, arms, text, seeds, tuned)
-            display.say(f"{experiment.title}: {len(planned)} runs")
-            outcomes = train_all(planned, text, runs / POOL, jobs, display)
-        done.append(reproduction(key, scale, arms, text, outcomes, law, tuned))
-        save(done, command, directory)
-        listener(done[-1])
+            design = replace(design, recipe=settled(design.recipe, machines))
+            store = prepare(design.recipe.data, display.prepare)
+            tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display, machines))
+            tuned = {arm: tuning.best for arm, tuning in tunings.items()}
+        for key in dict.fromkeys(experiments):
+            experiment, arms, text = EXPERIMENTS[key], design.recipe, store
+            with display:
+                if experiment.data_bound:
+                    arms = data_bound(arms, store)
+                    text = prepare(arms.data, display.prepare)
+                planned, law = experiment_runs(experiment, arms, text, seeds, tuned)
+                display.say(f"{experiment.title}: {len(planned)} runs")
+                outcomes = train_all(planned, text, runs / POOL, jobs, display, machines)
+            done.append(reproduction(key, scale, arms, text, outcomes, law, tuned))
+            save(done, command, directory)
+            listener(done[-1])
     return done
 
 

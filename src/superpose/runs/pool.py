@@ -8,26 +8,23 @@ longer one, so longer ones branch from it where its rate begins to fall, and a b
 """
 
 import hashlib
+import heapq
 import json
-import multiprocessing
 import os
-import queue
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.context import BaseContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from superpose.data.store import TokenStore
-from superpose.data.workers import available_cores, script_left_out
+from superpose.engine.jobs import Engine, Job, Resources, Tell
 from superpose.errors import UserError
 from superpose.files import BusyError, one_at_a_time
-from superpose.train.config import Recipe, with_settings
-from superpose.train.loop import train
+from superpose.train.config import Recipe, chosen_precision, with_settings
+from superpose.train.loop import check_device, train
 from superpose.train.run_directory import finished
 from superpose.train.running import StoppedError
 
@@ -91,91 +88,145 @@ def named_directory(runs: Path, name: str) -> Path:
     return runs / name
 
 
-def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display") -> list[Outcome]:
-    """Trains runs and shows them at work: `execute`, on all cores or as many at a time as `jobs` says."""
+def settled(recipe: Recipe, engine: Engine) -> Recipe:
+    """The recipe with its precision chosen, once for all runs and where they are trained: they must not differ in it.
+
+    Raises:
+        UserError: its device cannot be used there, or the engine has no room.
+    """
+    known: Recipe = engine.call(_settled, recipe, on_gpu=recipe.train.device == "cuda")
+    return known
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    check_device(recipe.train.device)
+    return chosen_precision(recipe, torch.device(recipe.train.device))
+
+
+def train_all(
+    runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display", engine: Engine
+) -> list[Outcome]:
+    """Trains runs and shows them at work: `execute`, `jobs` at a time or as many as the engine has room for."""
     if done := sum((pool / run.key(store) / "result.json").exists() for run in runs):
         display.say(f"{done} of {len(runs)} runs are finished already; their results are in {pool}")
-    on_cpu = all(run.recipe.train.device == "cpu" for run in runs)
-    at_a_time = min(jobs or (available_cores() if on_cpu else 1), max(1, len(runs)))
+
+    def listener(run: Run, record: dict[str, Any]) -> None:
+        display.record(run.name, run.steps, record)
+
     try:
-        return execute(runs, store, pool, at_a_time, lambda run, record: display.record(run.name, run.steps, record))
+        return execute(runs, store, pool, engine, jobs, listener)
     except KeyboardInterrupt:
         display.say("stopped; the same command goes on from the last checkpoints")
         raise
 
 
 def execute(
-    runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, listener: Listener = lambda run, record: None
+    runs: Sequence[Run],
+    store: TokenStore,
+    pool: Path,
+    engine: Engine,
+    jobs: int = 0,
+    listener: Listener = lambda run, record: None,
 ) -> list[Outcome]:
-    """Trains all runs, `jobs` at a time, each on its share of the cores, and returns their outcomes in order.
+    """Trains all runs where the engine does it, some at a time, and returns their outcomes in order.
 
     One that fails or dies takes no other with it. Runs that compute the same are trained once.
     """
     keys = [run.key(store) for run in runs]
-    by_key = {key: runs[keys.index(key)] for key in keys}
+    by_key = dict(zip(reversed(keys), reversed(runs), strict=True))
     outcomes = {
-        key: Outcome(run, pool / key, result) for key, run in by_key.items() if (result := finished(pool / key))
+        key: Outcome(by_key[key], pool / key, result) for key in dict.fromkeys(keys) if (result := finished(pool / key))
     }
-    waiting = [key for key in by_key if key not in outcomes]
-    trunks = _trunks(by_key)
-    context = _context(runs)
-    records: Any = context.Queue()
-    threads = max(1, available_cores() // jobs)
-    running: dict[str, BaseProcess] = {}
     for outcome in outcomes.values():
         listener(outcome.run, {"kind": "result", "result": outcome.result})
-
-    def is_ready(key: str) -> bool:
-        """Whether a run waits for no other's checkpoint."""
-        trunk = trunks.get(key)
-        if trunk not in waiting and trunk not in running:
-            return True
-        return (pool / trunk / "checkpoints" / f"step-{by_key[trunk].recipe.stable_steps:08d}").exists()
-
-    try:
-        while waiting or running:
-            while len(running) < jobs and (key := next(filter(is_ready, waiting), None)) is not None:
-                waiting.remove(key)
-                trunk = pool / trunks[key] if key in trunks else None
-                process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-                    target=_train,
-                    args=(key, by_key[key].recipe, store.path, pool / key, trunk, threads, records),
-                    daemon=True,
-                )
-                with script_left_out():
-                    process.start()
-                running[key] = process
-            try:
-                key, record = records.get(timeout=0.5)
-            except queue.Empty:
-                dead = [key for key, process in running.items() if not process.is_alive()]
-                if not dead:
-                    continue
-                # It ended without a word: killed, or out of memory.
-                key, code = dead[0], running[dead[0]].exitcode
-                record = {"kind": "failure", "message": f"its process ended with exit code {code}"}
-            if key not in running:
-                continue  # the last words of one that was found dead
-            if record["kind"] in ("result", "failure"):
-                running.pop(key).join()
-                outcomes[key] = Outcome(by_key[key], pool / key, record.get("result"), record.get("message"))
-            listener(by_key[key], record)
-    finally:
-        for process in running.values():
-            process.terminate()
-            process.join()
+    waiting = {key: by_key[key] for key in dict.fromkeys(keys) if key not in outcomes}
+    if waiting:
+        queue = _Queue(waiting, _trunks(by_key), pool)
+        at_a_time, resources = _room(list(waiting.values()), engine, jobs)
+        engine.share(pool)
+        engine.share(store.path / "manifest.json")
+        imports = _imports(runs)
+        running: set[str] = set()
+        try:
+            while queue.ready or running:
+                while queue.ready and len(running) < at_a_time:
+                    key = queue.next()
+                    settings = by_key[key].recipe, store.path.resolve(), (pool / key).resolve(), queue.trunk(key)
+                    engine.submit(key, Job.of(_train, *settings, resources, resources=resources, imports=imports))
+                    running.add(key)
+                event = engine.heard()
+                key, run, record = event.key, by_key[event.key], event.value
+                if event.kind != "record":
+                    running.remove(key)
+                    result = event.value if event.kind == "done" else None
+                    failure = None if event.kind == "done" else _described(event.value)
+                    outcomes[key] = Outcome(run, pool / key, result, failure)
+                    done, failed = {"kind": "result", "result": result}, {"kind": "failure", "message": failure}
+                    record = done if failure is None else failed
+                queue.heard(key, event.kind != "record")
+                listener(run, record)
+        finally:
+            engine.cancel(*running)
     return [replace(outcomes[key], run=run) for key, run in zip(keys, runs, strict=True)]
 
 
-def _context(runs: Sequence[Run]) -> BaseContext:
-    """How the processes of runs start: from one that has imported what they need, where the system can do that."""
-    ways = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+class _Queue:
+    """Runs that are not begun, in the order of the plan. Some wait for the checkpoint of another that they branch from.
+
+    What is asked of each run and each record takes the same time however many runs there are.
+    """
+
+    def __init__(self, waiting: Mapping[str, Run], trunks: Mapping[str, str], pool: Path) -> None:
+        self._pool, self._trunks = pool, trunks
+        self._places = {key: place for place, key in enumerate(waiting)}
+        self._checkpoints = {trunk: _stable_checkpoint(pool / trunk, waiting[trunk]) for trunk in waiting}
+        self._held: dict[str, list[str]] = {}
+        self.ready: list[tuple[int, str]] = []
+        for key, place in self._places.items():
+            trunk = trunks.get(key)
+            if trunk in self._places and not self._checkpoints[trunk].exists():
+                self._held.setdefault(trunk, []).append(key)
+            else:
+                self.ready.append((place, key))
+
+    def next(self) -> str:
+        return heapq.heappop(self.ready)[1]
+
+    def trunk(self, key: str) -> Path | None:
+        """The directory of the run that this one may branch from."""
+        return (self._pool / self._trunks[key]).resolve() if key in self._trunks else None
+
+    def heard(self, key: str, ended: bool) -> None:
+        """Lets go of those that wait for a run, if it has come far enough."""
+        if key in self._held and (ended or self._checkpoints[key].exists()):
+            for held in self._held.pop(key):
+                heapq.heappush(self.ready, (self._places[held], held))
+
+
+def _room(runs: Sequence[Run], engine: Engine, jobs: int) -> tuple[int, Resources]:
+    """How many runs at a time, and what each has: a share of the cores, and a GPU that the engine chooses."""
+    devices = {run.recipe.train.device for run in runs}
+    if devices == {"cuda"}:
+        return engine.room(len(runs), jobs, on_gpu=True)
+    # On any other device than a CPU, which is one that was chosen, runs come one after the other.
+    return engine.room(len(runs), jobs if devices == {"cpu"} else jobs or 1)
+
+
+def _stable_checkpoint(directory: Path, run: Run) -> Path:
+    """The checkpoint of before a run's learning rate falls."""
+    return directory / "checkpoints" / f"step-{run.recipe.stable_steps:08d}"
+
+
+def _imports(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The modules that processes of these runs need."""
     families = sorted({run.recipe.model.architecture for run in runs})
-    # What cannot be imported is passed over.
-    models = [f"transformers.models.{family}.modeling_{family}" for family in families]
-    context.set_forkserver_preload(["superpose.train.loop", *models])
-    return context
+    return ("superpose.train.loop", *(f"transformers.models.{family}.modeling_{family}" for family in families))
+
+
+def _described(error: Exception) -> str:
+    """A sentence for the user, or all there is to know of an error nobody foresaw."""
+    problem = UserError.from_system(error) if isinstance(error, OSError) else error
+    return str(problem) if isinstance(problem, UserError) else "".join(traceback.format_exception(problem))
 
 
 def link(outcomes: Sequence[Outcome], directory: Path) -> None:
@@ -207,21 +258,16 @@ def _trunks(runs: dict[str, Run]) -> dict[str, str]:
 
 
 def _train(
-    key: str, recipe: Recipe, store: Path, directory: Path, trunk: Path | None, threads: int, records: Any
-) -> None:
-    """What the process of a run does; its last record says how it ended."""
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    tell: Tell, recipe: Recipe, store: Path, directory: Path, trunk: Path | None, resources: Resources
+) -> dict[str, Any]:
+    """What is done for a run in a process of its own."""
     if not recipe.train.threads:
-        recipe = with_settings(recipe, "train", threads=threads)
+        recipe = with_settings(recipe, "train", threads=max(1, resources.cores // resources.ranks))
     try:
-        result = _trained(recipe, TokenStore.open(store), directory, trunk, lambda record: records.put((key, record)))
-        records.put((key, {"kind": "result", "result": result}))
-    except (KeyboardInterrupt, StoppedError):
-        pass  # asked to: what started it knows
-    except Exception as error:
-        problem = UserError.from_system(error) if isinstance(error, OSError) else error
-        message = str(problem) if isinstance(problem, UserError) else traceback.format_exc()
-        records.put((key, {"kind": "failure", "message": message}))
+        return _trained(recipe, TokenStore.open(store), directory, trunk, tell)
+    except StoppedError as error:
+        # Asked to, and by what started it or somebody else: either way there is no more to say.
+        raise SystemExit(error.exit_code) from None
 
 
 def _trained(
@@ -235,11 +281,3 @@ def _trained(
         except BusyError:
             with one_at_a_time(directory):
                 continue
-
-
-def _stop_with_parent() -> None:
-    """Asks the run to save and stop when the process that started it is gone, whatever took it."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)

@@ -245,14 +245,18 @@ def announce(recipe: Recipe, store: TokenStore) -> str:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """A UserError, before any work, if the recipe's model cannot be built, or not be computed where the recipe says, or
-    if a stage mixes sources that its text does not have."""
+    """A UserError, before any work, if the recipe's model cannot be built, or a stage mixes sources that its text does
+    not have."""
     for number, stage in enumerate(recipe.schedule.stages, 1):
         if stage.mixture is not None:
             check_names(stage.mixture, source_names(recipe.data), f"the mixture of stage {number}")
     build_model(build_config(recipe.model, vocabulary_size(recipe.data), recipe.train.latents, end_of_text=0), "meta")
+
+
+def check_device(device: str) -> None:
+    """A UserError if it cannot be computed on here."""
     try:
-        torch.zeros((), device=recipe.train.device)
+        torch.zeros((), device=device)
     except (RuntimeError, AssertionError) as error:
         reason = first_line(error)
-        raise UserError(f"train.device is {recipe.train.device!r}, which PyTorch cannot use here: {reason}") from None
+        raise UserError(f"train.device is {device!r}, which PyTorch cannot use here: {reason}") from None

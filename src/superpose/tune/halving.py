@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
 from scipy.stats import spearmanr
 
 from superpose.data.config import prepare
+from superpose.engine.jobs import Engine
+from superpose.engine.local import Local
 from superpose.errors import UserError
 from superpose.files import write_json, write_text
 from superpose.plan.evidence import ONE_SEED, Setting
@@ -30,8 +31,8 @@ from superpose.results.intervals import ends
 from superpose.results.progress import Display
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
-from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, train_all
-from superpose.train.config import Recipe, chosen_precision, recipe_toml, write_recipe
+from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, settled, train_all
+from superpose.train.config import Recipe, recipe_toml, write_recipe
 from superpose.train.loop import check_recipe
 from superpose.tune.search import Rung, Search, Trial
 
@@ -338,6 +339,7 @@ def tune(
     runs: Path = Path("runs"),
     name: str = "tune-demo",
     jobs: int = 0,
+    engine: Engine | None = None,
     display: Display | None = None,
     command: str = "superpose.tune.tune",
 ) -> Tuned:
@@ -349,7 +351,7 @@ def tune(
     Args:
         search: what is tried and for how long; `superpose.tune.plan_search` makes it.
         name: of the search.
-        runs, jobs, display: as of `superpose.compare.compare`.
+        runs, jobs, engine, display: as of `superpose.compare.compare`.
         command: what the files say they were made with.
 
     Raises:
@@ -364,16 +366,16 @@ def tune(
     first = search.trials[0]
     for line in few_steps(search.rungs[0].steps, Setting(first.bag_size, first.ratio))[:1]:
         display.say(f"{line}; so the shortest rung is little to go by", style="yellow")
-    with display:
+    with display, engine or Local() as machines:
+        # Once for all runs. The recipe that is written keeps its own.
+        precise = replace(search, recipe=settled(search.recipe, machines))
         store = prepare(search.recipe.data, display.prepare)
 
         def execute(planned: Sequence[Run]) -> list[Outcome]:
-            outcomes = train_all(planned, store, runs / POOL, jobs, display)
+            outcomes = train_all(planned, store, runs / POOL, jobs, display, machines)
             link(outcomes, directory)
             return outcomes
 
-        # Once for all runs: what is compared must not differ in it. The recipe that is written keeps its own.
-        precise = replace(search, recipe=chosen_precision(search.recipe, torch.device(search.recipe.train.device)))
         rankings = halve(precise, execute, lambda ranking: display.say(ranking.spoken())).rankings
     tuned = Tuned(search, rankings)
     tuned.write(directory, command, runs)

@@ -1,0 +1,235 @@
+"""A Ray cluster. Ray places the work, starts it again where a node is lost, and brings back what came of it.
+
+    Ray.submit -> a task of Ray's with its cores and GPUs -> on that node a process of its own (superpose.engine.local)
+    Ray.heard  <- the mailbox, an actor, of records       <-
+               <- the task's value                        <- what the job returned
+
+A run that was lost is begun again from its last checkpoint, because that is what training does; Ray tries a few times.
+Ray is imported when a cluster is first used.
+"""
+
+import asyncio
+import logging
+import os
+import platform
+import queue
+import secrets
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from superpose import __version__
+from superpose.engine.jobs import Engine, Event, Job, Kind, LostError, Resources, carry_out, without_records
+from superpose.engine.local import Local
+from superpose.errors import UserError, first_line, missing_package
+from superpose.files import file_sha256, write_text
+
+_TRIES = 5
+"""More than these times nobody loses the same run by chance."""
+_SECONDS_TO_STOP = 30
+
+Mark = tuple[str, str]
+"""A file that every node has to see, and the hash of what it holds."""
+
+
+class Ray(Engine):
+    """The nodes of a Ray cluster.
+
+    Args:
+        address: "auto" for the cluster this machine is part of, or "ray://HOST:PORT".
+        cores: of each job; 0 for one.
+        gpus: of each job that needs any; 0 for one.
+    """
+
+    def __init__(self, address: str = "auto", cores: int = 0, gpus: float = 0) -> None:
+        self._address, self._cores, self._gpus = address, cores, gpus
+        self._marks: list[Mark] = []
+        self._written: list[Path] = []
+        self._shared_paths: set[Path] = set()
+        self._tasks: dict[str, Any] = {}
+        self._answers: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
+        self._events: deque[Event] = deque()
+
+    def __enter__(self) -> "Ray":
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise missing_package(error) from None
+        self._ray = ray
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            try:
+                ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+                raise UserError(
+                    f"no Ray cluster answers at {self._address} ({first_line(error)}); "
+                    f"start one with 'ray start --head', or give its address as --engine ray://HOST:PORT"
+                ) from None
+        retried = {"max_retries": _TRIES, "retry_exceptions": [LostError]}
+        self._alone, self._shared = ray.remote(**retried)(_alone), ray.remote(**retried)(_shared)
+        self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
+        self._listen()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel(*self._tasks)
+        self._ray.kill(self._mailbox)
+        for mark in self._written:
+            mark.unlink(missing_ok=True)
+        if self._ours:
+            self._ray.shutdown()
+
+    def room(self, count: int, jobs: int = 0, on_gpu: bool = False) -> tuple[int, Resources]:
+        if self._gpus and not on_gpu:
+            raise UserError("--gpus-per-run is of runs on GPUs; choose them with --set train.device=cuda")
+        each = Resources(self._cores or 1, (self._gpus or 1) if on_gpu else 0)
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= each.cores and node.get("GPU", 0) >= each.gpus for node in nodes):
+            most = max(node.get("CPU", 0) for node in nodes), max(node.get("GPU", 0) for node in nodes)
+            raise UserError(
+                f"no node of the Ray cluster has {each.cores} cores and {each.gpus:g} GPUs for a run; "
+                f"there are at most {most[0]:g} and {most[1]:g}"
+            )
+        return min(jobs or count, count), each
+
+    def share(self, path: Path) -> None:
+        path = path.resolve()
+        if path in self._shared_paths:
+            return
+        self._shared_paths.add(path)
+        if not path.is_file():
+            # One that nobody else has, so that no copy of the folder passes for it.
+            path.mkdir(parents=True, exist_ok=True)
+            path = path / f".seen-{secrets.token_hex(8)}"
+            write_text(path, path.name)
+            self._written.append(path)
+        self._marks.append((str(path), file_sha256(path)))
+
+    def call(self, work: Callable[..., Any], *arguments: Any, on_gpu: bool = False) -> Any:
+        _, resources = self.room(1, on_gpu=on_gpu)
+        self.submit("call", Job.of(without_records, work, *arguments, resources=resources, alone=False))
+        event = self.heard()
+        if event.kind == "failed":
+            raise event.value
+        return event.value
+
+    def submit(self, key: str, job: Job) -> None:
+        task = self._alone if job.alone else self._shared
+        needs = {"num_cpus": job.resources.cores, "num_gpus": job.resources.gpus}
+        reference = task.options(**needs).remote(__version__, self._marks, job, key, self._mailbox)
+        self._tasks[key] = reference
+        self._when_known("task", key, reference)
+
+    def heard(self) -> Event:
+        while not self._events:
+            what, about, future = self._answers.get()
+            if what == "records":
+                self._records(future)
+                self._listen()
+            elif what == "rest":
+                self._records(future)
+                self._events.append(about)
+            elif about in self._tasks:
+                event = self._ended(about, future)
+                # Its last records are on their way; they come first.
+                self._when_known("rest", event, self._mailbox.rest.remote())
+        event = self._events.popleft()
+        if event.kind != "record":
+            self._tasks.pop(event.key, None)
+        return event
+
+    def cancel(self, *keys: str) -> None:
+        references = [self._tasks.pop(key) for key in keys]
+        for reference in references:
+            self._ray.cancel(reference, force=False)
+        # A run that is told to stop saves itself, which takes a while.
+        if references:
+            self._ray.wait(references, num_returns=len(references), timeout=_SECONDS_TO_STOP)
+        self._events = deque(event for event in self._events if event.key not in keys)
+
+    def _listen(self) -> None:
+        self._when_known("records", None, self._mailbox.take.remote())
+
+    def _when_known(self, what: str, about: Any, reference: Any) -> None:
+        reference.future().add_done_callback(lambda future: self._answers.put((what, about, future)))
+
+    def _records(self, future: Any) -> None:
+        # If the mailbox is lost with its node, Ray makes another; what was in it was for eyes only.
+        with suppress(self._ray.exceptions.RayError):
+            self._events += (Event(key, "record", record) for key, record in future.result() if key in self._tasks)
+
+    def _ended(self, key: str, future: Any) -> Event:
+        try:
+            kind, value = future.result()
+        except self._ray.exceptions.RayTaskError as error:
+            kind, value = "failed", error.cause if isinstance(error.cause, UserError) else error
+        except self._ray.exceptions.RayError as error:
+            kind, value = "failed", LostError(f"its process or its node was lost {_TRIES} times ({first_line(error)})")
+        return Event(key, kind, value)
+
+
+class _Mailbox:
+    """An actor that records wait in until they are taken."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[str, Any]] = []
+        self._some = asyncio.Event()
+
+    async def put(self, key: str, record: Any) -> None:
+        self._records.append((key, record))
+        self._some.set()
+
+    async def take(self) -> list[tuple[str, Any]]:
+        """All of them, as soon as there are any."""
+        await self._some.wait()
+        return await self.rest()
+
+    async def rest(self) -> list[tuple[str, Any]]:
+        """All of them."""
+        taken, self._records = self._records, []
+        self._some.clear()
+        return taken
+
+
+def _alone(version: str, marks: Sequence[Mark], job: Job, key: str, mailbox: Any) -> tuple[Kind, Any]:
+    """What a task does on a node for a job with a process of its own: it starts that, and hands its records on."""
+    import ray
+
+    _expect(version, marks)
+    said = None
+    with Local(devices=[str(gpu) for gpu in ray.get_gpu_ids()]) as engine:
+        engine.submit(key, job)
+        while (event := engine.heard()).kind == "record":
+            said = mailbox.put.remote(key, event.value)
+    if said is not None:
+        ray.wait([said], timeout=_SECONDS_TO_STOP)
+    if isinstance(event.value, LostError):
+        raise event.value
+    return event.kind, event.value
+
+
+def _shared(version: str, marks: Sequence[Mark], job: Job, key: str, mailbox: Any) -> tuple[Kind, Any]:
+    """What a task does for one of many small jobs: it does it itself."""
+    _expect(version, marks)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return carry_out(job.call, lambda record: None)
+
+
+def _expect(version: str, marks: Sequence[Mark]) -> None:
+    """Raises a UserError if this node is not one that work can be done on."""
+    if version != __version__:
+        raise UserError(
+            f"{platform.node()} has superpose {__version__} and this machine {version}; install the same on all nodes"
+        )
+    for mark, content in marks:
+        path = Path(mark)
+        if not path.is_file() or file_sha256(path) != content:
+            raise UserError(
+                f"{platform.node()}, a node of the Ray cluster, does not see {path.parent} as this machine does; "
+                f"put it on a file system that all nodes see"
+            )
