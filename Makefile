@@ -35,10 +35,11 @@ test-extras: .venv-extras/ready
 	.venv-extras/bin/pytest -n 2 --dist loadfile tests/integrations/torchtitan tests/evaluate/test_lm_eval.py \
 		tests/integrations/test_loops_extras.py tests/data/test_stream.py tests/core/test_triton_passes.py
 
-# Remote places on a server of this machine that speaks S3, and what datasets streams: in an environment apart.
+# Remote places on a server of this machine that speaks S3, what datasets streams, and a Ray cluster of two nodes on this
+# machine: in an environment apart.
 test-remote: .venv-remote/ready
 	.venv-remote/bin/pytest -n 2 --dist loadfile tests/test_places.py tests/test_copies.py tests/data/test_remote.py \
-		tests/data/test_text_streams.py
+		tests/data/test_text_streams.py tests/engine/test_ray.py
 
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
 # Newer packages below them may call what they use deprecated, which is no fault. On Python 3.11, the lowest as well.
@@ -95,7 +96,7 @@ gpu: .venv/ready
 .venv-remote/ready: pyproject.toml constraints-remote.txt
 	$(PYTHON) -m venv .venv-remote
 	.venv-remote/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-remote.txt \
-		-e '.[remote,stream]' s3fs 'moto[s3]' flask flask-cors pytest pytest-xdist hypothesis
+		-e '.[remote,stream,ray]' s3fs 'moto[s3]' flask flask-cors pytest pytest-xdist hypothesis
 	touch .venv-remote/ready
 
 .venv-docs/ready: constraints-docs.txt

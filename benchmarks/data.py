@@ -35,7 +35,7 @@ from superpose.data.readers import PYTHON_SOURCES, Source, find_parts, read_part
 from superpose.data.store import TokenStore
 from superpose.data.tokenizer import BYTES, save_tokenizer
 from superpose.data.windows import WindowPlan
-from superpose.data.workers import available_cores
+from superpose.engine.local import available_cores
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
 SPEED_MEGABYTES = 50

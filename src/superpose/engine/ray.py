@@ -14,6 +14,7 @@ import os
 import platform
 import queue
 import secrets
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from superpose.files import file_sha256, write_text
 _TRIES = 5
 """More than these times nobody loses the same run by chance."""
 _SECONDS_TO_STOP = 30
+_SECONDS_TO_ANSWER = 10
 
 Mark = tuple[str, str]
 """A file that every node has to see, and the hash of what it holds."""
@@ -62,8 +64,9 @@ class Ray(Engine):
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
+                _knock(os.environ.get("RAY_ADDRESS", "auto") if self._address == "auto" else self._address)
                 ray.init(self._address, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, RuntimeError, ValueError, AssertionError) as error:
+            except (OSError, RuntimeError, ValueError, AssertionError) as error:
                 raise UserError(
                     f"no Ray cluster answers at {self._address} ({first_line(error)}); "
                     f"start one with 'ray start --head', or give its address as --engine ray://HOST:PORT"
@@ -173,6 +176,13 @@ class Ray(Engine):
         return Event(key, kind, value)
 
 
+def _knock(address: str) -> None:
+    """Raises an OSError if nobody answers at HOST:PORT, where Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_SECONDS_TO_ANSWER).close()
+
+
 class _Mailbox:
     """An actor that records wait in until they are taken."""
 
@@ -180,8 +190,8 @@ class _Mailbox:
         self._records: list[tuple[str, Any]] = []
         self._some = asyncio.Event()
 
-    async def put(self, key: str, record: Any) -> None:
-        self._records.append((key, record))
+    async def put(self, key: str, records: Sequence[Any]) -> None:
+        self._records += [(key, record) for record in records]
         self._some.set()
 
     async def take(self) -> list[tuple[str, Any]]:
@@ -201,13 +211,17 @@ def _alone(version: str, marks: Sequence[Mark], job: Job, key: str, mailbox: Any
     import ray
 
     _expect(version, marks)
-    said = None
+    records: list[Any] = []
+    sent = mailbox.put.remote(key, records)
     with Local(devices=[str(gpu) for gpu in ray.get_gpu_ids()]) as engine:
         engine.submit(key, job)
         while (event := engine.heard()).kind == "record":
-            said = mailbox.put.remote(key, event.value)
-    if said is not None:
-        ray.wait([said], timeout=_SECONDS_TO_STOP)
+            records.append(event.value)
+            # One letter after the other, or they might overtake each other.
+            if ray.wait([sent], timeout=0)[0]:
+                sent, records = mailbox.put.remote(key, records), []
+    ray.wait([sent], timeout=_SECONDS_TO_STOP)
+    ray.wait([mailbox.put.remote(key, records)], timeout=_SECONDS_TO_STOP)
     if isinstance(event.value, LostError):
         raise event.value
     return event.kind, event.value

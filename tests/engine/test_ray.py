@@ -1,0 +1,173 @@
+"""A Ray cluster of two nodes on this machine. One is cut off in the middle of a run, and so is a driver."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from checks.cluster import Cluster
+from safetensors.torch import load_file
+
+from superpose import __version__
+from superpose.data.prepare import prepare_store
+from superpose.engine import Job, Local, LostError
+from superpose.engine.ray import Ray, _expect
+from superpose.errors import UserError
+from superpose.runs.pool import Run, execute
+from superpose.train.config import with_settings
+from tests.engine.test_local import die, negative, squares
+from tests.train.test_loop import changed
+
+pytest.importorskip("ray")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # what Ray remarks of its own parts
+    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nodes are found by their processes in /proc"),
+]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with Cluster([1, 1]) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def engine(cluster):
+    """One for all: a driver's processes on the nodes are its own, and the first run of each imports PyTorch."""
+    with Ray(cluster.address) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def long(recipe):
+    """Two runs of seconds, with a checkpoint every few steps."""
+    longer = with_settings(recipe, "train", steps=500, checkpoint_every=20, eval_every=500, warmup_steps=20)
+    return [Run("tst", longer), Run("ordinary", longer.ordinary())]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(long, store, tmp_path_factory):
+    pool = tmp_path_factory.mktemp("undisturbed")
+    with Local() as engine:
+        execute(long, store, pool, engine)
+    return pool
+
+
+def same_weights(one, other):
+    ours, theirs = (load_file(path / "model" / "model.safetensors") for path in (one, other))
+    return all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+def test_jobs_tell_return_fail_and_die_as_they_do_here(engine):
+    calls = {"good": (squares, 2, 3), "bad": (negative, -1), "dead": (die, 9)}
+    for key, call in calls.items():
+        engine.submit(key, Job.of(*call))
+    heard = defaultdict(list)
+    while not all(heard[key] and heard[key][-1].kind != "record" for key in calls):
+        event = engine.heard()
+        heard[event.key].append(event)
+    assert [event.value for event in heard["good"][:-1]] == [4, 9]
+    assert isinstance(heard["bad"][-1].value, ValueError)
+    assert isinstance(heard["dead"][-1].value, LostError)
+    assert "exit code 9" in str(heard["dead"][-1].value)
+
+
+def test_runs_end_in_the_bits_of_local_ones_and_one_that_fails_takes_none_with_it(engine, recipe, store, tmp_path):
+    longer = with_settings(recipe.ordinary(), "train", steps=30)
+    planned = [Run("tst", recipe), Run("ordinary", recipe.ordinary()), Run("ordinary", longer)]
+    bad = Run("bad", changed(recipe, "train", lr=1e30, grad_clip=0))
+    kinds = defaultdict(list)
+    listener = lambda run, record: kinds[run.name].append(record["kind"])  # noqa: E731
+    *ours, failed = execute([*planned, bad], store, tmp_path / "ray", engine, listener=listener)
+    with Local() as local:
+        theirs = execute(planned, store, tmp_path / "local", local)
+    for one, other in zip(ours, theirs, strict=True):
+        assert same_weights(one.directory, other.directory)
+        assert kinds[one.run.name].count("training") >= 10
+        assert kinds[one.run.name][-1] == "result"
+    assert "lower train.lr" in failed.failure
+
+
+def test_preparing_on_two_nodes_gives_the_same_store_with_any_number_of_workers(engine, data_args, tmp_path):
+    alone = prepare_store(data_args.preparation, tmp_path / "alone", processes=1)
+    for workers in (1, 2, 4):
+        spread = prepare_store(data_args.preparation, tmp_path / f"of-{workers}", workers, engine=engine)
+        assert spread.manifest == alone.manifest
+        assert spread.verify() == []
+
+
+def test_a_node_that_is_cut_off_costs_steps_since_the_last_checkpoint_alone(
+    cluster, engine, long, store, undisturbed, tmp_path
+):
+    steps = defaultdict(list)
+
+    def listener(run, record):
+        if record["kind"] == "training":
+            steps[run.arm].append(record["step"])
+        if len(cluster.nodes) == 2 and all(max(steps[arm], default=0) > 50 for arm in ("tst", "ordinary")):
+            cluster.kill(1)
+
+    outcomes = execute(long, store, tmp_path, engine, listener=listener)
+    assert len(cluster.nodes) == 1, "the runs were over before the node was killed"
+    cluster.add(1)
+    for outcome in outcomes:
+        assert same_weights(outcome.directory, undisturbed / outcome.directory.name)
+    back = [(one, two) for known in steps.values() for one, two in pairwise(known) if two <= one]
+    assert len(back) == 1, "one run went on from its checkpoint, the other was not disturbed"
+    assert 20 < back[0][1] <= back[0][0] < back[0][1] + 60
+
+
+def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(cluster, engine, long, store, undisturbed, tmp_path):
+    script = tmp_path / "driver.py"
+    script.write_text(
+        "import pickle, sys\n"
+        "from pathlib import Path\n"
+        "from superpose.data.store import TokenStore\n"
+        "from superpose.engine.ray import Ray\n"
+        "from superpose.runs.pool import execute\n"
+        "runs, store, pool = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
+        f"with Ray({cluster.address!r}) as engine: execute(runs, TokenStore.open(store), pool, engine)\n"
+    )
+    (tmp_path / "given").write_bytes(pickle.dumps((long, store.path, tmp_path / "pool")))
+    driver = subprocess.Popen([sys.executable, script, tmp_path / "given"])
+    directories = [tmp_path / "pool" / run.key(store) for run in long]
+    wait_for(lambda: any(list((path / "checkpoints").glob("step-*")) for path in directories))
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    first = defaultdict(list)
+    outcomes = execute(
+        long, store, tmp_path / "pool", engine, listener=lambda run, record: first[run.arm].append(record.get("step"))
+    )
+    for outcome in outcomes:
+        assert same_weights(outcome.directory, undisturbed / outcome.directory.name)
+    assert max(known[0] for known in first.values()) >= 20, "all runs began anew"
+
+
+def test_a_node_that_sees_other_files_or_has_another_version_says_so_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"does not see .* put it on a file system that all nodes see"):
+        _expect(__version__, [(str(tmp_path / "absent"), "hash")])
+    with pytest.raises(UserError, match="install the same on all nodes"):
+        _expect("0.0.1", [])
+
+
+def test_no_cluster_is_said_in_a_sentence():
+    with pytest.raises(UserError, match="no Ray cluster answers at 127"), Ray("127.0.0.1:1"):
+        pass
+
+
+def wait_for(condition):
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    pytest.fail("waited a minute in vain")
