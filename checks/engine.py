@@ -49,14 +49,14 @@ SETTINGS = {
     "model.config.num_attention_heads": 2,
     "train.batch_size": 4,
     "train.latents": 16,
-    "train.warmup_steps": 20,
+    "train.warmup_steps": 10,
     "train.log_every": 10,
-    "train.eval_every": 200,
-    "train.checkpoint_every": 25,
+    "train.eval_every": 100,
+    "train.checkpoint_every": 10,
     "train.precision": "float32",
     "train.track": [],
 }
-OPTIONS = ["--steps", "400", "--budgets", "600", "--seeds", "1,2,3", "--name", "killed", "--cores-per-run", "1"]
+OPTIONS = ["--steps", "150", "--budgets", "200", "--seeds", "1,2,3", "--name", "killed", "--cores-per-run", "1"]
 
 
 def main() -> None:

@@ -152,6 +152,35 @@ def _die(*arguments):
     raise SystemExit(9)
 
 
+class TwoRanks(Local):
+    """Gives each run two GPUs, which need not be there where it is trained on a CPU."""
+
+    def __init__(self):
+        super().__init__(devices=["0", "1"])
+
+    def room(self, count, jobs=0, on_gpu=False):
+        return 1, Resources(cores=2, gpus=2)
+
+
+def test_a_run_of_several_gpus_is_trained_by_ranks_that_save_and_go_on_together(recipe, store, tmp_path):
+    run, steps = Run("tst", recipe), []
+
+    def listener(run, record):
+        if record["kind"] == "training":
+            steps.append(record["step"])
+        if steps == list(range(1, 11)):
+            raise KeyboardInterrupt
+
+    with TwoRanks() as engine:
+        with pytest.raises(KeyboardInterrupt):
+            execute([run], store, tmp_path, engine, listener=listener)
+        (outcome,) = execute([run], store, tmp_path, engine, listener=listener)
+    assert outcome.failure is None
+    assert outcome.result["ranks"] == 2
+    assert steps[10] > 10, "they began anew"
+    assert steps[-1] == 20
+
+
 def test_a_run_that_is_told_to_stop_ends_as_shells_say_it(recipe, store, tmp_path, monkeypatch):
     def stopped(*arguments, **settings):
         raise StoppedError(signal.SIGTERM, 3)

@@ -263,6 +263,10 @@ def _train(
     """What is done for a run in a process of its own."""
     if not recipe.train.threads:
         recipe = with_settings(recipe, "train", threads=max(1, resources.cores // resources.ranks))
+    if resources.ranks > 1:
+        # Ranks wait for others before they meet. Only the first would hear that the run is busy.
+        with one_at_a_time(directory):
+            pass
     try:
         return _trained(recipe, TokenStore.open(store), directory, trunk, tell)
     except StoppedError as error:
