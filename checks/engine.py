@@ -69,13 +69,15 @@ def main() -> None:
         os.environ["SUPERPOSE_CACHE"] = str(place / "cache")
         text = "".join(f"{n}: the {n % 7} of {n * n % 11} is {n % 10}.\n" + "\n" * (n % 5 == 0) for n in range(20_000))
         (place / "text.txt").write_text(text)
+        began = time.monotonic()
         if compare(place, place / "alone").wait():
             sys.exit(f"the comparison that was left alone failed: {(place / 'alone.log').read_text()}")
+        alone = time.monotonic() - began
         while (counts := known_counts())["kills"] < options.kills:
             # Every comparison is another, and the same if it is made again.
             chance = random.Random(counts["comparisons"])
             with Cluster([0, 1, 1]) as cluster:
-                killed = disturbed(place, cluster, chance, options.kills - counts["kills"])
+                killed = disturbed(place, cluster, chance, alone, options.kills - counts["kills"])
             differences = list(different(place / "alone", place / "disturbed"))
             counts = added(counts, killed, differences)
             print(f"{counts['kills']} kills {counts['by_kind']}; {differences or 'the same'}", flush=True)
@@ -93,14 +95,14 @@ def compare(place: Path, runs: Path, *engine: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([*command, *settings, "--runs", str(runs), *engine], stdout=log, stderr=log)
 
 
-def disturbed(place: Path, cluster: Cluster, chance: random.Random, most: int) -> list[str]:
-    """Makes the comparison while things are killed; returns what was."""
+def disturbed(place: Path, cluster: Cluster, chance: random.Random, alone: float, most: int) -> list[str]:
+    """Makes the comparison, which takes so many seconds if left alone, while things are killed; returns what was."""
     runs, killed = place / "disturbed", list[str]()
     os.environ["RAY_ADDRESS"] = cluster.address
     driver = compare(place, runs, "--engine", "ray")
     while True:
         try:
-            if code := driver.wait(chance.uniform(4, 20) if len(killed) < most else None):
+            if code := driver.wait(chance.uniform(0.1, 0.6) * alone if len(killed) < most else None):
                 sys.exit(f"the comparison failed with {code} after {killed}: {runs.with_suffix('.log').read_text()}")
             return killed
         except subprocess.TimeoutExpired:

@@ -15,6 +15,7 @@ import platform
 import queue
 import secrets
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ _TRIES = 5
 """More than these times nobody loses the same run by chance."""
 _SECONDS_TO_STOP = 30
 _SECONDS_TO_ANSWER = 10
+_SECONDS_TO_JOIN = 60
 
 Mark = tuple[str, str]
 """A file that every node has to see, and the hash of what it holds."""
@@ -91,14 +93,17 @@ class Ray(Engine):
         if self._gpus and not on_gpu:
             raise UserError("--gpus-per-run is of runs on GPUs; choose them with --set train.device=cuda")
         each = Resources(self._cores or 1, (self._gpus or 1) if on_gpu else 0)
-        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= each.cores and node.get("GPU", 0) >= each.gpus for node in nodes):
-            most = max(node.get("CPU", 0) for node in nodes), max(node.get("GPU", 0) for node in nodes)
-            raise UserError(
-                f"no node of the Ray cluster has {each.cores} cores and {each.gpus:g} GPUs for a run; "
-                f"there are at most {most[0]:g} and {most[1]:g}"
-            )
-        return min(jobs or count, count), each
+        # Nodes may be on their way, such as those that take the place of others.
+        for _ in range(_SECONDS_TO_JOIN):
+            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            if any(node.get("CPU", 0) >= each.cores and node.get("GPU", 0) >= each.gpus for node in nodes):
+                return min(jobs or count, count), each
+            time.sleep(1)
+        most = [max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU")]
+        raise UserError(
+            f"no node of the Ray cluster has {each.cores} cores and {each.gpus:g} GPUs for a run; "
+            f"there are at most {most[0]:g} and {most[1]:g}"
+        )
 
     def share(self, path: Path) -> None:
         path = path.resolve()
