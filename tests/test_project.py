@@ -38,7 +38,7 @@ def test_the_citation_is_of_this_version():
 def test_every_script_is_listed(folder):
     page = (ROOT / folder / "README.md").read_text(encoding="utf-8")
     listed = {name.removesuffix(".py") for name in re.findall(r"^\| ([\w.]+) \|", page, re.MULTILINE)} - {"script"}
-    scripts = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__", "measure", "tiny_models"}
+    scripts = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__", "cluster", "measure", "tiny_models"}
     packages = {path.parent.name for path in (ROOT / folder).glob("*/__main__.py")}
     assert listed == scripts | packages
 

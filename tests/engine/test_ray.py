@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from superpose import __version__
 from superpose.data.prepare import prepare_store
-from superpose.engine import Job, Local, LostError
+from superpose.engine import Job, Local, LostError, Resources
 from superpose.engine.ray import Ray, _expect
 from superpose.errors import UserError
 from superpose.runs.pool import Run, execute
@@ -96,6 +96,14 @@ def test_runs_end_in_the_bits_of_local_ones_and_one_that_fails_takes_none_with_i
         assert kinds[one.run.name].count("training") >= 10
         assert kinds[one.run.name][-1] == "result"
     assert "lower train.lr" in failed.failure
+
+
+def test_a_run_that_no_node_has_room_for_is_refused(engine, monkeypatch):
+    monkeypatch.setattr("superpose.engine.ray._SECONDS_TO_JOIN", 0)
+    assert engine.room(count=10) == (10, Resources(cores=1))
+    assert engine.room(count=10, jobs=3) == (3, Resources(cores=1))
+    with pytest.raises(UserError, match="no node of the Ray cluster has 1 cores and 1 GPUs for a run"):
+        engine.room(count=10, on_gpu=True)
 
 
 def test_preparing_on_two_nodes_gives_the_same_store_with_any_number_of_workers(engine, data_args, tmp_path):

@@ -93,12 +93,16 @@ class Ray(Engine):
         if self._gpus and not on_gpu:
             raise UserError("--gpus-per-run is of runs on GPUs; choose them with --set train.device=cuda")
         each = Resources(self._cores or 1, (self._gpus or 1) if on_gpu else 0)
-        # Nodes may be on their way, such as those that take the place of others.
-        for _ in range(_SECONDS_TO_JOIN):
+        waited = 0
+        while True:
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
             if any(node.get("CPU", 0) >= each.cores and node.get("GPU", 0) >= each.gpus for node in nodes):
                 return min(jobs or count, count), each
+            # Some may be on their way, such as those that take the place of others.
+            if waited == _SECONDS_TO_JOIN:
+                break
             time.sleep(1)
+            waited += 1
         most = [max((node.get(kind, 0) for node in nodes), default=0) for kind in ("CPU", "GPU")]
         raise UserError(
             f"no node of the Ray cluster has {each.cores} cores and {each.gpus:g} GPUs for a run; "
