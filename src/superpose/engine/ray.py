@@ -29,6 +29,8 @@ from superpose.engine.local import Local
 from superpose.errors import UserError, first_line, missing_package
 from superpose.files import file_sha256, write_text
 
+_AT_ONCE = 1000
+"""Jobs that Ray is given at a time, unless somebody says: enough for any cluster to be busy, and the driver stays small."""
 _TRIES = 5
 """More than these times nobody loses the same run by chance."""
 _SECONDS_TO_STOP = 30
@@ -97,7 +99,7 @@ class Ray(Engine):
         while True:
             nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
             if any(node.get("CPU", 0) >= each.cores and node.get("GPU", 0) >= each.gpus for node in nodes):
-                return min(jobs or count, count), each
+                return min(jobs or _AT_ONCE, count), each
             # Some may be on their way, such as those that take the place of others.
             if waited == _SECONDS_TO_JOIN:
                 break
