@@ -30,7 +30,7 @@ from superpose.errors import UserError, first_line, missing_package
 from superpose.files import file_sha256, write_text
 
 _AT_ONCE = 1000
-"""Jobs that Ray is given at a time, unless somebody says: enough for any cluster to be busy, and the driver stays small."""
+"""Jobs that Ray is given at a time, unless somebody says: enough to keep a cluster busy, and the driver stays small."""
 _TRIES = 5
 """More than these times nobody loses the same run by chance."""
 _SECONDS_TO_STOP = 30
