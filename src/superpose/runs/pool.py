@@ -29,7 +29,7 @@ from superpose.files import BusyError, one_at_a_time
 from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.run_directory import finished
-from superpose.train.running import StoppedError
+from superpose.train.running import StoppedError, ended_in_order
 
 if TYPE_CHECKING:  # the processes of runs show nothing
     from superpose.results.progress import Display
@@ -98,8 +98,11 @@ def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, dis
     on_cpu = all(run.recipe.train.device == "cpu" for run in runs)
     at_a_time = min(jobs or (available_cores() if on_cpu else 1), max(1, len(runs)))
     try:
-        return execute(runs, store, pool, at_a_time, lambda run, record: display.record(run.name, run.steps, record))
-    except KeyboardInterrupt:
+        with ended_in_order():
+            return execute(
+                runs, store, pool, at_a_time, lambda run, record: display.record(run.name, run.steps, record)
+            )
+    except (KeyboardInterrupt, SystemExit):
         display.say("stopped; the same command goes on from the last checkpoints")
         raise
 
@@ -230,8 +233,7 @@ def _trained(
     """Trains a run, or waits for another comparison that is at it: its result serves both."""
     while True:
         try:
-            resume = (directory / "config.json").exists()
-            return train(recipe, store, directory, resume, listener, trunk=trunk)
+            return train(recipe, store, directory, resume=True, listener=listener, trunk=trunk)
         except BusyError:
             with one_at_a_time(directory):
                 continue

@@ -115,6 +115,19 @@ class Warned(Record):
     message: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Started(Record):
+    """Where this start of a run begins, after `step` steps. Told and not written: a log is that of a run never stopped.
+
+    Attributes:
+        message: whether it starts or goes on, and from what.
+    """
+
+    kind = "start"
+
+    message: str
+
+
 @dataclass(frozen=True)
 class Switch:
     """How a run took the change from bags to single tokens.
