@@ -250,7 +250,8 @@ def stop_requests() -> Iterator[StopRequest]:
     """Notes SIGTERM, SIGUSR1 and SIGINT instead of ending at once; the same signal a second time ends at once.
 
     Several may come together: a terminal or a scheduler sends one to all processes, and what started them, such as
-    torchrun, passes it on or sends another. So a scheduler's second one has to come `_TOGETHER` seconds after the first.
+    torchrun, passes it on or sends another. So a scheduler's second one comes `_TOGETHER` seconds after
+    the first, or is the same.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
