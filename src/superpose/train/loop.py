@@ -215,7 +215,8 @@ def _steps(run: Running) -> HeldOutLoss:
                 if problem := run.checkpoints.wait():
                     raise UserError(problem)
                 raise StoppedError(stopping, done)
-    return measured or _validate(run, args.steps)
+    # Stopped after its last checkpoint, which the record of its last validation comes before.
+    return measured or _held_out(run)
 
 
 def _validate(run: Running, done: int) -> HeldOutLoss:
