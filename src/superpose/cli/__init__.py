@@ -77,8 +77,10 @@ def train(
     from typing import Any
 
     from superpose.results.progress import Display, summarize
+    from superpose.train.forecast import forecast
     from superpose.train.loop import announce
     from superpose.train.loop import train as train_run
+    from superpose.train.records import Pace
     from superpose.train.running import StoppedError
 
     # Of the ranks torchrun starts, the first speaks for all.
@@ -91,6 +93,8 @@ def train(
         def told(record: dict[str, Any]) -> None:
             if resume and record["kind"] == "start":
                 terminal.print(record["message"])
+            if record["kind"] == "pace":
+                terminal.print(forecast(settings, Pace.heard(record)))
             display.record(out.name, settings.train.steps, record)
 
         try:

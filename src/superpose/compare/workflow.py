@@ -47,7 +47,8 @@ def compare(
     with display:
         store = prepare(design.recipe.data, display.prepare)
         design = with_precision(design)
-        tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display))
+        tuning, later = plan_tuning(design), plan_runs(design, {})
+        tunings = best_rates(design, train_all(tuning, store, runs / POOL, jobs, display, later))
         planned = plan_runs(design, tunings)
         for run in {run.arm: run for run in reversed(planned)}.values():
             display.say(f"{run.arm}: {announce(run.recipe, store)}")

@@ -26,6 +26,7 @@ from superpose.data.store import TokenStore
 from superpose.data.workers import available_cores, script_left_out
 from superpose.errors import UserError
 from superpose.files import BusyError, one_at_a_time
+from superpose.runs.forecast import Forecast, Planned
 from superpose.train.config import Recipe, with_settings
 from superpose.train.loop import train
 from superpose.train.run_directory import finished
@@ -91,20 +92,38 @@ def named_directory(runs: Path, name: str) -> Path:
     return runs / name
 
 
-def train_all(runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display") -> list[Outcome]:
-    """Trains runs and shows them at work: `execute`, on all cores or as many at a time as `jobs` says."""
+def train_all(
+    runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display", later: Sequence[Run] = ()
+) -> list[Outcome]:
+    """Trains runs and shows them at work: `execute`, on all cores or as many at a time as `jobs` says.
+
+    Args:
+        later: what the same command trains afterwards, for the forecast of how long all takes.
+    """
     if done := sum((pool / run.key(store) / "result.json").exists() for run in runs):
         display.say(f"{done} of {len(runs)} runs are finished already; their results are in {pool}")
     on_cpu = all(run.recipe.train.device == "cpu" for run in runs)
     at_a_time = min(jobs or (available_cores() if on_cpu else 1), max(1, len(runs)))
+    forecast = Forecast(_planned([*runs, *later], store, pool), at_a_time, display.say)
+
+    def listener(run: Run, record: dict[str, Any]) -> None:
+        display.record(run.name, run.steps, record)
+        forecast.hear(record)
+
     try:
         with ended_in_order():
-            return execute(
-                runs, store, pool, at_a_time, lambda run, record: display.record(run.name, run.steps, record)
-            )
+            return execute(runs, store, pool, at_a_time, listener)
     except (KeyboardInterrupt, SystemExit):
         display.say("stopped; the same command goes on from the last checkpoints")
         raise
+
+
+def _planned(runs: Sequence[Run], store: TokenStore, pool: Path) -> list[Planned]:
+    """Those that are not finished, each once, with the steps that another of them has."""
+    by_key = {run.key(store): run for run in runs}
+    shared = {key: by_key[trunk].recipe.stable_steps for key, trunk in _trunks(by_key).items()}
+    waiting = (key for key in by_key if not (pool / key / "result.json").exists())
+    return [Planned(by_key[key].recipe, shared.get(key, 0)) for key in waiting]
 
 
 def execute(

@@ -25,6 +25,7 @@ from superpose.models.build import build_config, build_model
 from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks, joined_ranks
+from superpose.train.forecast import PaceWatch
 from superpose.train.hardware import keep_memory
 from superpose.train.optim import learning_rate
 from superpose.train.records import Record, Started, Validation, as_json, metrics_log, read_records
@@ -93,7 +94,8 @@ def train(
         if ranks.main:
             # Trackers are told of a record before the loss is judged by it; energy counts from here on.
             trackers, energy = Trackers(recipe.train.track), EnergyMeter(ranks.device)
-            watchers = [trackers, *watchers, energy, Baseline(reference), SwitchSpike()]
+            pace = PaceWatch(lambda record: listener(record.as_json()))
+            watchers = [trackers, *watchers, energy, Baseline(reference), SwitchSpike(), pace]
         if profile:
             watchers.append(Profile())
         for watcher in watchers:
@@ -220,9 +222,11 @@ def _steps(run: Running) -> HeldOutLoss:
 
 
 def _validate(run: Running, done: int) -> HeldOutLoss:
+    started = time.perf_counter()
     with run.clock.paused():
         measured = _held_out(run)
         run.tell(run.validation(done, measured))
+    run.validation_seconds = time.perf_counter() - started
     return measured
 
 

@@ -117,6 +117,8 @@ class Running:
         self._flops_of = {shape: model_flops_per_latent(self.state.model, *shape) for shape in shapes}
         self._peak = matmul_peak(self.ranks.device, self.recipe.train.precision) * self.ranks.world_size
         self._since = self.progress
+        self.validation_seconds: float | None = None
+        """What the last validation took; none was yet."""
         for watcher in self.watchers:
             watcher.run = self
 

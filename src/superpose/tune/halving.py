@@ -368,7 +368,7 @@ def tune(
         store = prepare(search.recipe.data, display.prepare)
 
         def execute(planned: Sequence[Run]) -> list[Outcome]:
-            outcomes = train_all(planned, store, runs / POOL, jobs, display)
+            outcomes = train_all(planned, store, runs / POOL, jobs, display, precise.expected_after(planned))
             link(outcomes, directory)
             return outcomes
 
