@@ -450,9 +450,8 @@ def test_the_papers_models_are_those_of_the_recipes(name):
         theirs = AutoModelForCausalLM.from_config(build_config(recipe.model, 128256, recipe.train.latents, 128001))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     settings, train_args = recipe.superposition, recipe.train
-    assert [getattr(config.superposition, f.name) for f in fields(Superposition)] == [
-        *(settings.bag_size, settings.ratio, settings.mode, settings.weighting)
-    ]
+    for name in (each.name for each in fields(Superposition)):
+        assert getattr(config.superposition, name) == getattr(settings, name), name
     assert config.training.steps == train_args.steps
     assert config.training.seq_len == train_args.latents
     assert config.training.global_batch_size == train_args.batch_size
