@@ -505,6 +505,8 @@ def test_any_decoder_of_torchtitan_can_be_superposed(store, tmp_path):
         ({"dataloader.dataset_path": None}, "give --dataloader.dataset_path"),
         ({"superposition.ratio": 1.5}, "between 0 and 1"),
         ({"superposition.stages": (StageArgs(0.3, bag_size=4),), "superposition.bag_size": 8}, "leave out bag_size"),
+        ({"superposition.stages": (StageArgs(0.3, bag_size=4, ordinary_rows=0.5),)}, "stage 1: ordinary_rows is not"),
+        ({"superposition.stages": (StageArgs(0.3, bag_size={4: 1, 2: 1}),)}, "stage 1: bag_size that is drawn is not"),
         ({"superposition.expand": "batch", "training.seq_len": 60}, "multiple of the bag size times loss.num_chunks"),
         ({"superposition.expand": "batch", "parallelism.pipeline_parallel_degree": 2}, "rows have two lengths"),
         ({"loss.loss_fn.z_loss": -1.0}, "z_loss is -1.0"),
