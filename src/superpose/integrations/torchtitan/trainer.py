@@ -86,8 +86,8 @@ def _check_served(config: Any, schedule: Schedule) -> None:
     for parts in {stage.raw_tokens_per_latent for stage in schedule.stages}:
         if config.training.seq_len % (parts * chunks):
             raise ValueError(
-                f"superposition.expand is 'batch', so training.seq_len ({config.training.seq_len}) has to be a "
-                f"multiple of the bag size times loss.num_chunks ({parts} x {chunks})"
+                f"superposition.expand is 'batch': give training.seq_len ({config.training.seq_len}) as a multiple of "
+                f"the bag size times loss.num_chunks ({parts} x {chunks})"
             )
 
 
