@@ -84,7 +84,7 @@ def start(recipe: Recipe, store: Path, run: Path, ranks: int) -> list[int]:
     def work(rank: int) -> None:
         torch.set_num_threads(1)
         os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
-        train(recipe, TokenStore.open(store), run, resume=(run / "config.json").exists())
+        train(recipe, TokenStore.open(store), run, resume=True)
 
     return [fork(lambda rank=rank: work(rank)) for rank in range(ranks)]
 

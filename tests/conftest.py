@@ -181,7 +181,7 @@ def trained(runs, store, pool):
 
     directories = [pool / run.key(store) for run in runs]
     return [
-        Outcome(run, path, train(run.recipe, store, path, resume=(path / "config.json").exists()))
+        Outcome(run, path, train(run.recipe, store, path, resume=True))
         for run, path in zip(runs, directories, strict=True)
     ]
 

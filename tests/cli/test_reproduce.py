@@ -31,7 +31,7 @@ def invoke(monkeypatch, tmp_path):
     """Calls the command with its runs trained in this process."""
     monkeypatch.setattr(
         "superpose.reproduce.reproduction.train_all",
-        lambda runs, store, pool, jobs, display, engine: trained(runs, store, pool),
+        lambda runs, store, pool, *rest: trained(runs, store, pool),
     )
     settings = [f"--set={name}={json.dumps(value)}" for name, value in TINY.items()]
 

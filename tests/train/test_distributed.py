@@ -97,8 +97,8 @@ def work_of_two(rank, group, recipe, path, folder):
         other = changed(varied(recipe, name), "parallel", strategy="fsdp", replicas=2)
         train(other, store, folder / f"{name}-from-one", resume=True)
     # Rank 0 finds a mistake and tells it; the other ends without a word, and does not wait.
-    with pytest.raises(UserError if rank == 0 else ReportedError, match="no run to resume"):
-        train(recipe, store, folder / "none", resume=True)
+    with pytest.raises(UserError if rank == 0 else ReportedError, match="holds a run already"):
+        train(recipe, store, folder / "fsdp")
     odd = changed(recipe, "train", batch_size=3)
     with pytest.raises(UserError, match="cannot be shared out evenly"):
         train(odd, store, folder / "odd")

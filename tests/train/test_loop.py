@@ -167,11 +167,41 @@ def test_a_run_is_never_overwritten_or_mixed_up(finished, recipe, store, tmp_pat
         train(recipe, store, finished)
     with pytest.raises(UserError, match=r"another train\.lr"):
         train(changed(recipe, "train", lr=1.0), store, finished, resume=True)
-    with pytest.raises(UserError, match="no run to resume"):
-        train(recipe, store, tmp_path / "none", resume=True)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="not empty"):
-        train(recipe, store, tmp_path)
+    for resume in (False, True):
+        with pytest.raises(UserError, match="not empty"):
+            train(recipe, store, tmp_path, resume)
+
+
+@pytest.mark.error(n=9)
+def test_one_call_starts_starts_again_and_goes_on(finished, recipe, store, tmp_path):
+    """With nothing there, with a start that died before its first checkpoint, with one, and with a finished run."""
+    told = []
+
+    def listener(last):
+        def listen(record):
+            if record["kind"] == "start":
+                told.append((record["step"], record["message"].removeprefix(str(tmp_path / "run "))))
+            killed_after(last)(record)
+
+        return listen
+
+    for last in (1, 5, 20):
+        with pytest.raises(KilledError):
+            train(recipe, store, tmp_path / "run", resume=True, listener=listener(last))
+    result = train(recipe, store, tmp_path / "run", resume=True, listener=listener(21))
+    assert train(recipe, store, tmp_path / "run", resume=True, listener=listener(21)) == result
+    assert told == [
+        (0, "starts at step 0"),
+        (0, "was started before and has no checkpoint yet, so it starts at step 0 again"),
+        (3, "goes on from step 3 of 20"),
+        (18, "goes on from step 18 of 20"),
+        (20, "is finished; nothing is left to train"),
+    ]
+    for name, tensor in weights(finished).items():
+        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+    kinds = {record["kind"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")}
+    assert kinds == {"training", "validation"}
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(recipe, store, tmp_path):

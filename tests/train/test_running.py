@@ -61,10 +61,9 @@ def handlers():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [5, 8])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 5), (signal.SIGINT, 8), (signal.SIGUSR1, 9)])
 def test_the_step_is_finished_and_saved(recipe, store, tmp_path, number, step):
-    """In superposition, and at the switch; what follows is the run that was never stopped."""
+    """In superposition, at the switch and after it; what follows is the run that was never stopped."""
     train(recipe, store, tmp_path / "whole")
 
     def stop(record):
@@ -89,6 +88,58 @@ def test_the_second_time_it_ends_at_once():
         assert request.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_what_torchrun_passes_on_is_no_second_signal(monkeypatch, number):
+    """A scheduler tells all processes of a job, and torchrun its ranks once more."""
+    now = [100.0]
+    monkeypatch.setattr(running.time, "monotonic", lambda: now[0])
+    before = signal.signal(number, lambda number, frame: ended.append(number))
+    ended = []
+    try:
+        with stop_requests() as request:
+            for since in (0, 1, 3.9):
+                now[0] += since
+                os.kill(os.getpid(), number)
+                assert request.number == number
+            assert ended == []
+            now[0] += 0.2
+            os.kill(os.getpid(), number)
+            assert ended == [number]
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+def test_what_a_scheduler_ends_stops_first_what_it_has_started(number, code):
+    def work():
+        with running.ended_in_order():
+            try:
+                os.kill(os.getpid(), number)
+            finally:
+                left.append(signal.getsignal(number))
+
+    left = []
+    with pytest.raises(SystemExit) as ended:
+        work()
+    assert ended.value.code == code
+    assert left == [signal.SIG_DFL], "a second one ends at once"
+
+
+def test_a_handler_of_somebody_elses_stays():
+    def theirs(number, frame):
+        heard.append(number)
+
+    heard = []
+    before = signal.signal(signal.SIGUSR1, theirs)
+    try:
+        with running.ended_in_order():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert heard == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGUSR1) is theirs
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_signal_that_is_to_be_ignored_stays_ignored():
@@ -120,7 +171,7 @@ def test_the_command_line_says_what_happened(recipe, corpus, tmp_path):
     }
     path = tmp_path / "recipe.toml"
     path.write_text("")
-    command = [sys.executable, "-m", "superpose", "train", str(path), "--out", str(run)]
+    command = [sys.executable, "-m", "superpose", "train", str(path), "--out", str(run), "--resume"]
     command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = run / "metrics.jsonl"
@@ -132,7 +183,8 @@ def test_the_command_line_says_what_happened(recipe, corpus, tmp_path):
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=30)
     assert process.returncode == 143
+    assert "starts at step 0" in " ".join(out.split())
     assert "stopped by SIGTERM after step" in out
-    assert "--resume" in out
+    assert "the same command goes on" in " ".join(out.split())
     assert error == ""
     assert len(list((run / "checkpoints").iterdir())) == 1

@@ -60,7 +60,8 @@ def train(
     out: Annotated[Path, Option(help="Directory of the run.")],
     corpus: Annotated[str | None, Option(help="Text, tokens or a prepared store, in place of the recipe's.")] = None,
     resume: Annotated[
-        bool, Option("--resume", help="Go on from the newest good checkpoint in --out, to the bit.")
+        bool,
+        Option("--resume", help="Go on from the newest good checkpoint in --out, to the bit; start if there is none."),
     ] = False,
     baseline: Annotated[
         Path | None, Option(help="An ordinary run's directory, to say when this run passes it.")
@@ -73,11 +74,13 @@ def train(
     On several devices: torchrun --nproc-per-node N -m superpose train ...
     """
     import os
-    from functools import partial
+    from typing import Any
 
     from superpose.results.progress import Display, summarize
+    from superpose.train.forecast import forecast
     from superpose.train.loop import announce, check_device
     from superpose.train.loop import train as train_run
+    from superpose.train.records import Pace
     from superpose.train.running import StoppedError
 
     # Of the ranks torchrun starts, the first speaks for all.
@@ -87,11 +90,18 @@ def train(
     with Display(terminal) as display:
         store = prepared_store(settings, display)
         terminal.print(announce(settings, store))
+
+        def told(record: dict[str, Any]) -> None:
+            if resume and record["kind"] == "start":
+                terminal.print(record["message"])
+            if record["kind"] == "pace":
+                terminal.print(forecast(settings, Pace.heard(record)))
+            display.record(out.name, settings.train.steps, record)
+
         try:
-            told = partial(display.record, out.name, settings.train.steps)
             result = train_run(settings, store, out, resume, told, baseline, profile)
         except StoppedError as stopped:
-            terminal.print(f"{stopped}; the same command with --resume goes on")
+            terminal.print(f"{stopped}; the same command{'' if resume else ' with --resume'} goes on")
             raise typer.Exit(stopped.exit_code) from None
     terminal.print("\n".join(summarize(result)))
     bags = "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."

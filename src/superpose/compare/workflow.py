@@ -52,7 +52,8 @@ def compare(
     with display, engine or Local() as machines:
         design = replace(design, recipe=settled(design.recipe, machines))
         store = prepare(design.recipe.data, display.prepare)
-        tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display, machines))
+        tuning, later = plan_tuning(design), plan_runs(design, {})
+        tunings = best_rates(design, train_all(tuning, store, runs / POOL, jobs, display, machines, later))
         planned = plan_runs(design, tunings)
         for run in {run.arm: run for run in reversed(planned)}.values():
             display.say(f"{run.arm}: {announce(run.recipe, store)}")

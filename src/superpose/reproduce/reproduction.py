@@ -186,13 +186,16 @@ def reproduce(
     check_recipe(design.recipe)
     directory, display = named_directory(runs, name or f"reproduce-{scale}"), display or Display()
     done: list[Reproduction] = []
+    begun: list[str] = []
     with engine or Local() as machines:
         with display:
             design = replace(design, recipe=settled(design.recipe, machines))
             store = prepare(design.recipe.data, display.prepare)
-            tunings = best_rates(design, train_all(plan_tuning(design), store, runs / POOL, jobs, display, machines))
+            tuning, later = plan_tuning(design), _expected(experiments, design.recipe, seeds, {})
+            tunings = best_rates(design, train_all(tuning, store, runs / POOL, jobs, display, machines, later))
             tuned = {arm: tuning.best for arm, tuning in tunings.items()}
         for key in dict.fromkeys(experiments):
+            begun.append(key)
             experiment, arms, text = EXPERIMENTS[key], design.recipe, store
             with display:
                 if experiment.data_bound:
@@ -200,7 +203,8 @@ def reproduce(
                     text = prepare(arms.data, display.prepare)
                 planned, law = experiment_runs(experiment, arms, text, seeds, tuned)
                 display.say(f"{experiment.title}: {len(planned)} runs")
-                outcomes = train_all(planned, text, runs / POOL, jobs, display, machines)
+                later = _expected([other for other in experiments if other not in begun], design.recipe, seeds, tuned)
+                outcomes = train_all(planned, text, runs / POOL, jobs, display, machines, later)
             done.append(reproduction(key, scale, arms, text, outcomes, law, tuned))
             save(done, command, directory)
             listener(done[-1])
@@ -244,6 +248,17 @@ def experiment_runs(
             recipe's.
     """
     law = fit_power_law(store.train.tokens) if experiment.needs_weights else None
+    return _runs(experiment, recipe, seeds, rates, law), law
+
+
+def _expected(keys: Sequence[str], recipe: Recipe, seeds: Sequence[int], rates: Mapping[str, float]) -> list[Run]:
+    """The runs of experiments that are to come, but for weights that are not measured yet."""
+    return [run for key in dict.fromkeys(keys) for run in _runs(EXPERIMENTS[key], recipe, seeds, rates, None)]
+
+
+def _runs(
+    experiment: Experiment, recipe: Recipe, seeds: Sequence[int], rates: Mapping[str, float], law: PowerLaw | None
+) -> list[Run]:
     recipes = {}
     for name, changes in experiment.arms.items():
         arm = recipe.ordinary() if name == ORDINARY else override(recipe, changes)
@@ -252,8 +267,7 @@ def experiment_runs(
             arm = with_settings(arm, "superposition", weighting=tuple(round(weight, 6) for weight in weights))
         rate = rates.get(ORDINARY if name == ORDINARY else TST)
         recipes[name] = with_settings(arm, "train", lr=rate) if rate else arm
-    runs = [Run(name, with_settings(arm, "train", seed=seed)) for seed in seeds for name, arm in recipes.items()]
-    return runs, law
+    return [Run(name, with_settings(arm, "train", seed=seed)) for seed in seeds for name, arm in recipes.items()]
 
 
 def reproduction(

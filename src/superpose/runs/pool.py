@@ -23,10 +23,11 @@ from superpose.data.store import TokenStore
 from superpose.engine.jobs import Engine, Job, Resources, Tell
 from superpose.errors import UserError
 from superpose.files import BusyError, one_at_a_time
+from superpose.runs.forecast import Forecast, Planned
 from superpose.train.config import Recipe, chosen_precision, with_settings
 from superpose.train.loop import check_device, train
 from superpose.train.run_directory import finished
-from superpose.train.running import StoppedError
+from superpose.train.running import StoppedError, ended_in_order
 
 if TYPE_CHECKING:  # the processes of runs show nothing
     from superpose.results.progress import Display
@@ -104,20 +105,41 @@ def _settled(recipe: Recipe) -> Recipe:
 
 
 def train_all(
-    runs: Sequence[Run], store: TokenStore, pool: Path, jobs: int, display: "Display", engine: Engine
+    runs: Sequence[Run],
+    store: TokenStore,
+    pool: Path,
+    jobs: int,
+    display: "Display",
+    engine: Engine,
+    later: Sequence[Run] = (),
 ) -> list[Outcome]:
-    """Trains runs and shows them at work: `execute`, `jobs` at a time or as many as the engine has room for."""
+    """Trains runs and shows them at work: `execute`, `jobs` at a time or as many as the engine has room for.
+
+    Args:
+        later: what the same command trains afterwards, for the forecast of how long all takes.
+    """
     if done := sum((pool / run.key(store) / "result.json").exists() for run in runs):
         display.say(f"{done} of {len(runs)} runs are finished already; their results are in {pool}")
+    forecast = Forecast(_planned([*runs, *later], store, pool), _room(runs, engine, jobs)[0], display.say)
 
     def listener(run: Run, record: dict[str, Any]) -> None:
         display.record(run.name, run.steps, record)
+        forecast.hear(record)
 
     try:
-        return execute(runs, store, pool, engine, jobs, listener)
-    except KeyboardInterrupt:
+        with ended_in_order():
+            return execute(runs, store, pool, engine, jobs, listener)
+    except (KeyboardInterrupt, SystemExit):
         display.say("stopped; the same command goes on from the last checkpoints")
         raise
+
+
+def _planned(runs: Sequence[Run], store: TokenStore, pool: Path) -> list[Planned]:
+    """Those that are not finished, each once, with the steps that another of them has."""
+    by_key = {run.key(store): run for run in runs}
+    shared = {key: by_key[trunk].recipe.stable_steps for key, trunk in _trunks(by_key).items()}
+    waiting = (key for key in by_key if not (pool / key / "result.json").exists())
+    return [Planned(by_key[key].recipe, shared.get(key, 0)) for key in waiting]
 
 
 def execute(
@@ -280,8 +302,7 @@ def _trained(
     """Trains a run, or waits for another comparison that is at it: its result serves both."""
     while True:
         try:
-            resume = (directory / "config.json").exists()
-            return train(recipe, store, directory, resume, listener, trunk=trunk)
+            return train(recipe, store, directory, resume=True, listener=listener, trunk=trunk)
         except BusyError:
             with one_at_a_time(directory):
                 continue

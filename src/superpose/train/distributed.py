@@ -8,8 +8,10 @@ and only gradients cross between the parts. Without torchrun there is one rank a
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -19,6 +21,7 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -27,6 +30,7 @@ from superpose.core.model import SuperposedLM
 from superpose.errors import ReportedError, UserError, first_line
 
 _Value = TypeVar("_Value")
+_STORE = "superpose/store"
 
 
 class ParallelArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -135,7 +139,11 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
     try:
         if ours:
             backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=args.timeout))
+            timeout = timedelta(seconds=args.timeout)
+            rank = int(os.environ.get("RANK", "0"))
+            store = _store_of_this_start(rank, timeout)
+            mine, size = (-1, -1) if store is None else (rank, world_size)  # without a store the environment says
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=mine, world_size=size)
         rank = dist.get_rank()
         yield Ranks(rank, world_size, here, dist.new_group(backend="gloo"))
     except RuntimeError as error:
@@ -149,6 +157,34 @@ def joined_ranks(args: ParallelArgs, device: str) -> Iterator[Ranks]:
     finally:
         if ours and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _store_of_this_start(rank: int, timeout: timedelta) -> TCPStore | None:
+    """Where the ranks that torchrun has just started find each other; None where there is no torchrun.
+
+    torchrun's own store outlives a restart, with the addresses of the ranks before (PyTorch 2.13, issue 135712): new
+    ones would look for dead ones, and a restart be lost. So rank 0 opens another, and the others look for it until they
+    find one that is alive and is the one announced last.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host = os.environ["MASTER_ADDR"]
+    shared = TCPStore(host, int(os.environ["MASTER_PORT"]), timeout=timeout)
+    if rank == 0:
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+        token = uuid.uuid4().hex
+        store.set(_STORE, token)
+        shared.set(_STORE, f"{store.port} {token}")
+        return store
+    deadline = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < deadline:
+        port, token = shared.get(_STORE).decode().split()
+        with suppress(dist.DistError):  # of a start before, whose rank 0 is gone
+            store = TCPStore(host, int(port), timeout=timedelta(seconds=1))
+            if store.get(_STORE).decode() == token:
+                store.set_timeout(timeout)
+                return store
+    raise dist.DistError(f"rank 0 opened no store within {timeout.total_seconds():.0f} s")
 
 
 def shard(lm: SuperposedLM, args: ParallelArgs, ranks: Ranks, precision: str) -> Callable[[nn.Module], Any]:

@@ -24,10 +24,11 @@ from superpose.files import one_at_a_time, write_json
 from superpose.models.build import build_config, build_model
 from superpose.train.checkpoint import Checkpoints, Progress
 from superpose.train.config import Recipe
-from superpose.train.distributed import joined_ranks
+from superpose.train.distributed import Ranks, joined_ranks
+from superpose.train.forecast import PaceWatch
 from superpose.train.hardware import keep_memory
 from superpose.train.optim import learning_rate
-from superpose.train.records import Validation, as_json, metrics_log, read_records
+from superpose.train.records import Record, Started, Validation, as_json, metrics_log, read_records
 from superpose.train.run_directory import claim, export_model, finished, shared_steps
 from superpose.train.running import Listener, Running, StoppedError, Watcher, stop_requests
 from superpose.train.step import (
@@ -58,8 +59,8 @@ def train(
         recipe: all settings.
         store: the prepared corpus.
         run: directory of the run, made if it does not exist.
-        resume: go on from the newest good checkpoint, exactly as if nothing had happened.
-        listener: called with each record as it is written, on rank 0.
+        resume: go on from the newest good checkpoint, exactly as if nothing had happened; start if there is none yet.
+        listener: called with each record as it is written, on rank 0, and first with where the run begins.
         baseline: directory of an ordinary run; validation records then say where this run passes it.
         profile: write profiler traces of a few steps of each phase.
         trunk: directory of a shorter ordinary run of the same settings and text. Its checkpoint of before its
@@ -68,7 +69,7 @@ def train(
     Raises:
         UserError: the run exists already, was started with other settings, is being trained by another process, or
             its loss leaves its course.
-        StoppedError: SIGTERM or SIGINT came; a checkpoint of the last step is written.
+        StoppedError: SIGTERM, SIGUSR1 or SIGINT came; a checkpoint of the last step is written.
     """
     reference = read_records(baseline / "metrics.jsonl", Validation) if baseline else []
     if recipe.train.threads:
@@ -77,8 +78,14 @@ def train(
         # Claim: the directory is this run's, and this process' alone.
         busy = f"{run} is being trained by another process; wait for it to end, or give a new directory"
         ranks.on_main(lambda: stack.enter_context(one_at_a_time(run.resolve(), busy)))
+        begun = ranks.on_main(lambda: (run / "config.json").exists())
         recipe = ranks.on_main(lambda: claim(run, recipe, store, resume, ranks.device))
         if (result := ranks.on_main(lambda: finished(run))) is not None:
+            _tell(
+                ranks,
+                listener,
+                Started(step=recipe.train.steps, message=f"{run} is finished; nothing is left to train"),
+            )
             return result
         # Model, on the device or its shard of it.
         if ranks.device.type == "cpu":
@@ -87,7 +94,8 @@ def train(
         if ranks.main:
             # Trackers are told of a record before the loss is judged by it; energy counts from here on.
             trackers, energy = Trackers(recipe.train.track), EnergyMeter(ranks.device)
-            watchers = [trackers, *watchers, energy, Baseline(reference), SwitchSpike()]
+            pace = PaceWatch(lambda record: listener(record.as_json()))
+            watchers = [trackers, *watchers, energy, Baseline(reference), SwitchSpike(), pace]
         if profile:
             watchers.append(Profile())
         for watcher in watchers:
@@ -101,6 +109,7 @@ def train(
         log = metrics_log(run / "metrics.jsonl", progress.step, origin)
         listeners = (stack.enter_context(log), listener) if ranks.main else ()
         running = Running(run, recipe, store, state, checkpoints, progress, watchers, listeners)
+        _tell(ranks, listener, _where(run, progress, recipe, begun, trunk if origin else None))
         for watcher in watchers:
             watcher.started()
         compile_seconds = _compile(running) if recipe.train.compile else 0.0
@@ -127,6 +136,27 @@ def _restore(
         return progress, None, warnings
     progress = Checkpoints(trunk, state.ranks).restore(state.parts, warnings.append, shared)
     return progress, trunk / "metrics.jsonl", warnings
+
+
+def _where(run: Path, progress: Progress, recipe: Recipe, begun: bool, trunk: Path | None) -> Started:
+    """Whether this start of a run begins it or goes on with it.
+
+    Args:
+        begun: it was started before.
+        trunk: what it goes on from, if that is not its own checkpoint.
+    """
+    message = f"{run} starts at step 0"
+    if progress.step:
+        message = f"{run} goes on from step {progress.step} of {recipe.train.steps}"
+    elif begun:
+        message = f"{run} was started before and has no checkpoint yet, so it starts at step 0 again"
+    return Started(step=progress.step, message=f"{message}, with the checkpoint of {trunk}" if trunk else message)
+
+
+def _tell(ranks: Ranks, listener: Listener, record: Record) -> None:
+    """Tells of what is not written to metrics.jsonl."""
+    if ranks.main:
+        listener(record.as_json())
 
 
 def _compile(run: Running) -> float:
@@ -187,13 +217,16 @@ def _steps(run: Running) -> HeldOutLoss:
                 if problem := run.checkpoints.wait():
                     raise UserError(problem)
                 raise StoppedError(stopping, done)
-    return measured or _validate(run, args.steps)
+    # Stopped after its last checkpoint, which the record of its last validation comes before.
+    return measured or _held_out(run)
 
 
 def _validate(run: Running, done: int) -> HeldOutLoss:
+    started = time.perf_counter()
     with run.clock.paused():
         measured = _held_out(run)
         run.tell(run.validation(done, measured))
+    run.validation_seconds = time.perf_counter() - started
     return measured
 
 

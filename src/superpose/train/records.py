@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 
@@ -33,6 +33,11 @@ class Record:
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **as_json(self)}
+
+    @classmethod
+    def heard(cls, told: Mapping[str, Any]) -> Self:
+        """The record of this kind that a listener is told as `as_json` gives it."""
+        return cls(**{name: value for name, value in told.items() if name != "kind"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +118,34 @@ class Warned(Record):
     kind = "warning"
 
     message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(Record):
+    """Where this start of a run begins, after `step` steps. Told and not written: a log is that of a run never stopped.
+
+    Attributes:
+        message: whether it starts or goes on, and from what.
+    """
+
+    kind = "start"
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace(Record):
+    """What the first steps of this start took here, on the clock on the wall. Told and not written, as `Started`.
+
+    Attributes:
+        step_seconds: of an optimizer step.
+        validation_seconds: of a validation; None if the run goes on, and none was before.
+    """
+
+    kind = "pace"
+
+    step_seconds: FiniteFloat
+    validation_seconds: FiniteFloat | None = None
 
 
 @dataclass(frozen=True)

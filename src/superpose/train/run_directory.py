@@ -22,12 +22,11 @@ from superpose.train.records import Result, checked
 def claim(run: Path, recipe: Recipe, store: TokenStore, resume: bool, device: Any) -> Recipe:
     """Makes the run's directory, or checks that it is the one to go on with; a UserError if it is another run's.
 
+    To resume where there is nothing yet is to start, so that one command serves first start, restart and requeue.
     Returns the recipe with all choices made: those of the run's start, if it is resumed.
     """
     path = run / "config.json"
     if not path.exists():
-        if resume:
-            raise UserError(f"{run} holds no run to resume; start it without --resume")
         # One that was killed at its very start has left its store's name, or a file without a name of its own.
         if run.exists() and any(path.name != "store.json" and path.name[0] != "." for path in run.iterdir()):
             raise UserError(f"{run} is not empty and holds no run; give a new directory")

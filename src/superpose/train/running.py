@@ -1,5 +1,6 @@
 """A run under way: what its steps cost, where its records go, what watches it, and how it is stopped."""
 
+import os
 import platform
 import signal
 import threading
@@ -27,7 +28,7 @@ from superpose.train.records import Record, Result, Training, Validation, Warned
 from superpose.train.step import HeldOutLoss, StepResult, TrainState
 
 Listener = Callable[[dict[str, Any]], None]
-"""Told of every record that goes into metrics.jsonl."""
+"""Told of every record that goes into metrics.jsonl, and of a `Started` and a `Pace`, which do not."""
 
 
 class Watcher:
@@ -116,6 +117,8 @@ class Running:
         self._flops_of = {shape: model_flops_per_latent(self.state.model, *shape) for shape in shapes}
         self._peak = matmul_peak(self.ranks.device, self.recipe.train.precision) * self.ranks.world_size
         self._since = self.progress
+        self.validation_seconds: float | None = None
+        """What the last validation took; none was yet."""
         for watcher in self.watchers:
             watcher.run = self
 
@@ -219,6 +222,11 @@ class Running:
         return self.windows.shape(stage)[1], stage.extra_heads
 
 
+SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
+"""By which a cluster's scheduler says that time is up; SIGUSR1 is what jobs ask Slurm to send some time before."""
+_TOGETHER = 5.0
+
+
 class StoppedError(Exception):
     """A run was asked to stop and did, with a checkpoint of its last step."""
 
@@ -241,20 +249,29 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Notes SIGTERM and SIGINT instead of ending at once; the same signal a second time ends at once.
+    """Notes SIGTERM, SIGUSR1 and SIGINT instead of ending at once; the same signal a second time ends at once.
 
-    Both may come together: a terminal sends one to all processes, and what started them passes on the other.
+    Several may come together: a terminal or a scheduler sends one to all processes, and what started them, such as
+    torchrun, passes it on or sends another. So a scheduler's second one comes `_TOGETHER` seconds after
+    the first, or is the same.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread of a process can handle signals
         return
 
+    came: dict[int, float] = {}
+
     def note(number: int, frame: FrameType | None) -> None:
         request.number = request.number or number
+        now = time.monotonic()
+        if number in SCHEDULERS and now - came.setdefault(number, now) < _TOGETHER:
+            return
         signal.signal(number, before[signal.Signals(number)])
+        if number in SCHEDULERS:  # this is the second one already
+            os.kill(os.getpid(), number)
 
-    handlers = ((number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT))
+    handlers = ((number, signal.getsignal(number)) for number in (*SCHEDULERS, signal.SIGINT))
     # What started this process may have it ignore one, as a shell does with SIGINT in the background.
     before = {number: handler for number, handler in handlers if handler is not signal.SIG_IGN}
     for number in before:
@@ -264,3 +281,28 @@ def stop_requests() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Makes a scheduler's signal unwind this process, as Ctrl-C does, so that it stops first what it has started.
+
+    It raises SystemExit with the exit code of shells; the same signal a second time ends at once.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    # One that somebody else handles is theirs.
+    ours = [number for number in SCHEDULERS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)

@@ -372,7 +372,8 @@ def tune(
         store = prepare(search.recipe.data, display.prepare)
 
         def execute(planned: Sequence[Run]) -> list[Outcome]:
-            outcomes = train_all(planned, store, runs / POOL, jobs, display, machines)
+            later = precise.expected_after(planned)
+            outcomes = train_all(planned, store, runs / POOL, jobs, display, machines, later)
             link(outcomes, directory)
             return outcomes
 

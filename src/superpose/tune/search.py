@@ -118,6 +118,12 @@ class Search:
         """Of all rungs. No result decides on them, so they are trained together, and long ones branch from short."""
         return [run for rung in self.rungs for run in self.runs(self.ordinary, rung)]
 
+    def expected_after(self, runs: Sequence[Run]) -> list[Run]:
+        """Runs of TST that are to come after these: as many as each rung keeps, whichever these will be."""
+        reached = max((run.steps for run in runs if run.recipe.schedule.boundaries), default=0)
+        later = [rung for rung in self.rungs if rung.steps > reached]
+        return [run for rung in later for run in self.runs(self.trials[: rung.trials], rung)]
+
     @property
     def count(self) -> int:
         """Runs of the whole search."""

@@ -1,12 +1,15 @@
 """TorchTitan in one process on the CPU: what it reads, counts and computes, and that it goes on where it stopped."""
 
+import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import fields
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ pytest.importorskip("torchtitan")
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from torchtitan.components.checkpointer import CheckpointManager
+from torchtitan.components.checkpointer import BaseCheckpointManager, CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss, MSELoss
 from torchtitan.config import ConfigManager
 from torchtitan.models.common import Embedding, ScaledDotProductAttention
@@ -26,6 +29,7 @@ from transformers import AutoModelForCausalLM
 
 from superpose import Schedule, count_positions, embed_bags, multi_hot_cross_entropy
 from superpose.core.loss import bag_weights
+from superpose.core.stage import StageArgs
 from superpose.integrations.torchtitan import config_registry
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader
@@ -36,6 +40,7 @@ from superpose.train.config import load_recipe
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
 from tests.integrations.torchtitan.runs import ROOT, config_of, run, trainer_of
+from tests.train.test_loop import changed
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TorchTitan's and PyTorch's own
 
@@ -64,7 +69,24 @@ def whole(store, tmp_path_factory):
 # The whole way
 
 
-def test_losses_and_weights_are_those_of_superposes_own_trainer(recipe, store, tmp_path):
+STAGES = [
+    {"ratio": 0.2, "bag_size": 4, "weighting": "power"},
+    {"ratio": 0.2, "bag_size": 4, "weighting": [1.0, 1.0, 0.0, 0.0]},
+    {"ratio": 0.2, "bag_size": 2, "mode": "output"},
+]
+SUPERPOSED = {
+    "one stage": {},
+    "lists": {"bag_size": (4, 2), "ratio": (0.2, 0.2), "weighting": "power"},
+    "stages": {"bag_size": 4, "ratio": 0.3, "stages": STAGES},
+    "more rows": {"expand": "batch"},
+}
+"""Settings of superposition, as recipes write them."""
+
+
+@pytest.mark.parametrize("given", SUPERPOSED)
+def test_losses_and_weights_are_those_of_superposes_own_trainer(recipe, store, tmp_path, given):
+    recipe = changed(recipe, "superposition", **SUPERPOSED[given])
+    own = {name: getattr(recipe.superposition, name) for name in Superposition.__dataclass_fields__}
     train(recipe, store, tmp_path / "run")
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "training"]
     args = recipe.train
@@ -79,8 +101,7 @@ def test_losses_and_weights_are_those_of_superposes_own_trainer(recipe, store, t
             "training.steps": args.steps,
             "training.seq_len": args.latents,
             "training.local_batch_size": args.batch_size,
-            "superposition.bag_size": recipe.superposition.bag_size,
-            "superposition.ratio": recipe.superposition.ratio,
+            "superposition": Superposition(**own),
             "optimizer": config_registry._adamw(args),
             "lr_scheduler.warmup_steps": args.warmup_steps,
             # TorchTitan's first step of the decay has the full rate still.
@@ -102,6 +123,26 @@ def test_losses_and_weights_are_those_of_superposes_own_trainer(recipe, store, t
     theirs = final_model(tmp_path / "titan", start.config, args.steps).state_dict()
     for name, weight in ours.items():
         torch.testing.assert_close(theirs[name], weight, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.error(n=9)
+def test_a_run_goes_on_by_the_schedule_it_began_by(whole, store, tmp_path):
+    _, out = whole
+    stored = json.loads((out / "checkpoint/step-2/superpose.json").read_text())
+    assert Schedule.from_dict(stored["schedule"]) == Schedule(STEPS, 4, SWITCH / STEPS)
+    assert not (out / f"checkpoint/step-{STEPS}/superpose.json").exists(), "the final model is an ordinary one"
+    shutil.copytree(out / "checkpoint/step-6", tmp_path / "checkpoint/step-6")
+    again = {**SMALL, "checkpoint.enable": True, "checkpoint.load_step": 6, "checkpoint.interval": 100}
+    again["checkpoint.last_save_model_only"] = False
+    for name, other in {"bag_size": 2, "ratio": 0.5, "weighting": "power"}.items():
+        with pytest.raises(ValueError, match="the run began by Schedule"):
+            run(config_of(store, tmp_path, **again | {f"superposition.{name}": other}))
+    rows = {"superposition.expand": "batch", "loss.num_chunks": 1}
+    with pytest.raises(ValueError, match=r"superposition\.expand 'sequence'"):
+        run(config_of(store, tmp_path, **again | rows))
+    # Earlier versions stored none.
+    (tmp_path / "checkpoint/step-6/superpose.json").unlink()
+    assert losses(run(config_of(store, tmp_path, **again))) == losses(whole[0])[6:]
 
 
 def final_model(out, config, step):
@@ -244,9 +285,11 @@ def test_one_side_alone_may_be_superposed(mode, store, tmp_path):
 def test_the_weighting_reaches_loss_and_loader(store, tmp_path):
     config = config_of(store, tmp_path, **SMALL | {"superposition.weighting": "first"})
     with trainer_of(config) as trainer:
-        assert trainer.dataloader.config.weighting == "first"
         _, labels = trainer.dataloader.read(0)
         logits = torch.randn(*labels.shape[:2], 300)
+        trainer.step = 1
+        with mock.patch("torchtitan.trainer.Trainer.train_step"):
+            trainer.train_step(iter(()))
         loss, _ = trainer.loss_fn.loss_fn(logits, labels)
     expected = F.cross_entropy(logits.flatten(0, 1), labels[..., 0].flatten(), reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -263,8 +306,13 @@ bags = st.integers(1, 6).flatmap(
 
 
 @pytest.mark.error(n=4)
-@given(targets=bags, weighting=st.sampled_from(["uniform", "power", "first"]), cut=st.integers(0, 9))
-def test_a_step_is_divided_by_its_positions_as_torchtitan_counts_them(targets, weighting, cut):
+@given(
+    targets=bags,
+    weighting=st.sampled_from(["uniform", "power", "first"]),
+    cut=st.integers(0, 9),
+    z_loss=st.sampled_from([0.0, 0.01]),
+)
+def test_a_step_is_divided_by_its_positions_as_torchtitan_counts_them(targets, weighting, cut, z_loss):
     targets = torch.tensor(targets).unsqueeze(0)
     weights = bag_weights(targets.shape[-1], weighting)
     labels = mark_positions(targets, weights)
@@ -272,10 +320,10 @@ def test_a_step_is_divided_by_its_positions_as_torchtitan_counts_them(targets, w
     assert counted == targets.shape[-1] * count_positions(targets, weights)
     logits = torch.randn(*targets.shape[:2], 13, dtype=torch.float64)
     reference = logits.clone().requires_grad_()
-    expected = multi_hot_cross_entropy(reference, targets, weights)
+    expected = multi_hot_cross_entropy(reference, targets, weights, z_loss=z_loss)
     expected.backward()
     logits.requires_grad_()
-    loss_fn = MultiHotLoss.Config(weighting=weighting).build()
+    loss_fn = MultiHotLoss.Config(weighting=weighting, z_loss=z_loss).build()
     parts = [(logits[:, :cut], labels[:, :cut]), (logits[:, cut:], labels[:, cut:])]
     total = sum(loss_fn(z, y, counted.clamp(min=1))[0] for z, y in parts if y.numel())
     total.backward()
@@ -295,6 +343,20 @@ def test_of_single_tokens_it_is_torchtitans_cross_entropy(dtype):
         results.append((loss, leaf.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
+
+
+def test_the_z_loss_is_of_training_in_both_phases_and_not_of_validation():
+    logits, labels = torch.randn(2, 8, 50, dtype=torch.float64), torch.randint(50, (2, 8))
+    labels[0, :3] = -100
+    loss_fn = MultiHotLoss.Config(z_loss=0.01, weighting="power").build()
+    ours, reference = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss, _ = loss_fn(ours, labels, torch.tensor(13))
+    loss.backward()
+    multi_hot_cross_entropy(reference, labels, z_loss=0.01).backward()
+    torch.testing.assert_close(ours.grad, reference.grad, rtol=1e-6, atol=1e-9)
+    validation, _ = loss_fn(logits, labels, torch.tensor(13))
+    assert validation.item() == pytest.approx(F.cross_entropy(logits.flatten(0, 1), labels.flatten()).item())
+    assert loss.item() > validation.item() + 0.01
 
 
 def test_half_precision_logits_are_summed_in_float32():
@@ -388,9 +450,8 @@ def test_the_papers_models_are_those_of_the_recipes(name):
         theirs = AutoModelForCausalLM.from_config(build_config(recipe.model, 128256, recipe.train.latents, 128001))
     assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
     settings, train_args = recipe.superposition, recipe.train
-    assert [getattr(config.superposition, f.name) for f in fields(Superposition)] == [
-        *(settings.bag_size, settings.ratio, settings.mode, settings.weighting)
-    ]
+    for name in (each.name for each in fields(Superposition)):
+        assert getattr(config.superposition, name) == getattr(settings, name), name
     assert config.training.steps == train_args.steps
     assert config.training.seq_len == train_args.latents
     assert config.training.global_batch_size == train_args.batch_size
@@ -414,11 +475,13 @@ def test_the_command_line_sets_our_fields():
         [
             *("--module", "superpose.integrations.torchtitan", "--config", "superpose_270m"),
             *("--superposition.bag_size", "8", "--superposition.ratio", "0.25", "--superposition.weighting", "power"),
+            *("--superposition.expand", "batch", "--loss.loss_fn.z_loss", "1e-4"),
             *("--dataloader.dataset_path", "stores/dclm", "--dataloader.documents", "aligned"),
             *("--training.steps", "500", "--loss.num_chunks", "4"),
         ]
     )
-    assert config.superposition == Superposition(bag_size=8, ratio=0.25, weighting="power")
+    assert config.superposition == Superposition(bag_size=8, ratio=0.25, weighting="power", expand="batch")
+    assert config.loss.loss_fn.z_loss == 1e-4
     assert (config.dataloader.dataset_path, config.dataloader.documents) == ("stores/dclm", "aligned")
     assert (config.training.steps, config.loss.num_chunks) == (500, 4)
 
@@ -441,6 +504,13 @@ def test_any_decoder_of_torchtitan_can_be_superposed(store, tmp_path):
     [
         ({"dataloader.dataset_path": None}, "give --dataloader.dataset_path"),
         ({"superposition.ratio": 1.5}, "between 0 and 1"),
+        ({"superposition.stages": (StageArgs(0.3, bag_size=4),), "superposition.bag_size": 8}, "leave out bag_size"),
+        ({"superposition.stages": (StageArgs(0.3, bag_size=4, ordinary_rows=0.5),)}, "stage 1: ordinary_rows is not"),
+        ({"superposition.stages": (StageArgs(0.3, bag_size={4: 1, 2: 1}),)}, "stage 1: bag_size that is drawn is not"),
+        ({"superposition.expand": "batch", "training.seq_len": 60}, "multiple of the bag size times loss.num_chunks"),
+        ({"superposition.expand": "batch", "parallelism.pipeline_parallel_degree": 2}, "rows have two lengths"),
+        ({"loss.loss_fn.z_loss": -1.0}, "z_loss is -1.0"),
+        ({"checkpoint": BaseCheckpointManager.Config()}, "no place for the schedule"),
         ({"parallelism.spmd_backend": "full_dtensor"}, "choose spmd_types or partial_dtensor"),
         ({"model_spec.model.vocab_size": 10}, "prepare the text with the model's tokenizer"),
         ({"loss": MSELoss.Config()}, "choose TorchTitan's cross-entropy"),

@@ -92,11 +92,7 @@ def _config(
         compile=CompileConfig(enable=train.compile),
         validator=Validator.Config(freq=train.eval_every, steps=50),
     )
-    if recipe.superposition.stages:
-        raise ValueError(
-            "TorchTitan is given one stage of bags; give bag_size and ratio in place of superposition.stages"
-        )
-    settings = recipe.superposition.model_dump(include={*Superposition.__dataclass_fields__})
+    settings = {name: getattr(recipe.superposition, name) for name in Superposition.__dataclass_fields__}
     return superposed(config, Superposition(**settings))
 
 

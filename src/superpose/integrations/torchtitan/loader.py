@@ -16,11 +16,11 @@ from torch import Tensor
 from torchtitan.components.dataloader import BaseDataLoader
 
 from superpose.core.fold import document_positions, split_window
-from superpose.core.loss import Weighting, target_weights
+from superpose.core.loss import target_weights
 from superpose.core.schedule import Schedule
 from superpose.data.loader import read_ahead
 from superpose.data.store import TokenStore
-from superpose.data.windows import WindowPlan
+from superpose.data.windows import Expand, WindowPlan
 from superpose.integrations.torchtitan.loss import mark_positions
 
 Batch = tuple[dict[str, Tensor], Tensor]
@@ -68,10 +68,10 @@ class StoreLoader(_Reader):
         attention: Attention = "row"
         """"document" needs a model with FlexAttention or variable-length attention."""
         schedule: Annotated[Schedule | None, tyro.conf.Suppress] = None
-        weighting: Annotated[Weighting, tyro.conf.Suppress] = "uniform"
+        expand: Annotated[Expand, tyro.conf.Suppress] = "sequence"
         rows: Annotated[int, tyro.conf.Suppress] = -1
         rows_per_rank: Annotated[int, tyro.conf.Suppress] = -1
-        # The last four are the trainer's: the run's schedule and weighting, `training.global_batch_size` and
+        # The last four are the trainer's: the run's schedule, how its rows grow, `training.global_batch_size` and
         # `training.local_batch_size`.
 
     def __init__(self, config: Config, **place: Any) -> None:
@@ -87,7 +87,8 @@ class StoreLoader(_Reader):
             self.latents,
             len(split.tokens),
             config.seed,
-            offsets=offsets,
+            config.expand,
+            offsets,
             sources=split.sources,
         )
         self._read = 0
@@ -105,7 +106,7 @@ class StoreLoader(_Reader):
         computed = self.plan.schedule.step_at(step)
         inputs, targets = split_window(window, computed.bag_size, computed.mode)
         if targets.dim() == 3:
-            targets = mark_positions(targets, target_weights(targets, self.config.weighting))
+            targets = mark_positions(targets, target_weights(targets, computed.weighting))
         return batch_of(inputs, targets, self.config.attention, self.store.end_of_text)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ exponentials, from which the backward pass makes the gradient.
 Shapes: B rows, L latents, N = B x L positions, S targets of a position (a bag), V vocabulary, or a rank's part of it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -54,11 +55,16 @@ class MultiHotLoss(CrossEntropyLoss):
     @dataclass(kw_only=True, slots=True)
     class Config(CrossEntropyLoss.Config):
         weighting: Weighting = "uniform"
-        """Of a bag's targets, see `superpose.bag_weights`; the trainer sets it."""
+        """Of a bag's targets, see `superpose.bag_weights`; the trainer sets that of each step."""
+        z_loss: float = 0.0
+        """Times the squared logsumexp of the logits, added to each position's loss (`superpose.SuperposedLM`)."""
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config)
-        self.weighting = config.weighting
+        if not 0 <= config.z_loss < float("inf"):
+            raise ValueError(f"z_loss is {config.z_loss}; give a number of 0 or more")
+        self.weighting: Weighting | Sequence[float] = config.weighting
+        self.z_loss = config.z_loss
         self.fn = sum_of_losses
         self._maybe_compile(compile_config)
 
@@ -66,20 +72,30 @@ class MultiHotLoss(CrossEntropyLoss):
         self, pred: Tensor, labels: Tensor, global_valid_tokens: Tensor | None = None, **inputs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of logits pred [B, L, V] and no metrics; `global_valid_tokens` counts a bag's position S times."""
+        # The validator asks without gradients, for the loss of the next token and nothing else.
+        z_loss = self.z_loss if pred.requires_grad else 0.0
         if labels.dim() == 2:
-            return super().__call__(pred, labels, global_valid_tokens)
-        weights = None if self.weighting == "uniform" else _weights(labels.shape[-1], self.weighting, labels.device)
-        total = self.fn(pred, labels, global_vocab_size=self.global_vocab_size, weights=weights)
+            if not z_loss:
+                return super().__call__(pred, labels, global_valid_tokens)
+            labels = labels.unsqueeze(-1)
+        bags = labels.shape[-1] > 1 and self.weighting != "uniform"
+        weights = _weights(labels.shape[-1], self.weighting, labels.device) if bags else None
+        total = self.fn(pred, labels, global_vocab_size=self.global_vocab_size, weights=weights, z_loss=z_loss)
         return total if global_valid_tokens is None else total * labels.shape[-1] / global_valid_tokens, {}
 
 
 @cache  # copied to a device once: a CUDA graph takes no copy from the host
-def _weights(bag_size: int, weighting: Weighting, device: torch.device) -> Tensor:
+def _weights(bag_size: int, weighting: Weighting | Sequence[float], device: torch.device) -> Tensor:
     return bag_weights(bag_size, weighting).to(device)
 
 
 def sum_of_losses(
-    pred: Tensor, labels: Tensor, *, global_vocab_size: int | None = None, weights: Tensor | None = None
+    pred: Tensor,
+    labels: Tensor,
+    *,
+    global_vocab_size: int | None = None,
+    weights: Tensor | None = None,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Sum of the positions' losses of logits [B, L, V], a scalar in float32 (float64 for float64).
 
@@ -90,6 +106,7 @@ def sum_of_losses(
         labels: [B, L] or, as `mark_positions` gives them, [B, L, S].
         global_vocab_size: of all ranks together, where `pred` does not tell.
         weights: [S], see `bag_weights`; uniform if not given.
+        z_loss: of labels [B, L, S] alone, see `superpose.multi_hot_cross_entropy`.
     """
     if labels.dim() == 2:
         return cross_entropy_loss(pred, labels, global_vocab_size=global_vocab_size)
@@ -113,16 +130,25 @@ def sum_of_losses(
     places = targets - start
     owned = (places >= 0) & (places < logits.shape[-1])
     filled = shares.sum(dim=-1, keepdim=True) > 0
-    total: Tensor = _MultiHot.apply(logits, places.masked_fill(~owned, 0), shares * owned, filled, group)
+    total: Tensor = _MultiHot.apply(logits, places.masked_fill(~owned, 0), shares * owned, filled, group, z_loss)
     return total
 
 
 class _MultiHot(torch.autograd.Function):
-    """sum of (logsumexp(z) - sum of shares x z at the targets); its gradient in z is softmax(z) - shares."""
+    """sum of (logsumexp(z) - sum of shares x z at the targets); its gradient in z is softmax(z) - shares.
+
+    With a z-loss c, c x logsumexp(z)^2 more, and 2 c logsumexp(z) x softmax(z) in the gradient.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, places: Tensor, shares: Tensor, filled: Tensor, group: dist.ProcessGroup | None
+        ctx: Any,
+        logits: Tensor,
+        places: Tensor,
+        shares: Tensor,
+        filled: Tensor,
+        group: dist.ProcessGroup | None,
+        z_loss: float,
     ) -> Tensor:
         top = logits.amax(dim=-1, keepdim=True)
         if group is not None:
@@ -133,11 +159,15 @@ class _MultiHot(torch.autograd.Function):
         if group is not None:
             sums = funcol.all_reduce(sums, "sum", group)
         normalizer, picked = sums.split(1, dim=-1)
-        ctx.save_for_backward(exponentials, filled / normalizer, places, shares)
-        return torch.where(filled, normalizer.log() - picked, 0).sum()
+        losses, factor = normalizer.log() - picked, filled / normalizer
+        if z_loss:
+            lse = normalizer.log() + top
+            losses, factor = losses + z_loss * lse.square(), factor * (1 + 2 * z_loss * lse)
+        ctx.save_for_backward(exponentials, factor, places, shares)
+        return torch.where(filled, losses, 0).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         exponentials, factor, places, shares = ctx.saved_tensors
         logits_grad = exponentials * (factor * grad)
-        return logits_grad.scatter_add_(-1, places, -shares * grad), None, None, None, None
+        return logits_grad.scatter_add_(-1, places, -shares * grad), None, None, None, None, None

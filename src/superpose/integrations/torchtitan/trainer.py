@@ -3,9 +3,11 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+import tyro
 from torch import Tensor
+from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.config import Configurable
@@ -17,7 +19,9 @@ from torchtitan.trainer import Trainer
 from superpose.core.fold import Mode
 from superpose.core.loss import Weighting
 from superpose.core.schedule import Schedule
-from superpose.data.windows import WindowPlan
+from superpose.core.stage import StageArgs
+from superpose.data.windows import Expand, WindowPlan
+from superpose.integrations.torchtitan.checkpoint import ScheduleCheckpoints
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader, open_store
 from superpose.integrations.torchtitan.loss import MultiHotLoss
@@ -27,16 +31,64 @@ _Config = TypeVar("_Config", bound=Configurable.Config)
 
 @dataclass(kw_only=True, slots=True)
 class Superposition:
-    """The first phase, see `superpose.Schedule`; its steps are a share of `training.steps`."""
+    """The first phase, see `superpose.Schedule`; its steps are shares of `training.steps`; lists give stages."""
 
-    bag_size: int = 4
+    bag_size: int | tuple[int, ...] = 4
     """Tokens in a bag (the paper's s); 1 is an ordinary run."""
-    ratio: float = 0.3
+    ratio: float | tuple[float, ...] = 0.3
     """Share of the steps spent in superposition (the paper's r)."""
     mode: Mode = "full"
     """What superposition changes: both sides, only the input side, only the output side."""
     weighting: Weighting = "uniform"
     """Of the tokens in a target bag, see `superpose.bag_weights`."""
+    expand: Expand = "sequence"
+    """How a step takes in more tokens: by longer rows, or by more of them, see `superpose.data.windows.WindowPlan`."""
+    stages: Annotated[tuple[StageArgs, ...], tyro.conf.Suppress] = ()
+    """In place of bag_size, ratio, mode and weighting: what each stage is, for configs in Python."""
+
+    def schedule(self, total_steps: int) -> Schedule:
+        """The run's schedule.
+
+        Raises:
+            ValueError: a setting is out of range, would be ignored, or is not served here.
+        """
+        if not self.stages:
+            return Schedule(total_steps, self.bag_size, self.ratio, self.mode, self.weighting)
+        of_all = {each.name: getattr(self, each.name) for each in fields(self) if each.name in _OF_ALL_STAGES}
+        if of_all != _OF_ALL_STAGES:
+            raise ValueError(
+                "superposition.stages says what each stage is; leave out bag_size, ratio, mode and weighting"
+            )
+        return Schedule(total_steps, stages=self.stages)
+
+
+_OF_ALL_STAGES = {"bag_size": 4, "ratio": 0.3, "mode": "full", "weighting": "uniform"}
+_SERVED = {"ratio", "bag_size", "mode", "weighting"}
+"""Settings of a stage; others would be ignored here, and are refused."""
+
+
+def _check_served(config: Any, schedule: Schedule) -> None:
+    for number, stage in enumerate(schedule.args, 1):
+        unserved = [name for name in stage.to_dict() if name not in _SERVED]
+        unserved += ["bag_size that is drawn"] if len(stage.sizes) > 1 else []
+        if unserved:
+            raise ValueError(
+                f"stage {number}: {unserved[0]} is not served in TorchTitan; leave it out, or take `superpose train`"
+            )
+    if config.superposition.expand == "sequence":
+        return
+    for name in ("pipeline_parallel_degree", "context_parallel_degree"):
+        if getattr(config.parallelism, name) > 1:
+            raise ValueError(
+                f"superposition.expand is 'batch', whose rows have two lengths; leave out parallelism.{name}"
+            )
+    chunks = config.loss.num_chunks if isinstance(config.loss, ChunkedLossWrapper.Config) else 1
+    for parts in {stage.raw_tokens_per_latent for stage in schedule.stages}:
+        if config.training.seq_len % (parts * chunks):
+            raise ValueError(
+                f"superposition.expand is 'batch': give training.seq_len ({config.training.seq_len}) as a multiple of "
+                f"the bag size times loss.num_chunks ({parts} x {chunks})"
+            )
 
 
 class SuperposeMetrics(MetricsProcessor):
@@ -85,10 +137,11 @@ class SuperposeTrainer(Trainer):
     """Latents this rank has computed."""
 
     def __init__(self, config: Config) -> None:
-        settings = config.superposition
-        self.schedule = Schedule(config.training.steps, settings.bag_size, settings.ratio, settings.mode)
+        self.schedule = config.superposition.schedule(config.training.steps)
+        _check_served(config, self.schedule)
         config = _bound(config, self.schedule)
         super().__init__(config)
+        self._bag_loss: Any = getattr(self.loss_fn, "loss_fn", self.loss_fn)  # inside of the chunked wrapper
         plan = self.metrics_processor.plan = self.dataloader.plan
         if not getattr(config.checkpoint, "initial_load_path", None):
             self.metrics_processor.guess = math.log(self.model_config.vocab_size)
@@ -115,6 +168,7 @@ class SuperposeTrainer(Trainer):
         self.ntokens_seen = self.step * self.dataloader.plan.rows * self.dataloader.plan.latents // ranks
 
     def train_step(self, data_iterator: Iterator[Any]) -> None:
+        self._bag_loss.weighting = self.schedule.step_at(self.step - 1).weighting
         if self.step - 1 in self.schedule.boundaries:
             stage = self.schedule.stage_at(self.step - 1)
             logger.info(f"step {self.step}: {stage.phase} begins, bag size {stage.bag_size}")
@@ -174,8 +228,8 @@ def _bound(config: Any, schedule: Schedule) -> Any:
             f"the model's vocabulary has {vocab_size:,} entries but the store's tokens {store.vocab_size:,}; "
             f"prepare the text with the model's tokenizer"
         )
-    weighting, validator = config.superposition.weighting, config.validator
-    reader = replace(config.dataloader, schedule=schedule, weighting=weighting)
+    expand, validator = config.superposition.expand, config.validator
+    reader = replace(config.dataloader, schedule=schedule, expand=expand)
     reader.rows, reader.rows_per_rank = config.training.global_batch_size, config.training.local_batch_size
     if isinstance(validator.dataloader, HeldOutLoader.Config):
         held_out = replace(validator.dataloader, attention=reader.attention)
@@ -183,11 +237,20 @@ def _bound(config: Any, schedule: Schedule) -> Any:
         validator = replace(validator, dataloader=held_out)
     return replace(
         config,
-        loss=_map_loss(config.loss, lambda loss: replace(loss, weighting=weighting)),
+        checkpoint=_with_schedule(config.checkpoint, schedule, expand),
         dataloader=reader,
         validator=validator,
         hf_assets_path=config.hf_assets_path or str(store.tokenizer_path),
     )
+
+
+def _with_schedule(checkpoint: Any, schedule: Schedule, expand: Expand) -> Any:
+    if not isinstance(checkpoint, CheckpointManager.Config):
+        raise ValueError(
+            f"checkpoints of {type(checkpoint).__qualname__} have no place for the schedule; choose TorchTitan's "
+            f"CheckpointManager"
+        )
+    return _converted(checkpoint, ScheduleCheckpoints.Config, schedule=schedule, expand=expand)
 
 
 def _map_loss(loss: BaseLoss.Config, change: Any) -> BaseLoss.Config:

@@ -1,0 +1,55 @@
+from superpose.runs.forecast import Forecast, Planned, forecast
+from superpose.runs.pool import Run, _planned
+from superpose.train.records import Pace
+from tests.train.test_loop import changed
+
+
+def pace(seconds):
+    return Pace(step=5, step_seconds=seconds, validation_seconds=1.0)
+
+
+def test_all_runs_share_the_machine(recipe):
+    """8 runs of 20 steps at 2 s and 4 validations at 1 s, two at a time; one of them has 15 steps of another's."""
+    runs = [Planned(recipe)] * 7 + [Planned(recipe, shared=15)]
+    seconds = (7 * (40 + 4) + (10 + 1)) / 2
+    said = "8 runs of 145 steps in all, 2 at a time, of about 2.0 s: about"
+    assert forecast(runs, 2, [pace(1.0), pace(3.0)]) == f"{said} {seconds / 60:.1f} min"
+
+
+def test_no_more_at_a_time_than_the_longest_takes(recipe):
+    long = changed(recipe, "train", steps=400, eval_every=1000)
+    assert forecast([Planned(recipe), Planned(long)], 2, [pace(1.0)]).endswith("about 6.7 min")
+
+
+def test_one_run_is_one(recipe):
+    assert forecast([Planned(recipe)], 1, [pace(1.0)]) == "1 run of 20 steps in all of about 1.0 s: about 24 s"
+
+
+def test_the_line_is_said_once_when_those_at_work_have_told(recipe):
+    said = []
+    heard = Forecast([Planned(recipe)] * 5, 2, said.append)
+    for record in ({"kind": "result"}, {"kind": "training"}, pace(1.0).as_json()):
+        heard.hear(record)
+    assert said == []
+    for _ in range(3):
+        heard.hear(pace(1.0).as_json())
+    assert len(said) == 1
+
+
+def test_a_run_that_ends_first_is_enough(recipe):
+    said = []
+    heard = Forecast([Planned(recipe)] * 5, 2, said.append)
+    heard.hear(pace(1.0).as_json())
+    heard.hear({"kind": "result"})
+    assert len(said) == 1
+
+
+def test_what_is_finished_is_left_out_and_what_is_shared_counts_once(recipe, store, tmp_path):
+    ordinary = recipe.ordinary()
+    runs = [Run("ordinary", changed(ordinary, "train", steps=steps, eval_every=10)) for steps in (20, 40, 80)]
+    runs.append(Run("tst", recipe))
+    finished = tmp_path / runs[0].key(store)
+    finished.mkdir()
+    (finished / "result.json").write_text("{}")
+    planned = _planned([*runs, runs[-1]], store, tmp_path)
+    assert [(run.recipe.train.steps, run.shared) for run in planned] == [(40, 18), (80, 36), (20, 0)]
