@@ -18,6 +18,7 @@ import random
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,14 +30,15 @@ from torch import Tensor, nn
 
 from superpose.conform.probe import Probe
 from superpose.conform.subject import Subject, find_weight, takes_model
-from superpose.conform.watch import Node, Watch
+from superpose.conform.watch import Lookup, Node, Watch
 from superpose.core.fold import Mode, window_length
 from superpose.errors import UserError, first_line
 
 ROWS, LATENTS = 2, 3
 TOLERANCES = {torch.float64: 1e-7, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 4e-2}
 """Of shares and losses, by the least precise dtype that a step computes in."""
-Replace = Callable[[Tensor, Tensor, Tensor], Tensor]
+MIXED = -2
+Replace = Callable[[Lookup, int, Tensor], Tensor]
 
 
 class WrongError(Exception):
@@ -58,13 +60,14 @@ class Reading:
         extra: [R], what the gradient's sum over the vocabulary is beside that of a cross-entropy: 0, or a z-loss's.
         uneven: largest difference of the gradient at tokens that nobody asks for from a softmax's, as a share of it.
         hidden: [R, D], what went into the head; empty where it is not known row by row.
-        row, last: [R], which row of the window a row of logits depends on, and on which place last; -1 for none.
+        row, last: [R], which row of the window a row of logits depends on, and on which place last; -1 for none, `MIXED` for several rows.
         seen: [R, T], on which places.
         watch: what was seen on the way.
         unused: parameters without a gradient, by name.
         kept: V-wide numbers that are kept for the backward pass.
         window: [B, T].
         tolerance: of shares and losses.
+        smoothing: of labels, as declared.
     """
 
     value: float
@@ -81,11 +84,13 @@ class Reading:
     kept: int
     window: Tensor
     tolerance: float
+    smoothing: float
 
     @property
     def cross_entropies(self) -> Tensor:
-        """[R], sum over a row's targets of weight x cross-entropy."""
-        return -(self.asked * self.logits.log_softmax(-1)).sum(-1)
+        """[R], sum over a row's targets of weight x cross-entropy, smoothed as is declared."""
+        logs, spread = self.logits.log_softmax(-1), self.smoothing
+        return -((1 - spread) * (self.asked * logs).sum(-1) + spread * self.asked.sum(-1) * logs.mean(-1))
 
 
 @dataclass
@@ -107,6 +112,7 @@ class Bench:
     calls: int = 0
     slowest: float = 0.0
     causes: dict[int, str] = field(default_factory=dict)
+    _watch: Watch | None = None
     _plain: dict[tuple[int, int], Reading] = field(default_factory=dict)
     _places: dict[Any, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
@@ -131,14 +137,18 @@ class Bench:
             seed(self.seed)
         started = time.perf_counter()
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with _quiet(), _eager(), self._watch or Watch():
                 result = function(*given, **arguments)
         except (NotCheckedError, UserError):
             raise
         except (Exception, SystemExit) as error:
             size = f" at bag size {bag_size}" if isinstance(bag_size, int) else ""
-            raised = f"{role} raised {type(error).__name__}{size}: {first_line(error)}"
-            raise NotCheckedError(f"{raised} ({_place(error, function)})") from error
+            raised = f"{role} raised {type(error).__name__}{size}: {first_line(error)} ({_place(error, function)})"
+            if self.vocab_size is None and isinstance(error, IndexError):
+                raised += "; a vocabulary of less than 20 is too small for the windows"
+            if role == "step" and bag_size == 1 and not self.ordinary:
+                raised += "; if it is for bags alone, give ordinary(model, window)"
+            raise NotCheckedError(raised) from error
         self.calls += 1
         self.slowest = max(self.slowest, time.perf_counter() - started)
         return result
@@ -175,7 +185,7 @@ class Bench:
         if not loss.requires_grad:
             raise NotCheckedError("the loss that step returned has no graph: return it before backward(), not detached")
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with _quiet():
                 loss.backward()
         except Exception as error:
             raise NotCheckedError(f"loss.backward() raised {type(error).__name__}: {first_line(error)}") from error
@@ -187,7 +197,7 @@ class Bench:
             )
         logits, gradient, hidden = self._gradients(nodes, watch)
         tolerance = TOLERANCES.get(watch.dtype, 4e-2)
-        asked, extra, uneven = _asked(logits, gradient, window, tolerance)
+        asked, extra, uneven = _asked(logits, gradient, window, tolerance, self.subject.label_smoothing)
         named = {id(parameter): name for name, parameter in parameters.items()}
         unused = {name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.any()}
         row, last, seen = self._locate(window, bag_size, len(logits), replace, sides)
@@ -196,7 +206,7 @@ class Bench:
             *(logits, asked, extra, uneven, hidden, row, last, seen, watch),
             {name for name in unused if name in named.values()},
             sum(size for place, size in kept.items() if place not in watch.weights),
-            *(window, tolerance),
+            *(window, tolerance, self.subject.label_smoothing),
         )
 
     def plain(self, bag_size: int, latents: int = LATENTS) -> Reading:
@@ -219,8 +229,11 @@ class Bench:
         for weight in (find_weight(self.model, getattr(self.subject, role), role) for role in ("embedding", "head")):
             if weight is not None:
                 watch.weights[weight.untyped_storage().data_ptr()] = weight
-        with torch.enable_grad(), _eager(), watch:
+        self._watch = watch
+        try:
             return watch, self.step(window, bag_size, **sides)
+        finally:
+            self._watch = None
 
     @property
     def mode(self) -> Mode:
@@ -275,8 +288,10 @@ class Bench:
             shares = shares / torch.where(valid, shares, 0).sum(2, keepdim=True).clamp(min=1e-9) * (
                 subject.shares("pooling", bag_size).sum()
             )
-            vectors = (model.embedding(inputs.where(valid[..., 0], 0)) * shares).sum(dim=2)
-        logits = model.head(model.backbone(vectors))[:, : targets.shape[1]]
+            with self._watch or Watch():
+                vectors = (model.embedding(inputs.where(valid[..., 0], 0)) * shares).sum(dim=2)
+        with self._watch or Watch():
+            logits = model.head(model.backbone(vectors))[:, : targets.shape[1]]
         return self.run("loss", subject.loss, logits, targets, **sides)
 
     def folded(self, window: Tensor, bag_size: int) -> tuple[Tensor, Tensor]:
@@ -371,9 +386,8 @@ class Bench:
             other[row] = torch.where(other[row] == self.subject.ignored, other[row], other[row].roll(1))
             other[row, 0] = spare[0] if other[row, 0] != self.subject.ignored else other[row, 0]
             of_row[:, row] = self._differs(base, other, bag_size, sides)
-        if (mixed := of_row.sum(-1) > 1).any():
-            raise WrongError(f"{int(mixed.sum())} of {len(base)} positions depend on more than one row of the batch")
         row_ = torch.where(of_row.any(-1), of_row.long().argmax(-1), -1)
+        row_ = torch.where(of_row.sum(-1) > 1, MIXED, row_)
         last = torch.where(seen, torch.arange(length), -1).amax(-1)
         if not sides:
             self._places[key] = row_, last, seen
@@ -391,16 +405,18 @@ class Bench:
         return (logits - base).abs().amax(-1) > 1e-7 * base.abs().max()
 
 
-def _asked(logits: Tensor, gradient: Tensor, window: Tensor, tolerance: float) -> tuple[Tensor, Tensor, float]:
+def _asked(
+    logits: Tensor, gradient: Tensor, window: Tensor, tolerance: float, smoothing: float
+) -> tuple[Tensor, Tensor, float]:
     """Weights [R, V] with which tokens are asked for, what a z-loss adds [R], and how uneven the rest is."""
-    probabilities = logits.softmax(-1)
+    probabilities = logits.softmax(-1) - smoothing / logits.shape[-1]
     never = torch.ones(logits.shape[-1], dtype=torch.bool)
     never[window[(window >= 0) & (window < len(never))]] = False
     never[0] = False  # padding, often
     total = gradient[:, never].sum(-1) / probabilities[:, never].sum(-1)
-    asked = total.unsqueeze(-1) * probabilities - gradient
+    asked = (total.unsqueeze(-1) * probabilities - gradient) / (1 - smoothing)
     scale = float(total.abs().max())
-    uneven = float(asked[:, never].abs().max() / (total.unsqueeze(-1) * probabilities).abs().max()) if scale else 0.0
+    uneven = float(asked[:, never].abs().max() / (total.unsqueeze(-1) * logits.softmax(-1)).abs().max()) if scale else 0
     asked = torch.where(asked.abs() > tolerance * max(scale, 1e-300), asked, 0)
     return asked, total - asked.sum(-1), uneven
 
@@ -421,6 +437,8 @@ def prepared(subject: Subject, ordinary: bool = False) -> Bench:
         except Exception as error:
             raise UserError(f"model() raised {type(error).__name__}: {first_line(error)}") from error
     bench = Bench(subject, model, ordinary)
+    if elsewhere := {str(one.device) for one in bench.parameters().values() if one.device.type != "cpu"}:
+        raise UserError(f"the model is on {', '.join(elsewhere)}; a small one on the CPU is all that is needed: put it there")
     for owner in (model, subject.step, subject.loss):
         if isinstance(owner, nn.Module):
             _calm(owner)
@@ -451,6 +469,14 @@ def _place(error: BaseException, function: Any) -> str:
     own = getattr(getattr(function, "__code__", None), "co_filename", "")
     at = next((frame for frame in reversed(frames) if frame.filename == own), frames[-1])
     return f"{Path(at.filename).name}, line {at.lineno}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the subject prints is not ours to show."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _eager() -> contextlib.AbstractContextManager[Any]:

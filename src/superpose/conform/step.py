@@ -6,7 +6,7 @@ Shapes: B rows, L latents, S bag, T tokens of a window, R rows of logits, V voca
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from superpose.conform.probe import Probe
-from superpose.conform.reading import LATENTS, Bench, NotCheckedError, Reading, Replace, WrongError
+from superpose.conform.reading import LATENTS, MIXED, Bench, NotCheckedError, Reading, Replace, WrongError
+from superpose.conform.watch import Lookup
 from superpose.core.fold import MODES
 
 
@@ -71,6 +72,13 @@ def weights_of(
     window, subject = reading.window, bench.subject
     if reading.uneven > max(20 * reading.tolerance, 1e-4):
         raise NotCheckedError("the loss is no cross-entropy, see error 2")
+    counting = reading.asked.any(-1)
+    mixed, last = int((reading.row == MIXED).sum()), reading.last[counting]
+    if mixed:
+        wrong = f"{mixed} of {len(reading.row)} positions depend on more than one row of the batch"
+        raise WrongError(wrong) if strict else NotCheckedError(f"{wrong}, see error 1")
+    if strict and len(last) > 1 and (last == window.shape[1] - 1).all():
+        raise WrongError(f"every position sees token {window.shape[1] - 1}, the last of its window: it is not causal")
     taken = 1 if bag_size == 1 or bench.mode == "output" else bag_size
     latents = _latents(bench, window, bag_size)
     rows: dict[tuple[int, int], list[int]] = {}
@@ -490,11 +498,18 @@ def _padded(bench: Bench, window: Tensor, padding: Tensor, bag_size: int) -> Rea
 
 
 def pooled_into(
-    bench: Bench, window: Tensor, bag_size: int, ordinary: Tensor, valid: Tensor, factor: float = 1.0
+    bench: Bench,
+    window: Tensor,
+    bag_size: int,
+    ordinary: Tensor,
+    valid: Tensor,
+    factor: float = 1.0,
+    further: tuple[Tensor, Tensor] | None = None,
 ) -> Replace:
     """For a lookup of the ordinary window's tokens: in place of token j's vector the mean of bag j's.
 
-    So ordinary training, whose embedding gives those vectors, computes what training in bags has to.
+    So ordinary training, whose embedding gives those vectors, computes what training in bags has to. With `further`,
+    a table and shares [S], all other tables give their vectors by these shares.
     """
     latents = ordinary.shape[1] - 1
     bags = window[:, : latents * bag_size].unflatten(1, (latents, bag_size))
@@ -502,18 +517,44 @@ def pooled_into(
     kept = shares * valid[:, : latents * bag_size].unflatten(1, (latents, bag_size))
     kept = kept / kept.sum(-1, keepdim=True).clamp(min=1e-9) * shares.sum()
 
-    def replace(weight: Tensor, ids: Tensor, vectors: Tensor) -> Tensor:
-        if len(weight) != bench.vocab_size or ids.numel() < len(window) * latents or not torch.isin(ids, ordinary).any():
-            return vectors  # of positions, of documents
-        table = weight.detach().double()
-        means = (table[bags.clamp(min=0)] * kept.unsqueeze(-1)).sum(2)
-        new = vectors.clone()
-        for row in range(len(window)):
-            for latent in range(latents):
-                new[ids == ordinary[row, latent]] = means[row, latent].to(vectors.dtype)
-        return new
+    def replace(lookup: Lookup, step: int, vectors: Tensor) -> Tensor:
+        if step or not of_tokens(bench, lookup, ordinary):
+            return vectors
+        table = lookup.weight.detach().double()
+        taken = kept if further is None or lookup.weight is further[0] else further[1].expand_as(kept)
+        return _put(ordinary, lookup, vectors, (table[bags.clamp(min=0)] * taken.unsqueeze(-1)).sum(2))
 
     return replace
+
+
+def of_tokens(bench: Bench, lookup: Lookup, window: Tensor) -> bool:
+    """Whether a lookup is one of a window's tokens, and not of positions or documents."""
+    rows = lookup.ids.numel() > window.shape[1]  # positions are often looked up for all rows at once
+    return rows and len(lookup.weight) == bench.vocab_size and bool(torch.isin(lookup.ids, window).any())
+
+
+def _put(ordinary: Tensor, lookup: Lookup, vectors: Tensor, means: Tensor) -> Tensor:
+    """Means [B, L, D] in the places of the tokens of an ordinary window."""
+    new = vectors.clone()
+    for row in range(means.shape[0]):
+        for latent in range(means.shape[1]):
+            new[lookup.ids == ordinary[row, latent]] = means[row, latent].to(vectors.dtype)
+    return new
+
+
+def _later(bench: Bench, reading: Reading, bag_size: int, ordinary: Tensor) -> Iterator[Replace]:
+    """As `pooled_into`, with means that are taken after the first, second, ... step of what is made of a token's vector."""
+    looked_up = [lookup for lookup in reading.watch.lookups if of_tokens(bench, lookup, reading.window)]
+    if len(looked_up) != 1 or looked_up[0].ids.numel() % (len(ordinary) * bag_size):
+        return
+    for number, vectors in enumerate(looked_up[0].steps[1:], start=1):
+        bags = vectors.double().reshape(len(ordinary), -1, bag_size, vectors.shape[-1])[:, : ordinary.shape[1] - 1]
+        means = (bags * bench.subject.shares("pooling", bag_size).unsqueeze(-1)).sum(2)
+
+        def replace(lookup: Lookup, step: int, vectors: Tensor, at: int = number, means: Tensor = means) -> Tensor:
+            return _put(ordinary, lookup, vectors, means) if step == at and of_tokens(bench, lookup, ordinary) else vectors
+
+        yield replace
 
 
 def difference(bench: Bench, bag_size: int, factor: float = 1.0) -> tuple[str, str]:
@@ -523,25 +564,38 @@ def difference(bench: Bench, bag_size: int, factor: float = 1.0) -> tuple[str, s
     if (0, 0) not in weights_of(bench, reading, bag_size, strict=False):
         raise NotCheckedError("positions see the wrong tokens, see error 1")
     if bench.mode == "output":
-        ordinary = reading.window[:, : LATENTS + 1].contiguous()
-        expected = bench.read(ordinary, 1)
-    else:
-        ordinary = bench.window(1)
-        if len(ordinary.unique()) < ordinary.numel():
-            raise NotCheckedError(f"a vocabulary of {bench.vocab_size} is too small; take one of 64 or more")
-        whole = torch.ones_like(reading.window, dtype=torch.bool)
-        bench.plain(1)
-        expected = bench.read(ordinary, 1, pooled_into(bench, reading.window, bag_size, ordinary, whole, factor))
-        if not any(torch.isin(lookup.ids, ordinary).any() for lookup in expected.watch.lookups):
-            raise NotCheckedError("no lookup of tokens was seen in ordinary training; name `embedding`")
-    return _departs(bench, reading, bag_size, expected)
+        return _departs(bench, reading, bag_size, bench.read(reading.window[:, : LATENTS + 1].contiguous(), 1))
+    ordinary = bench.window(1)
+    if len(ordinary.unique()) < ordinary.numel():
+        raise NotCheckedError(f"a vocabulary of {bench.vocab_size} is too small; take one of 64 or more")
+    whole = torch.ones_like(reading.window, dtype=torch.bool)
+    expected = bench.read(ordinary, 1, pooled_into(bench, reading.window, bag_size, ordinary, whole, factor))
+    if not any(of_tokens(bench, lookup, ordinary) for lookup in expected.watch.lookups):
+        raise NotCheckedError("no lookup of tokens was seen in ordinary training; name `embedding`")
+    found = _departs(bench, reading, bag_size, expected)
+    if found[0] != "hidden" or factor != 1:
+        return found
+    for replace in _later(bench, reading, bag_size, ordinary):
+        if (later := _departs(bench, reading, bag_size, bench.read(ordinary, 1, replace)))[0] != "hidden":
+            return later
+    if not _departs(bench, reading, bag_size, expected, latest=0)[0]:
+        return "sides", f"{found[1]} in ordinary training; position 0 is right, so it is positions, masks or the like"
+    tables = dict.fromkeys(one.weight for one in expected.watch.lookups if of_tokens(bench, one, ordinary))
+    for name, place in (("first", 0), ("last", -1)) if len(tables) > 1 else ():
+        alone = torch.zeros(bag_size, dtype=torch.float64).index_fill_(0, torch.tensor(place % bag_size), 1.0)
+        replace = pooled_into(bench, reading.window, bag_size, ordinary, whole, further=(next(iter(tables)), alone))
+        if _departs(bench, reading, bag_size, bench.read(ordinary, 1, replace))[0] != "hidden":
+            return "sides", f"{found[1]} in ordinary training: a further table gives the vector of a bag's {name} token"
+    return found
 
 
-def _departs(bench: Bench, reading: Reading, bag_size: int, expected: Reading, rows: Any = None, first: int = 0) -> tuple[str, str]:
+def _departs(
+    bench: Bench, reading: Reading, bag_size: int, expected: Reading, rows: Any = None, first: int = 0, latest: int = 10**9
+) -> tuple[str, str]:
     found, wanted = (weights_of(bench, one, size, strict=False) for one, size in ((reading, bag_size), (expected, 1)))
     common = [place for place in found if place in wanted and place[0] >= 0 and place[1] >= first]
     common = [place for place in common if rows is None or place[0] in rows]
-    common = [place for place in common if place[1] < _latents(bench, reading.window, bag_size)]
+    common = [place for place in common if place[1] < min(_latents(bench, reading.window, bag_size), latest + 1)]
     if not common:
         raise NotCheckedError("no position of training in bags is one of ordinary training, see error 1")
     near = 10 * max(reading.tolerance, expected.tolerance)
@@ -553,7 +607,7 @@ def _departs(bench: Bench, reading: Reading, bag_size: int, expected: Reading, r
         token = int(apart.argmax())
         evidence = (
             f"s {bag_size}, row {place[0]}, position {place[1]}: the logit of token {token} is "
-            f"{float(reading.logits[number, token]):.4f}; {float(expected.logits[other, token]):.4f}"
+            f"{float(reading.logits[number, token]):.4f}, and {float(expected.logits[other, token]):.4f}"
         )
         if len(reading.hidden) and len(expected.hidden) and reading.hidden.shape[1] == expected.hidden.shape[1]:
             hidden = (reading.hidden[number] - expected.hidden[other]).abs().max()
@@ -570,11 +624,14 @@ def check_mean(bench: Bench) -> str:
         kind, evidence = difference(bench, bag_size)
         if kind != "hidden":
             continue
-        named = {"s times the mean, a sum": bag_size, "sqrt(s) times the mean": math.sqrt(bag_size)}
-        for name, factor in named.items():
-            if pooling == "mean" and difference(bench, bag_size, factor)[0] != "hidden":
-                evidence += f". It is {name}"
-        raise WrongError(f"{evidence} in ordinary training on the bags' {'means' if pooling == 'mean' else 'vectors'}")
+        what = "means" if pooling == "mean" else "vectors"
+        named = {"s times their mean, a sum": bag_size, "sqrt(s) times their mean": math.sqrt(bag_size)}
+        why = [
+            f". Your bags are {name}"
+            for name, factor in named.items()
+            if pooling == "mean" and difference(bench, bag_size, factor)[0] != "hidden"
+        ]
+        raise WrongError(f"{evidence} in ordinary training on the bags' {what}{''.join(why)}")
     return "the logits are, number by number, those of ordinary training on the bags' vectors"
 
 
@@ -585,12 +642,13 @@ def check_logits(bench: Bench) -> str:
     benches = {"": bench}
     if bench.subject.model is None and bench.subject.step is not None and isinstance(bench.model, Probe):
         full = Probe(bias=True, scale=3.0, softcap=2.0)
-        benches = {"with a scaled embedding, a head's bias and a soft-cap: ": Bench(bench.subject, full, vocab_size=64)}
+        benches = {"with a scaled embedding, a head's bias and a soft-cap: ": Bench(bench.subject, full, vocab_size=64, found_mode=bench.mode)}
     for words, one in benches.items():
         for bag_size in one.sizes:
             kind, evidence = difference(one, bag_size)
             if kind:
-                raise WrongError(f"{words}{evidence} in ordinary training (a scale, bias or cap of the {'embedding' if kind == 'hidden' else 'head'})")
+                what = {"hidden": "a scale of the embedding", "logits": "a bias, scale or cap of the head"}.get(kind)
+                raise WrongError(f"{words}{evidence}" + (f" in ordinary training: {what}" if what else ""))
             mine, ordinary = (terms_of(one.plain(size)).z_loss for size in (bag_size, 1))
             near = 0.02 * max(mine, ordinary) + 1e-7
             if not abs(mine - ordinary) <= near and bench.subject.z_loss is None:

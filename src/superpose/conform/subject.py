@@ -60,6 +60,7 @@ class Subject:
         end_of_text: token by which the step keeps documents apart.
         softcap, z_loss: of the logits, where they are not found.
         auxiliary: whether the loss has terms that do not go through the head.
+        label_smoothing: share of each target that is spread over the vocabulary.
         extra_heads: heads that predict further bags.
         weighting: of a target bag's tokens: "uniform", "power", "exponential", "first", or bag size to S numbers.
         pooling: of an input bag: "mean", "sqrt", "power", or bag size to S numbers.
@@ -91,6 +92,7 @@ class Subject:
     softcap: float | None = None
     z_loss: float | None = None
     auxiliary: bool = False
+    label_smoothing: float = 0.0
     extra_heads: int = 0
     weighting: Weights = "uniform"
     pooling: Weights = "mean"

@@ -28,6 +28,9 @@ _LOSSES = _SOFTMAXES | {
 }
 _CONSUMERS = _LOSSES | {"gather", "take_along_dim", "index_select", "max", "amax", "sum", "mean"}
 """After these, logits are logits no more. Only where a loss is among them were they meant for one."""
+_DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
+_STEPS = 6
+"""How far a token's vector is followed before the mean of its bag."""
 _METADATA = {"__get__", "size", "dim", "numel", "stride", "is_contiguous", "untyped_storage", "data_ptr", "__len__"}
 
 
@@ -65,11 +68,12 @@ class Product:
 
 @dataclass(eq=False)
 class Lookup:
-    """Vectors that a weight gave for ids."""
+    """Vectors that a weight gave for ids, and what was made of each on its own: a scale, a norm, ..."""
 
     weight: Tensor
     ids: Tensor
     output: Tensor
+    steps: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -78,11 +82,11 @@ class Watch(TorchFunctionMode):
 
     Args:
         vocab_size: V; None while it isn't known, when only lookups are seen.
-        replace: (weight, ids, vectors) of a lookup to the vectors that take their place.
+        replace: (lookup, number of its step, vectors) to the vectors that take their place.
     """
 
     vocab_size: int | None = None
-    replace: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    replace: Callable[[Lookup, int, Tensor], Tensor] | None = None
     lookups: list[Lookup] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     consumed: dict[Node, bool] = field(default_factory=dict)
@@ -93,6 +97,7 @@ class Watch(TorchFunctionMode):
     dtype: torch.dtype = torch.float64
     weights: dict[int, Tensor] = field(default_factory=dict)
     _nodes: dict[int, Node] = field(default_factory=dict)
+    _chains: dict[int, Lookup] = field(default_factory=dict)
     _kept: list[Any] = field(default_factory=list)
     _made: int = 0
 
@@ -102,6 +107,11 @@ class Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if name in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if name == "scaled_dot_product_attention":
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs = {key: value for key, value in kwargs.items() if key != "dropout_p"}
         if name in _METADATA and name != "__get__":
             return func(*args, **kwargs)
         given = [*_tensors(args), *_tensors(value for key, value in kwargs.items() if key != "out")]
@@ -109,11 +119,14 @@ class Watch(TorchFunctionMode):
         nodes = [node for tensor in given if (node := self._nodes.get(id(tensor))) and node.tensor is tensor]
         if nodes and name in _CONSUMERS | {"__getitem__"}:
             self._consume(name, nodes, given)
+        chains = [self._chains[id(tensor)] for tensor in given if id(tensor) in self._chains]
         out = func(*args, **kwargs)
         if name == "__get__" and not isinstance(out, Tensor):
             return out
         if weights:
             out = self._use(name, weights, given, out)
+        elif chains and isinstance(out, Tensor) and out.shape == chains[0].output.shape and out.is_floating_point():
+            out = self._follow(chains[0], out)
         for result in _tensors((out,)):
             if result.is_floating_point() and result.dtype.itemsize < self.dtype.itemsize:
                 self.dtype = result.dtype
@@ -148,7 +161,9 @@ class Watch(TorchFunctionMode):
             place = tensor.untyped_storage().data_ptr()
         except (RuntimeError, NotImplementedError):  # a tensor of a kind without a storage
             return None
-        if place and place not in self.weights and tensor.is_leaf and tensor.requires_grad and tensor.dim() == 2:
+        # What goes into an autograd.Function looks like a leaf inside, where gradients are off.
+        known = isinstance(tensor, torch.nn.Parameter) or (torch.is_grad_enabled() and tensor.is_leaf)
+        if place and place not in self.weights and known and tensor.requires_grad and tensor.dim() == 2:
             self.weights[place] = tensor
         return self.weights.get(place)
 
@@ -160,15 +175,15 @@ class Watch(TorchFunctionMode):
         first = next(_tensors((out,)), weight.new_zeros(()))
         out_dim = first.shape[-1] if first.dim() else 0
         if isinstance(out, Tensor) and not others:
-            if out.numel() == weight.numel() and out.is_floating_point():  # a cast, or another form of it
+            if out.numel() == weight.numel() and out.is_floating_point() and "like" not in name:  # a cast, or another form of it
                 self.weights.setdefault(out.untyped_storage().data_ptr(), weight)
                 self._kept.append(out)
         elif isinstance(out, Tensor) and whole and not inputs and out.is_floating_point() and out_dim == weight.shape[1]:
-            if self.replace is not None and whole[0].shape == out.shape[:-1]:
-                out = self.replace(weight, whole[0], out)
+            self.lookups.append(Lookup(weight, whole[0], out))
+            if whole[0].shape == out.shape[:-1]:
+                out = self.lookups[-1].output = self._follow(self.lookups[-1], out)
             if out.requires_grad:
                 out.retain_grad()
-            self.lookups.append(Lookup(weight, whole[0], out))
         elif inputs and isinstance(out, Tensor) and out.dim() > 1 and out_dim == self.vocab_size:
             made = Product(weight, inputs[0].detach().clone(), out.detach().clone(), fused=not out.requires_grad)
             self.products.append(made)
@@ -183,6 +198,16 @@ class Watch(TorchFunctionMode):
                 self.consumed[Node(logits, (), self._made, logits.clone(), self.products[-1])] = True
             else:
                 self.body_rows[id(weight)] = self.body_rows.get(id(weight), 0) + inputs[0].numel() // width
+        return out
+
+    def _follow(self, lookup: Lookup, out: Tensor) -> Tensor:
+        """One step more of a lookup's vectors, each on its own as long as their shape stays."""
+        if len(lookup.steps) < _STEPS:
+            if self.replace is not None:
+                out = self.replace(lookup, len(lookup.steps), out)
+            lookup.steps.append(out.detach())
+            self._chains[id(out)] = lookup
+            self._kept.append(out)
         return out
 
     def _consume(self, name: str, nodes: list[Node], given: list[Tensor]) -> None:
