@@ -394,7 +394,7 @@ MUTANTS = {
     "inputs are the targets": ((1,), _step(inputs_of=sees_the_next_bag)),
     "labels flattened to one-hot": ((2,), _core(flattened_one_hot)),
     "losses of a bag summed": ((2,), _core(summed_over_the_bag)),
-    "binary cross-entropy": ((2,), _core(each_on_its_own)),
+    "binary cross-entropy": ((2, 7), _core(each_on_its_own)),
     "a softmax for each place": ((3,), _core(softmax_for_each_place)),
     "a head product for each place": ((3,), Subject(step=head_for_each_place)),
     "a one-hot tensor for each place": ((3,), _core(one_hot_of_every_place)),
@@ -421,7 +421,7 @@ MUTANTS = {
     "resume begins again": ((9,), _run(batches=resumes_from_the_start)),
     "token by token": ((10,), _run(batches=token_by_token, step_seconds=(4, 32, 0.01))),
     "bags without gradient": ((11,), _step(vectors_of=detached_bags)),
-    "the body works on tokens": ((11, 5), Subject(step=longer_body)),
+    "the body works on tokens": ((11,), Subject(step=longer_body)),
     "raw tokens as latents": ((12,), _run(counts=raw_tokens_as_latents)),
     "latents as raw tokens": ((12,), _run(counts=latents_as_raw_tokens)),
 }  # fmt: skip

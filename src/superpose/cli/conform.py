@@ -30,7 +30,7 @@ def conform(
     from rich.table import Table
     from rich.text import Text
 
-    from superpose.conform import CHECKS, load, passes
+    from superpose.conform import load, passes
     from superpose.conform import conform as judge
     from superpose.conform.subject import ROLES
 
@@ -46,14 +46,12 @@ def conform(
     if as_json:
         print_json([asdict(verdict) for verdict in verdicts])
     else:
-        words = {(check.error, check.name): check.words for check in CHECKS}
         for cause in dict.fromkeys(verdict.cause for verdict in verdicts if verdict.cause):
-            of = [str(verdict.error) for verdict in verdicts if verdict.cause == cause]
-            console().print(f"Cause of error {', '.join(dict.fromkeys(of))}: {cause}")
-        table = Table("", "check", "error", "verdict", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
+            of = dict.fromkeys(str(verdict.error) for verdict in verdicts if verdict.cause == cause)
+            console().print(f"Cause of error {', '.join(of)}: {cause}")
+        table = Table("", "check", "verdict", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
         for one in (verdict for verdict in verdicts if verdict.promised):
-            verdict = Text(one.state, _COLORS[one.state])
-            table.add_row(str(one.error), one.check, words[one.error, one.check], verdict, one.reason)
+            table.add_row(str(one.error), one.check, Text(one.state, _COLORS[one.state]), one.reason)
         console().print(table)
         states = [verdict.state for verdict in verdicts if verdict.promised]
         console().print(", ".join(f"{states.count(state)} {state}" for state in _COLORS) + ".")

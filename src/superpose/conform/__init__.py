@@ -1,11 +1,11 @@
 """Is somebody's training step right? Judged as it is, with its own model, check by check, with evidence.
 
-    from superpose.conform import Subject, conform, passes
+from superpose.conform import Subject, conform, passes
 
-    verdicts = conform(Subject(step=my_step, model=my_model))
-    for verdict in verdicts:
-        print(verdict.error, verdict.check, verdict.state, verdict.reason)
-    assert passes(verdicts)
+verdicts = conform(Subject(step=my_step, model=my_model))
+for verdict in verdicts:
+    print(verdict.error, verdict.check, verdict.state, verdict.reason)
+assert passes(verdicts)
 """
 
 import traceback

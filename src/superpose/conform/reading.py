@@ -35,7 +35,7 @@ from superpose.core.fold import Mode, window_length
 from superpose.errors import UserError, first_line
 
 ROWS, LATENTS = 2, 3
-TOLERANCES = {torch.float64: 1e-7, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 4e-2}
+TOLERANCES = {torch.float64: 1e-7, torch.float32: 2e-4, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 """Of shares and losses, by the least precise dtype that a step computes in."""
 MIXED = -2
 Replace = Callable[[Lookup, int, Tensor], Tensor]
@@ -47,6 +47,10 @@ class WrongError(Exception):
 
 class NotCheckedError(Exception):
     """A check could not be carried out; the message says why."""
+
+
+class TooNarrowError(NotCheckedError):
+    """Fewer numbers in a vector than positions, whose gradients are to be told apart."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Reading:
         kept: V-wide numbers that are kept for the backward pass.
         window: [B, T].
         tolerance: of shares and losses.
-        smoothing: of labels, as declared.
+        smoothing: of labels, declared or found.
     """
 
     value: float
@@ -90,7 +94,8 @@ class Reading:
     def cross_entropies(self) -> Tensor:
         """[R], sum over a row's targets of weight x cross-entropy, smoothed as is declared."""
         logs, spread = self.logits.log_softmax(-1), self.smoothing
-        return -((1 - spread) * (self.asked * logs).sum(-1) + spread * self.asked.sum(-1) * logs.mean(-1))
+        sharp = torch.where(self.asked == 0, 0, self.asked * logs).sum(-1)
+        return -((1 - spread) * sharp + spread * self.asked.sum(-1) * logs.mean(-1)) if spread else -sharp
 
 
 @dataclass
@@ -108,10 +113,13 @@ class Bench:
     ordinary: bool = False
     vocab_size: int | None = None
     found_mode: Mode = "full"
+    documents: bool = False
     seed: int = 1
+    tokens: int = 20
     calls: int = 0
     slowest: float = 0.0
     causes: dict[int, str] = field(default_factory=dict)
+    differences: dict[tuple[int, float], tuple[str, str]] = field(default_factory=dict)
     _watch: Watch | None = None
     _plain: dict[tuple[int, int], Reading] = field(default_factory=dict)
     _places: dict[Any, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
@@ -196,8 +204,8 @@ class Bench:
                 "name `head`, the weight [V, D] or its module"
             )
         logits, gradient, hidden = self._gradients(nodes, watch)
-        tolerance = TOLERANCES.get(watch.dtype, 4e-2)
-        asked, extra, uneven = _asked(logits, gradient, window, tolerance, self.subject.label_smoothing)
+        tolerance = TOLERANCES.get(watch.dtype, 1e-2)
+        asked, extra, uneven, smoothing = _asked(logits, gradient, window, tolerance, self.subject.label_smoothing)
         named = {id(parameter): name for name, parameter in parameters.items()}
         unused = {name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.any()}
         row, last, seen = self._locate(window, bag_size, len(logits), replace, sides)
@@ -206,14 +214,17 @@ class Bench:
             *(logits, asked, extra, uneven, hidden, row, last, seen, watch),
             {name for name in unused if name in named.values()},
             sum(size for place, size in kept.items() if place not in watch.weights),
-            *(window, tolerance, self.subject.label_smoothing),
+            *(window, tolerance, smoothing),
         )
 
     def plain(self, bag_size: int, latents: int = LATENTS) -> Reading:
         """Of a window without padding."""
         key = bag_size, latents
         if key not in self._plain:
-            self._plain[key] = self.read(self.window(bag_size, latents), bag_size)
+            try:
+                self._plain[key] = self.read(self.window(bag_size, latents), bag_size)
+            except TooNarrowError:
+                self._plain[key] = self.read(self.window(bag_size, latents, rows=1), bag_size)
         return self._plain[key]
 
     def forget(self) -> None:
@@ -260,8 +271,7 @@ class Bench:
         for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
             given = getattr(config, name, None)
             special.update(given if isinstance(given, list) else [given])
-        size = self.vocab_size or 20
-        return torch.tensor([token for token in range(min(size, 512)) if token not in special])
+        return torch.tensor([token for token in range(min(self.tokens, 512)) if token not in special])
 
     def parameters(self, watch: Watch | None = None) -> dict[str, Tensor]:
         """Of the model, of the step, and all that were seen, by name."""
@@ -285,8 +295,10 @@ class Bench:
         else:
             valid = (inputs != subject.ignored).unsqueeze(-1)
             shares = valid * subject.shares("pooling", bag_size).view(-1, 1)
-            shares = shares / torch.where(valid, shares, 0).sum(2, keepdim=True).clamp(min=1e-9) * (
-                subject.shares("pooling", bag_size).sum()
+            shares = (
+                shares
+                / torch.where(valid, shares, 0).sum(2, keepdim=True).clamp(min=1e-9)
+                * (subject.shares("pooling", bag_size).sum())
             )
             with self._watch or Watch():
                 vectors = (model.embedding(inputs.where(valid[..., 0], 0)) * shares).sum(dim=2)
@@ -326,7 +338,7 @@ class Bench:
             if made[0].fused and node.tensor is made[0].values:  # an operator's, which shows no logits
                 values = values if cap is None else cap * torch.tanh(values / cap)
             gradient = node.tensor.grad
-            logits.append(values)
+            logits.append(values.clamp(min=-1e9))
             gradients.append(None if gradient is None else gradient.reshape(values.shape).double())
             hidden.append(inputs if len(inputs) == len(values) else inputs[:0])
         hidden_ = torch.cat(hidden) if all(map(len, hidden)) else hidden[0][:0]
@@ -354,7 +366,7 @@ class Bench:
         raw = torch.cat([one.values.reshape(-1, one.values.shape[-1]) for one in made]).double()
         solved = (whole @ torch.linalg.pinv(inputs, rtol=1e-6)).T
         if len(inputs) != len(logits) or len(inputs.unique(dim=0)) > inputs.shape[1]:
-            raise NotCheckedError(
+            raise TooNarrowError(
                 f"the head's logits are hidden in an operator, and a width of {inputs.shape[1]} is too little to tell "
                 f"{len(inputs)} positions' gradients apart; take a wider model"
             )
@@ -367,7 +379,8 @@ class Bench:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """On which row, and on which places of it, each row of logits depends."""
         key = (bag_size, tuple(window.shape), count)
-        if not sides and key in self._places:
+        # Documents alone change what a position may depend on.
+        if key in self._places and not self.documents:
             return self._places[key]
         base = self._logits(window, bag_size, **sides)
         usable = self.usable()
@@ -389,7 +402,7 @@ class Bench:
         row_ = torch.where(of_row.any(-1), of_row.long().argmax(-1), -1)
         row_ = torch.where(of_row.sum(-1) > 1, MIXED, row_)
         last = torch.where(seen, torch.arange(length), -1).amax(-1)
-        if not sides:
+        if not sides and not self.documents:
             self._places[key] = row_, last, seen
         return row_, last, seen
 
@@ -402,23 +415,47 @@ class Bench:
         logits = self._logits(window, bag_size, **sides)
         if logits.shape != base.shape:
             raise NotCheckedError("the number of positions depends on which tokens are in the window")
-        return (logits - base).abs().amax(-1) > 1e-7 * base.abs().max()
+        return (logits - base).nan_to_num(0).abs().amax(-1) > 1e-7 * largest(base)
 
 
 def _asked(
     logits: Tensor, gradient: Tensor, window: Tensor, tolerance: float, smoothing: float
-) -> tuple[Tensor, Tensor, float]:
-    """Weights [R, V] with which tokens are asked for, what a z-loss adds [R], and how uneven the rest is."""
-    probabilities = logits.softmax(-1) - smoothing / logits.shape[-1]
-    never = torch.ones(logits.shape[-1], dtype=torch.bool)
-    never[window[(window >= 0) & (window < len(never))]] = False
+) -> tuple[Tensor, Tensor, float, float]:
+    """Weights [R, V] with which tokens are asked for, what a z-loss adds [R], how uneven the rest is, and smoothing.
+
+    The gradient at tokens that nobody asks for is c' (p - smoothing / V); if it is no multiple of p, it may be of this.
+    """
+    softmax, size = logits.softmax(-1), logits.shape[-1]
+    never = torch.ones(size, dtype=torch.bool)
+    never[window[(window >= 0) & (window < size)]] = False
     never[0] = False  # padding, often
+    probabilities = softmax - smoothing / size
     total = gradient[:, never].sum(-1) / probabilities[:, never].sum(-1)
     asked = (total.unsqueeze(-1) * probabilities - gradient) / (1 - smoothing)
     scale = float(total.abs().max())
-    uneven = float(asked[:, never].abs().max() / (total.unsqueeze(-1) * logits.softmax(-1)).abs().max()) if scale else 0
+    uneven = float(asked[:, never].abs().max() / (total.unsqueeze(-1) * softmax).abs().max()) if scale else 0.0
+    if uneven > uneven_from(tolerance) and not smoothing:
+        row = int(gradient.abs().sum(-1).argmax())
+        terms = torch.stack([softmax[row, never], torch.full_like(softmax[row, never], -1 / size)], -1)
+        whole, spread = torch.linalg.lstsq(terms, gradient[row, never].unsqueeze(-1)).solution.flatten().tolist()
+        if whole > 0 and 0 < spread / whole < 0.9:
+            found = _asked(logits, gradient, window, tolerance, spread / whole)
+            if found[2] <= uneven_from(tolerance):
+                return found
+    if asked.min() < -10 * tolerance * asked.abs().max():
+        uneven = 1.0  # something is to become less likely that is not asked for
     asked = torch.where(asked.abs() > tolerance * max(scale, 1e-300), asked, 0)
-    return asked, total - asked.sum(-1), uneven
+    return asked, total - asked.sum(-1), uneven, smoothing
+
+
+def uneven_from(tolerance: float) -> float:
+    """From here on a gradient is not a softmax's."""
+    return max(5 * tolerance, 1e-4)
+
+
+def largest(values: Tensor) -> float:
+    """Of the numbers that are not a mask's."""
+    return float(values[values.abs() < 1e6].abs().max())
 
 
 def prepared(subject: Subject, ordinary: bool = False) -> Bench:
@@ -438,7 +475,9 @@ def prepared(subject: Subject, ordinary: bool = False) -> Bench:
             raise UserError(f"model() raised {type(error).__name__}: {first_line(error)}") from error
     bench = Bench(subject, model, ordinary)
     if elsewhere := {str(one.device) for one in bench.parameters().values() if one.device.type != "cpu"}:
-        raise UserError(f"the model is on {', '.join(elsewhere)}; a small one on the CPU is all that is needed: put it there")
+        raise UserError(
+            f"the model is on {', '.join(elsewhere)}; a small one on the CPU is all that is needed: put it there"
+        )
     for owner in (model, subject.step, subject.loss):
         if isinstance(owner, nn.Module):
             _calm(owner)
@@ -446,7 +485,8 @@ def prepared(subject: Subject, ordinary: bool = False) -> Bench:
     try:
         window = bench.window(size, rows=ROWS)
         watch, loss = bench.watched(window, size)
-        bench.vocab_size = _vocabulary(bench, watch, window)
+        bench.vocab_size = bench.tokens = _vocabulary(bench, watch, window)
+        bench.tokens = min(bench.watched(window, size)[0].widths)
         value = float(loss.detach())
         again = float(bench.step(window, size).detach())
         bench.seed = 2
@@ -474,7 +514,11 @@ def _place(error: BaseException, function: Any) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """What the subject prints is not ours to show."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         yield
 
@@ -500,8 +544,8 @@ def _calm(module: nn.Module) -> None:
     """No dropout; and weights that start at zero, as some heads and projections do, start elsewhere."""
     generator = torch.Generator().manual_seed(0)
     for part in module.modules():
-        if isinstance(part, nn.modules.dropout._DropoutNd):
-            part.p = 0.0
+        if isinstance(part, (nn.RNNBase, nn.MultiheadAttention)):  # what does not go through a function of its own
+            part.dropout = 0.0
     for parameter in module.parameters():
         if parameter.dim() > 1 and not parameter.any():
             with torch.no_grad():

@@ -14,8 +14,19 @@ import torch
 from torch import Tensor
 
 from superpose.conform.probe import Probe
-from superpose.conform.reading import LATENTS, MIXED, Bench, NotCheckedError, Reading, Replace, WrongError
-from superpose.conform.watch import Lookup
+from superpose.conform.reading import (
+    LATENTS,
+    MIXED,
+    ROWS,
+    Bench,
+    NotCheckedError,
+    Reading,
+    Replace,
+    WrongError,
+    largest,
+    uneven_from,
+)
+from superpose.conform.watch import STEPS, Lookup
 from superpose.core.fold import MODES
 
 
@@ -70,7 +81,7 @@ def weights_of(
         WrongError: with `strict`, a position is asked for other tokens than it should be.
     """
     window, subject = reading.window, bench.subject
-    if reading.uneven > max(20 * reading.tolerance, 1e-4):
+    if reading.uneven > uneven_from(reading.tolerance):
         raise NotCheckedError("the loss is no cross-entropy, see error 2")
     counting = reading.asked.any(-1)
     mixed, last = int((reading.row == MIXED).sum()), reading.last[counting]
@@ -108,7 +119,9 @@ def weights_of(
             for latent in range(max(1, latents - 1)):
                 if not (row, latent) in found or not found[row, latent][0].any():
                     kind = f"bags of {bag_size}, " if bag_size > 1 else ""
-                    raise WrongError(f"{kind}row {row}, position {latent} is asked for nothing; {latents} positions expected")
+                    raise WrongError(
+                        f"{kind}row {row}, position {latent} is asked for nothing; {latents} positions expected"
+                    )
     return found
 
 
@@ -145,7 +158,9 @@ def _compare_places(
     why = f"; {len(leaked)} of {len(asked)} targets were in its own input" if leaked else ""
     if not leaked and skipped and asked:
         why = f"; {_tokens(skipped)} skipped"
-    raise WrongError(f"{where} saw {_tokens(saw)} and was asked for {_tokens(asked)}, not {_tokens(sorted(right))}{why}")
+    raise WrongError(
+        f"{where} saw {_tokens(saw)} and was asked for {_tokens(asked)}, not {_tokens(sorted(right))}{why}"
+    )
 
 
 def _latents(bench: Bench, window: Tensor, bag_size: int) -> int:
@@ -184,7 +199,7 @@ def terms_of(reading: Reading) -> Terms:
     weight = reading.asked.sum(-1)
     near = reading.tolerance * max(1.0, abs(reading.value))
     entropies = reading.cross_entropies
-    if reading.uneven > max(20 * reading.tolerance, 1e-4):
+    if reading.uneven > uneven_from(reading.tolerance):
         raise WrongError(
             f"no cross-entropy: tokens that nobody asks for get gradients up to {reading.uneven:.0%} away from their "
             f"probabilities (a hinge, a binary loss, or smoothed labels)"
@@ -241,7 +256,9 @@ def check_first_loss(bench: Bench) -> str:
             )
         extra = f", and a z-loss of {terms.z_loss:.2g}" if terms.z_loss else ""
         extra = " of the bag's total probability (MCEAlt)" if terms.alternative else extra
-        said = said or f"the loss is {reading.value:.4f}{size}: a mean of cross-entropies{extra}; log V for equal logits"
+        said = (
+            said or f"the loss is {reading.value:.4f}{size}: a mean of cross-entropies{extra}; log V for equal logits"
+        )
     return said
 
 
@@ -389,7 +406,9 @@ def check_ignored(bench: Bench) -> str:
             break
     else:
         if abs(float(stray)) >= near and not bench.subject.extra_heads:
-            raise WrongError(f"ignored targets are asked for: tokens that should not count have weight {float(stray):.4f}")
+            raise WrongError(
+                f"ignored targets are asked for: tokens that should not count have weight {float(stray):.4f}"
+            )
         by_rows, by_targets, _ = (_numbers(way[:, 0]) for way in ways.values())
         raise WrongError(
             f"of positions with {places.shape[1]}, 1 and no valid targets these count {_numbers(found[:, 0])}; a mean "
@@ -469,7 +488,9 @@ def _weights_at(bench: Bench, reading: Reading, bag_size: int, places: Tensor) -
     found = weights_of(bench, reading, bag_size, strict=False)
     nothing = reading.asked.new_zeros(reading.asked.shape[-1]), 0
     rows = [
-        torch.stack([found.get((row, latent), nothing)[0][window[row][at].clamp(min=0)] for latent, at in enumerate(places)])
+        torch.stack(
+            [found.get((row, latent), nothing)[0][window[row][at].clamp(min=0)] for latent, at in enumerate(places)]
+        )
         for row in range(len(window))
     ]
     return torch.stack(rows)
@@ -505,11 +526,13 @@ def pooled_into(
     valid: Tensor,
     factor: float = 1.0,
     further: tuple[Tensor, Tensor] | None = None,
+    at: int = 0,
 ) -> Replace:
     """For a lookup of the ordinary window's tokens: in place of token j's vector the mean of bag j's.
 
     So ordinary training, whose embedding gives those vectors, computes what training in bags has to. With `further`,
-    a table and shares [S], all other tables give their vectors by these shares.
+    a table and shares [S], all other tables give their vectors by these shares. `at` counts the steps that a token's
+    vector takes before it is replaced.
     """
     latents = ordinary.shape[1] - 1
     bags = window[:, : latents * bag_size].unflatten(1, (latents, bag_size))
@@ -518,7 +541,7 @@ def pooled_into(
     kept = kept / kept.sum(-1, keepdim=True).clamp(min=1e-9) * shares.sum()
 
     def replace(lookup: Lookup, step: int, vectors: Tensor) -> Tensor:
-        if step or not of_tokens(bench, lookup, ordinary):
+        if step != at or not of_tokens(bench, lookup, ordinary):
             return vectors
         table = lookup.weight.detach().double()
         taken = kept if further is None or lookup.weight is further[0] else further[1].expand_as(kept)
@@ -529,8 +552,9 @@ def pooled_into(
 
 def of_tokens(bench: Bench, lookup: Lookup, window: Tensor) -> bool:
     """Whether a lookup is one of a window's tokens, and not of positions or documents."""
-    rows = lookup.ids.numel() > window.shape[1]  # positions are often looked up for all rows at once
-    return rows and len(lookup.weight) == bench.vocab_size and bool(torch.isin(lookup.ids, window).any())
+    ids = lookup.ids.unique()
+    counted = len(ids) > 1 and torch.equal(ids, torch.arange(len(ids)))
+    return not counted and len(lookup.weight) == bench.vocab_size and bool(torch.isin(ids, window).any())
 
 
 def _put(ordinary: Tensor, lookup: Lookup, vectors: Tensor, means: Tensor) -> Tensor:
@@ -552,14 +576,26 @@ def _later(bench: Bench, reading: Reading, bag_size: int, ordinary: Tensor) -> I
         means = (bags * bench.subject.shares("pooling", bag_size).unsqueeze(-1)).sum(2)
 
         def replace(lookup: Lookup, step: int, vectors: Tensor, at: int = number, means: Tensor = means) -> Tensor:
-            return _put(ordinary, lookup, vectors, means) if step == at and of_tokens(bench, lookup, ordinary) else vectors
+            return (
+                _put(ordinary, lookup, vectors, means) if step == at and of_tokens(bench, lookup, ordinary) else vectors
+            )
 
         yield replace
 
 
 def difference(bench: Bench, bag_size: int, factor: float = 1.0) -> tuple[str, str]:
+    """`_difference`, found once."""
+    key = bag_size, factor
+    if key not in bench.differences:
+        bench.differences[key] = _difference(bench, bag_size, factor)
+    return bench.differences[key]
+
+
+def _difference(bench: Bench, bag_size: int, factor: float) -> tuple[str, str]:
     """Where training in bags departs from ordinary training on the bags' means: nowhere, "hidden" or "logits"."""
     _need_shift(bench, [1], error=7)
+    if _longer(bench, bag_size):
+        raise NotCheckedError("the body works on more positions than in ordinary training, see error 11")
     reading = bench.plain(bag_size)
     if (0, 0) not in weights_of(bench, reading, bag_size, strict=False):
         raise NotCheckedError("positions see the wrong tokens, see error 1")
@@ -580,17 +616,36 @@ def difference(bench: Bench, bag_size: int, factor: float = 1.0) -> tuple[str, s
             return later
     if not _departs(bench, reading, bag_size, expected, latest=0)[0]:
         return "sides", f"{found[1]} in ordinary training; position 0 is right, so it is positions, masks or the like"
+    farthest = [
+        max((int(one.ids.max()) for one in each.watch.lookups if not of_tokens(bench, one, each.window)), default=0)
+        for each in (reading, expected)
+    ]
+    if farthest[0] > farthest[1]:
+        return "sides", f"{found[1]} in ordinary training: positions are looked up to {farthest[0]} for {LATENTS} bags"
     tables = dict.fromkeys(one.weight for one in expected.watch.lookups if of_tokens(bench, one, ordinary))
     for name, place in (("first", 0), ("last", -1)) if len(tables) > 1 else ():
         alone = torch.zeros(bag_size, dtype=torch.float64).index_fill_(0, torch.tensor(place % bag_size), 1.0)
         replace = pooled_into(bench, reading.window, bag_size, ordinary, whole, further=(next(iter(tables)), alone))
         if _departs(bench, reading, bag_size, bench.read(ordinary, 1, replace))[0] != "hidden":
             return "sides", f"{found[1]} in ordinary training: a further table gives the vector of a bag's {name} token"
+    for number in range(1, STEPS):
+        replace = pooled_into(bench, reading.window, bag_size, ordinary, whole, at=number)
+        if not _departs(bench, reading, bag_size, bench.read(ordinary, 1, replace))[0]:
+            return (
+                "sides",
+                f"{found[1]} in ordinary training: a token's vector is scaled or normed there, a bag's is not",
+            )
     return found
 
 
 def _departs(
-    bench: Bench, reading: Reading, bag_size: int, expected: Reading, rows: Any = None, first: int = 0, latest: int = 10**9
+    bench: Bench,
+    reading: Reading,
+    bag_size: int,
+    expected: Reading,
+    rows: Any = None,
+    first: int = 0,
+    latest: int = 10**9,
 ) -> tuple[str, str]:
     found, wanted = (weights_of(bench, one, size, strict=False) for one, size in ((reading, bag_size), (expected, 1)))
     common = [place for place in found if place in wanted and place[0] >= 0 and place[1] >= first]
@@ -602,7 +657,7 @@ def _departs(
     for place in common:
         number, other = found[place][1], wanted[place][1]
         apart = (reading.logits[number] - expected.logits[other]).abs()
-        if apart.max() <= near * expected.logits.abs().max().clamp(min=1e-3):
+        if apart.max() <= near * max(largest(expected.logits), 1e-3):
             continue
         token = int(apart.argmax())
         evidence = (
@@ -642,7 +697,11 @@ def check_logits(bench: Bench) -> str:
     benches = {"": bench}
     if bench.subject.model is None and bench.subject.step is not None and isinstance(bench.model, Probe):
         full = Probe(bias=True, scale=3.0, softcap=2.0)
-        benches = {"with a scaled embedding, a head's bias and a soft-cap: ": Bench(bench.subject, full, vocab_size=64, found_mode=bench.mode)}
+        benches = {
+            "with a scaled embedding, a head's bias and a soft-cap: ": Bench(
+                bench.subject, full, vocab_size=64, found_mode=bench.mode
+            )
+        }
     for words, one in benches.items():
         for bag_size in one.sizes:
             kind, evidence = difference(one, bag_size)
@@ -671,9 +730,7 @@ def check_positions(bench: Bench) -> str:
         kind, evidence = _departs(bench, reading, bag_size, expected)
         if not kind:
             return f"positions restart with the bag that they restart at (0, {apart}, 0, {apart})"
-    raise WrongError(
-        f"position_ids that restart at token {2 * bag_size}: {evidence} where they restart at position 2"
-    )
+    raise WrongError(f"position_ids that restart at token {2 * bag_size}: {evidence} where they restart at position 2")
 
 
 def check_padding(bench: Bench) -> str:
@@ -694,6 +751,7 @@ def check_padding(bench: Bench) -> str:
         head = torch.zeros_like(tail)
         head[1, : bag_size + (bag_size > 1)] = True  # the first bag, and one token of the second
         _compare_padded(bench, window, head, bag_size, first=1)
+        _not_read(bench, window, head, bag_size)
         said.append("before it")
     if subject.padding_side == "anywhere" and bag_size > 1 and bench.mode != "output":
         gap = torch.zeros_like(tail)
@@ -756,7 +814,11 @@ def check_documents(bench: Bench) -> str:
         window[:, border - 1] = subject.end_of_text
     if subject.takes("document_ids"):
         sides["document_ids"] = (torch.arange(window.shape[1]) >= border).long().expand_as(window)
-    reading = bench.read(window, bag_size, **sides)
+    bench.documents = True
+    try:
+        reading = bench.read(window, bag_size, **sides)
+    finally:
+        bench.documents = False
     for number in (reading.last >= border).nonzero().flatten().tolist():
         before = reading.seen[number, : border - 1].nonzero().flatten().tolist()
         if before and reading.asked[number].any():
@@ -772,7 +834,9 @@ def check_documents(bench: Bench) -> str:
 
 def check_recovery(bench: Bench) -> str:
     """Error 7: at bag size 1 it is the cross-entropy of the next token."""
-    reading = bench.plain(1)
+    reading = bench.plain(1, _apart(bench))
+    if reading.uneven > uneven_from(reading.tolerance):
+        raise WrongError("at bag size 1 the loss is no cross-entropy of a softmax over the vocabulary")
     weights_of(bench, reading, 1)
     terms, total = terms_of(reading), float(reading.asked.sum())
     if not math.isclose(total, 1, rel_tol=10 * reading.tolerance) and not bench.subject.extra_heads:
@@ -785,11 +849,16 @@ def check_recovery(bench: Bench) -> str:
     return "at bag size 1 it is the next token's cross-entropy"
 
 
+def _apart(bench: Bench) -> int:
+    """Latents of an ordinary window that could be cut into bags, too."""
+    return 2 * max(bench.sizes) - 1
+
+
 def check_evaluation(bench: Bench) -> str:
     """Error 7: whatever bags train, evaluation is the cross-entropy of the next token."""
     assert bench.subject.evaluate is not None
     _need_shift(bench, [1], error=7)
-    latents = 4 * max(bench.sizes) - 1  # so that it could be cut into bags
+    latents = _apart(bench)
     reading = bench.plain(1, latents)
     found = weights_of(bench, reading, 1, strict=False)
     rows = {place: reading.logits[number].log_softmax(-1) for place, (_, number) in found.items() if place[0] >= 0}
@@ -810,7 +879,7 @@ def check_evaluation(bench: Bench) -> str:
 
 def check_phases(bench: Bench) -> str:
     """Error 11: both phases use the same parameters, and the body works on as many positions."""
-    ordinary = bench.plain(1)
+    ordinary = bench.plain(1, _apart(bench))
     for bag_size in bench.sizes:
         reading = bench.plain(bag_size)
         for one, other, words in (
@@ -820,15 +889,24 @@ def check_phases(bench: Bench) -> str:
             missing = sorted(one.unused - other.unused)
             if missing and not (one is ordinary and bench.subject.extra_heads):
                 raise WrongError(f"no gradient {words}: {', '.join(missing[:4])}{' ...' * (len(missing) > 4)}")
-        for weight, rows in ordinary.watch.body_rows.items():
-            more = reading.watch.body_rows.get(weight, rows) / rows
-            # Of rows that end with a bag the last may go through the body, too.
-            if more > (LATENTS + 1) / LATENTS + 0.01:
-                raise WrongError(
-                    f"for {LATENTS} latents the body works on {more:.3g} times as many positions in bags of {bag_size} "
-                    f"as in ordinary training"
-                )
+        if more := _longer(bench, bag_size):
+            raise WrongError(
+                f"for the same latents the body works on {more:.3g} times as many positions in bags of {bag_size} as in "
+                f"ordinary training"
+            )
     return "the same parameters have gradients in both phases, and the body sees as many positions"
+
+
+def _longer(bench: Bench, bag_size: int) -> float:
+    """How many times as many positions the body works on in bags as without them; 0 for as many."""
+    plain, read = bench.plain(1, _apart(bench)), bench.plain(bag_size)
+    ordinary, bags = plain.watch.body_rows, read.watch.body_rows
+    here, there = (
+        one.window.shape[0] * _latents(bench, one.window, size) for one, size in ((read, bag_size), (plain, 1))
+    )
+    ratios = [bags[weight] / here / (rows / there) for weight, rows in ordinary.items() if weight in bags and rows]
+    # Of rows that end with a bag the last may go through the body, too.
+    return next((ratio for ratio in ratios if ratio > (LATENTS + 1) / LATENTS + 0.01), 0)
 
 
 def _places(weights: Tensor, row: Tensor) -> list[int]:

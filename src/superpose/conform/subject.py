@@ -98,14 +98,16 @@ class Subject:
     pooling: Weights = "mean"
 
     def __post_init__(self) -> None:
-        if self.step is None and (self.fold is None or self.loss is None):
-            raise UserError("nothing to check: give step, or fold and loss")
         for name in _CALLABLE:
             if (given := getattr(self, name)) is not None and not callable(given):
                 raise UserError(f"{name} is {type(given).__name__}; expected a callable")
+        if self.step is None and (self.fold is None or self.loss is None):
+            raise UserError("nothing to check: give step, or fold and loss")
         for name, choices in _CHOICES.items():
             if not callable(value := getattr(self, name)) and value not in choices:
-                raise UserError(f"{name} is {value!r}; expected one of {', '.join(repr(one) for one in choices if one)}")
+                raise UserError(
+                    f"{name} is {value!r}; expected one of {', '.join(repr(one) for one in choices if one)}"
+                )
         sizes = self.bag_sizes
         if not isinstance(sizes, Sequence) or not sizes or not all(isinstance(s, int) and s > 1 for s in sizes):
             raise UserError(f"bag_sizes is {sizes!r}; expected whole numbers of 2 or more, such as (2, 4)")
@@ -124,7 +126,7 @@ class Subject:
         """Weights [S], float64, of the places of a target bag ("weighting") or of an input bag ("pooling")."""
         place = torch.arange(bag_size, dtype=torch.float64)
         given = getattr(self, role)
-        if callable(given):
+        if callable(given) and bag_size > 1:
             values = torch.as_tensor(given(bag_size), dtype=torch.float64)
             if values.shape != (bag_size,):
                 raise UserError(f"{role}({bag_size}) gave {values.numel()} numbers; expected {bag_size}")
@@ -134,7 +136,7 @@ class Subject:
             "exponential": torch.exp(-place),
             "first": (place == 0).double(),
         }
-        values = of_name.get(given, torch.ones_like(place))
+        values = of_name.get(given if isinstance(given, str) else "", torch.ones_like(place))
         return values / values.sum() * (math.sqrt(bag_size) if given == "sqrt" else 1)
 
 
@@ -168,7 +170,9 @@ def takes_model(function: Any, others: int) -> bool:
     needed = [
         name
         for name, one in parameters.items()
-        if one.kind in positional and name not in SIDES and (one.default is inspect.Parameter.empty or name == "bag_size")
+        if one.kind in positional
+        and name not in SIDES
+        and (one.default is inspect.Parameter.empty or name == "bag_size")
     ]
     return next(iter(parameters)) in ("model", "net", "probe") or len(needed) > others
 
@@ -190,8 +194,9 @@ def load(source: str, names: Mapping[str, str] | None = None) -> Subject:
         value = reduce(lambda place, part: getattr(place, part, None), name.split("."), module)
         if value is None and role in (names or {}):
             raise UserError(f"{source} has no {name!r}, named as its {role}")
-        # A module's neighbours, as in `import model`, and modules that hold the model are no roles.
-        if value is not None and not isinstance(value, ModuleType):
+        # An imported function `embedding`, or a neighbour in `import model`, is not meant.
+        meant = isinstance(value, (str, nn.Module, Tensor)) if role in ("embedding", "head") else True
+        if value is not None and meant and not isinstance(value, ModuleType):
             roles[role] = value
     try:
         return Subject(**roles)

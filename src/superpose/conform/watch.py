@@ -3,8 +3,8 @@
 No module is replaced and none has to be named. A `TorchFunctionMode` sees each function of torch that is called, and
 knows parameters by their storage, whatever view of them is used:
 
-    lookup     a 2-D parameter and whole numbers give vectors          nn.Embedding, F.embedding, weight[ids]
-    product    a 2-D parameter and hidden states give V-wide numbers   nn.Linear, F.linear, h @ W.T, einsum
+    lookup     a parameter and whole numbers give vectors              nn.Embedding, F.embedding, weight[ids]
+    product    a parameter and hidden states give V-wide numbers       nn.Linear, F.linear, h @ W.T, einsum
     final      the logits that a softmax's functions are called on     after bias, cap, cast and slice
 
 `fused` are heads that never show their logits: an operator of its own, or an autograd.Function's inside. Their logits
@@ -29,7 +29,7 @@ _LOSSES = _SOFTMAXES | {
 _CONSUMERS = _LOSSES | {"gather", "take_along_dim", "index_select", "max", "amax", "sum", "mean"}
 """After these, logits are logits no more. Only where a loss is among them were they meant for one."""
 _DROPOUTS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"}
-_STEPS = 6
+STEPS = 6
 """How far a token's vector is followed before the mean of its bag."""
 _METADATA = {"__get__", "size", "dim", "numel", "stride", "is_contiguous", "untyped_storage", "data_ptr", "__len__"}
 
@@ -91,6 +91,7 @@ class Watch(TorchFunctionMode):
     products: list[Product] = field(default_factory=list)
     consumed: dict[Node, bool] = field(default_factory=dict)
     body_rows: dict[int, int] = field(default_factory=dict)
+    widths: set[int] = field(default_factory=set)
     softmax_rows: int = 0
     largest: int = 0
     capped: bool = False
@@ -103,6 +104,7 @@ class Watch(TorchFunctionMode):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.widths.add(self.vocab_size or 0)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -126,13 +128,18 @@ class Watch(TorchFunctionMode):
         if weights:
             out = self._use(name, weights, given, out)
         elif chains and isinstance(out, Tensor) and out.shape == chains[0].output.shape and out.is_floating_point():
-            out = self._follow(chains[0], out)
+            # What is added to each token alike leaves it a token's; positions do not.
+            if all(self._chains.get(id(one)) is chains[0] or one.numel() <= out.shape[-1] for one in given):
+                out = self._follow(chains[0], out)
         for result in _tensors((out,)):
             if result.is_floating_point() and result.dtype.itemsize < self.dtype.itemsize:
                 self.dtype = result.dtype
             if self.vocab_size in result.shape[-1:] and not weights:
                 self.largest = max(self.largest, result.untyped_storage().nbytes() // result.element_size())
-            if nodes and name not in _CONSUMERS and result.is_floating_point() and self.vocab_size in result.shape:
+            if nodes and name in ("__getitem__", "narrow") and result.shape[:-1] == nodes[0].tensor.shape[:-1]:
+                if result.shape[-1] > (self.vocab_size or 0) // 2:
+                    self.widths.add(result.shape[-1])  # a padded vocabulary is cut back
+            if nodes and name not in _CONSUMERS and result.is_floating_point() and self.widths & {*result.shape}:
                 self.capped |= name in ("tanh", "tanh_")
                 self._add(result, tuple(nodes))
         return out
@@ -151,7 +158,7 @@ class Watch(TorchFunctionMode):
             if not any(self.consumed[node] for node in consumers):
                 continue
             shared = set.intersection(*(set(node.ancestors()) for node in consumers))
-            wide = [node for node in shared if node.tensor.shape[-1] == self.vocab_size and node.values is not None]
+            wide = [node for node in shared if node.tensor.shape[-1] in self.widths and node.values is not None]
             found += [max(wide, key=lambda node: node.number)] if wide else list(roots)
         return sorted(found, key=lambda node: node.number)
 
@@ -163,7 +170,7 @@ class Watch(TorchFunctionMode):
             return None
         # What goes into an autograd.Function looks like a leaf inside, where gradients are off.
         known = isinstance(tensor, torch.nn.Parameter) or (torch.is_grad_enabled() and tensor.is_leaf)
-        if place and place not in self.weights and known and tensor.requires_grad and tensor.dim() == 2:
+        if place and place not in self.weights and known and tensor.requires_grad and tensor.dim() > 1:
             self.weights[place] = tensor
         return self.weights.get(place)
 
@@ -175,15 +182,21 @@ class Watch(TorchFunctionMode):
         first = next(_tensors((out,)), weight.new_zeros(()))
         out_dim = first.shape[-1] if first.dim() else 0
         if isinstance(out, Tensor) and not others:
-            if out.numel() == weight.numel() and out.is_floating_point() and "like" not in name:  # a cast, or another form of it
+            if (
+                out.numel() == weight.numel() and out.is_floating_point() and "like" not in name
+            ):  # a cast, or another form of it
                 self.weights.setdefault(out.untyped_storage().data_ptr(), weight)
                 self._kept.append(out)
-        elif isinstance(out, Tensor) and whole and not inputs and out.is_floating_point() and out_dim == weight.shape[1]:
+        elif (
+            isinstance(out, Tensor) and whole and not inputs and out.is_floating_point() and out_dim == weight.shape[1]
+        ):
             self.lookups.append(Lookup(weight, whole[0], out))
             if whole[0].shape == out.shape[:-1]:
                 out = self.lookups[-1].output = self._follow(self.lookups[-1], out)
             if out.requires_grad:
                 out.retain_grad()
+        elif inputs and weight.dim() > 2:
+            self.body_rows[id(weight)] = self.body_rows.get(id(weight), 0) + first.numel() // weight.shape[0]
         elif inputs and isinstance(out, Tensor) and out.dim() > 1 and out_dim == self.vocab_size:
             made = Product(weight, inputs[0].detach().clone(), out.detach().clone(), fused=not out.requires_grad)
             self.products.append(made)
@@ -196,13 +209,13 @@ class Watch(TorchFunctionMode):
                 self.products.append(Product(weight, inputs[0].detach().clone(), logits, fused=True))
                 self._made += 1
                 self.consumed[Node(logits, (), self._made, logits.clone(), self.products[-1])] = True
-            else:
+            elif id(inputs[0]) not in self._chains:  # what projects a token's vector belongs to the embedding
                 self.body_rows[id(weight)] = self.body_rows.get(id(weight), 0) + inputs[0].numel() // width
         return out
 
     def _follow(self, lookup: Lookup, out: Tensor) -> Tensor:
         """One step more of a lookup's vectors, each on its own as long as their shape stays."""
-        if len(lookup.steps) < _STEPS:
+        if len(lookup.steps) < STEPS:
             if self.replace is not None:
                 out = self.replace(lookup, len(lookup.steps), out)
             lookup.steps.append(out.detach())
@@ -219,7 +232,7 @@ class Watch(TorchFunctionMode):
         for node in nodes:
             self.consumed[node] = self.consumed.get(node, False) or name in _LOSSES
             for one in node.ancestors():
-                if one.values is None and one.tensor.shape[-1:] == (self.vocab_size,):
+                if one.values is None and self.widths & {*one.tensor.shape[-1:]}:
                     one.values = one.tensor.detach().clone()
 
     def _add(self, tensor: Tensor, parents: tuple[Node, ...], product: Product | None = None) -> None:
