@@ -30,8 +30,8 @@ def conform(
     from rich.table import Table
     from rich.text import Text
 
-    from superpose.conform import load, passes
     from superpose.conform import conform as judge
+    from superpose.conform import load, passes
     from superpose.conform.subject import ROLES
 
     expected = f"ROLE=NAME with one of {', '.join(ROLES)}"
@@ -53,7 +53,7 @@ def conform(
         for one in (verdict for verdict in verdicts if verdict.promised):
             table.add_row(str(one.error), one.check, Text(one.state, _COLORS[one.state]), one.reason)
         console().print(table)
-        states = [verdict.state for verdict in verdicts if verdict.promised]
+        states: list[str] = [verdict.state for verdict in verdicts if verdict.promised]
         console().print(", ".join(f"{states.count(state)} {state}" for state in _COLORS) + ".")
         if missing := [verdict for verdict in verdicts if not verdict.promised]:
             listed = "; ".join(f"{one.check} ({one.reason.removeprefix('because ')})" for one in missing)

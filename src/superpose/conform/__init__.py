@@ -17,8 +17,9 @@ from typing import Literal
 
 import torch
 
-from superpose.conform import run, step
-from superpose.conform.reading import Bench, NotCheckedError, WrongError, prepared
+from superpose.conform import amount, body, normalisation, padding, phases, positions, run
+from superpose.conform.bench import Bench, prepared
+from superpose.conform.reading import NotCheckedError, WrongError
 from superpose.conform.subject import Subject, load
 from superpose.errors import UserError, first_line
 
@@ -86,32 +87,39 @@ def _needs_ignored(subject: Subject) -> str | None:
 
 
 CHECKS = (
-    Check(1, "shift", "targets leak into the input, or a token is skipped", step.check_shift, _always, True),
-    Check(2, "first loss", "first loss is not log V", step.check_first_loss, _always, True),
-    Check(3, "work", "work or memory grows with the bag", step.check_work, _always),
-    Check(4, "repeats", "repeated targets lose weight", step.check_repeats, _always),
-    Check(4, "ignored", "ignored targets change the normalisation", step.check_ignored, _needs_ignored, True),
-    Check(4, "parts", "parts of a step do not add up", step.check_parts, _needs("normalizer"), True),
-    Check(4, "accumulation", "a step depends on how it is cut", step.check_accumulation, _needs("accumulate"), True),
-    Check(5, "mean", "bags do not enter as their mean", step.check_mean, _needs_a_model),
+    Check(1, "shift", "targets leak into the input, or a token is skipped", positions.check_shift, _always, True),
+    Check(2, "first loss", "first loss is not log V", amount.check_first_loss, _always, True),
+    Check(3, "work", "work or memory grows with the bag", amount.check_work, _always),
+    Check(4, "repeats", "repeated targets lose weight", normalisation.check_repeats, _always),
+    Check(4, "ignored", "ignored targets change the normalisation", normalisation.check_ignored, _needs_ignored, True),
+    Check(4, "parts", "parts of a step do not add up", normalisation.check_parts, _needs("normalizer"), True),
     Check(
-        *(5, "padding", "padding enters the mean or the loss", step.check_padding),
+        4,
+        "accumulation",
+        "a step depends on its cut",
+        normalisation.check_accumulation,
+        _needs("accumulate"),
+        True,
+    ),
+    Check(5, "mean", "bags do not enter as their mean", body.check_mean, _needs_a_model),
+    Check(
+        *(5, "padding", "padding enters the mean or the loss", padding.check_padding),
         _needs("attention_mask", "labels", "ignore_index"),
         ordinary=True,
     ),
     Check(
-        *(5, "documents", "a document reads another", step.check_documents),
+        *(5, "documents", "a document reads another", padding.check_documents),
         _needs("end_of_text", "document_ids"),
         ordinary=True,
     ),
-    Check(6, "logits", "scales, biases, caps or z-loss forgotten", step.check_logits, _needs_a_model),
-    Check(6, "positions", "positions are not folded", step.check_positions, _needs("position_ids")),
-    Check(7, "recovery", "bag size 1 is not next-token training", step.check_recovery, _always),
-    Check(7, "evaluation", "evaluation in bags", step.check_evaluation, _needs("evaluate")),
+    Check(6, "logits", "scales, biases, caps or z-loss forgotten", body.check_logits, _needs_a_model),
+    Check(6, "positions", "positions are not folded", body.check_positions, _needs("position_ids")),
+    Check(7, "recovery", "bag size 1 is not next-token training", phases.check_recovery, _always),
+    Check(7, "evaluation", "evaluation in bags", phases.check_evaluation, _needs("evaluate")),
     Check(8, "schedule", "several places decide the phase", run.check_decision, _needs("bag_size_at")),
     Check(9, "reading", "text read again, at the switch or on resume", run.check_reading, _needs("batches")),
     Check(10, "speed", "reading cannot keep up", run.check_speed, _needs("step_seconds")),
-    Check(11, "parameters", "parameters or shapes differ between the phases", step.check_phases, _needs("step")),
+    Check(11, "parameters", "parameters or shapes differ between the phases", phases.check_phases, _needs("step")),
     Check(12, "counts", "raw tokens, latents and FLOPs mixed up", run.check_counts, _needs("counts")),
 )
 """All checks, by the error they look for. Each raises `WrongError` or `NotCheckedError`, or returns what is right."""
@@ -135,7 +143,7 @@ def conform(subject: Subject, ordinary: bool = False) -> list[Verdict]:
         with torch.random.fork_rng(devices=[]):
             bench = prepared(subject, ordinary)
             if not subject.mode and not ordinary:
-                step.find_mode(bench)
+                positions.find_mode(bench)
             verdicts = [_judge(check, bench) for check in CHECKS if check.ordinary or not ordinary]
     finally:
         torch.set_num_threads(threads)

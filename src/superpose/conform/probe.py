@@ -71,7 +71,8 @@ class Probe(nn.Module):
         super().__init__()
         self.softcap = softcap
         self.embed_tokens = (nn.Embedding if scale == 1 else _ScaledEmbedding)(vocab_size, width)
-        self.embed_tokens.scale = scale
+        if isinstance(self.embed_tokens, _ScaledEmbedding):
+            self.embed_tokens.scale = scale
         self.model = Backbone(self.embed_tokens, width)
         self.lm_head = nn.Linear(width, vocab_size, bias=bias)
         self.double()

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from superpose.conform.reading import Bench, NotCheckedError, WrongError
+from superpose.conform.bench import Bench
+from superpose.conform.reading import NotCheckedError, WrongError
 from superpose.conform.subject import Subject
 from superpose.errors import first_line
 

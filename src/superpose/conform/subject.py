@@ -232,11 +232,12 @@ def find_weight(model: Any, place: Any, role: str) -> Tensor | None:
     Raises:
         UserError: there is none.
     """
-    found = place
+    found: Any = place
     if isinstance(place, str):
         found = reduce(lambda at, part: getattr(at, part, None), place.split("."), model)
     if isinstance(found, nn.Module):
         found = next((weight for weight in found.parameters() if weight.dim() == 2), None)
     if place is not None and not isinstance(found, Tensor):
         raise UserError(f"{role} is {place!r}, where no weight [V, D] was found; name a module or parameter of model")
-    return found
+    weight: Tensor | None = found
+    return weight

@@ -127,18 +127,23 @@ class Watch(TorchFunctionMode):
             return out
         if weights:
             out = self._use(name, weights, given, out)
-        elif chains and isinstance(out, Tensor) and out.shape == chains[0].output.shape and out.is_floating_point():
+        elif (
+            chains
+            and isinstance(out, Tensor)
+            and out.is_floating_point()
+            and out.shape == chains[0].output.shape
             # What is added to each token alike leaves it a token's; positions do not.
-            if all(self._chains.get(id(one)) is chains[0] or one.numel() <= out.shape[-1] for one in given):
-                out = self._follow(chains[0], out)
+            and all(self._chains.get(id(one)) is chains[0] or one.numel() <= out.shape[-1] for one in given)
+        ):
+            out = self._follow(chains[0], out)
         for result in _tensors((out,)):
             if result.is_floating_point() and result.dtype.itemsize < self.dtype.itemsize:
                 self.dtype = result.dtype
             if self.vocab_size in result.shape[-1:] and not weights:
                 self.largest = max(self.largest, result.untyped_storage().nbytes() // result.element_size())
-            if nodes and name in ("__getitem__", "narrow") and result.shape[:-1] == nodes[0].tensor.shape[:-1]:
-                if result.shape[-1] > (self.vocab_size or 0) // 2:
-                    self.widths.add(result.shape[-1])  # a padded vocabulary is cut back
+            cut = nodes and name in ("__getitem__", "narrow") and result.shape[:-1] == nodes[0].tensor.shape[:-1]
+            if cut and result.shape[-1] > (self.vocab_size or 0) // 2:
+                self.widths.add(result.shape[-1])  # a padded vocabulary is cut back
             if nodes and name not in _CONSUMERS and result.is_floating_point() and self.widths & {*result.shape}:
                 self.capped |= name in ("tanh", "tanh_")
                 self._add(result, tuple(nodes))
