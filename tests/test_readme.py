@@ -60,7 +60,7 @@ def test_its_commands_exist_and_their_settings_are_valid(command, monkeypatch):
         "superpose.data.store.TokenStore.open",
         "superpose.data.config.load_tokenizer",
         "superpose.plan.advisor.make_plan",
-        "superpose.conform.implementation.load",
+        "superpose.conform.subject.load",
         "superpose.evaluate.workflow.load_models",
         "superpose.share.exporting.export",
         "superpose.share.importing.import_model",

@@ -276,7 +276,7 @@ _WORK = (
     "superpose.data.prepare.train_on_sources",
     "superpose.data.store.TokenStore.open",
     "superpose.plan.advisor.make_plan",
-    "superpose.conform.implementation.load",
+    "superpose.conform.subject.load",
 )
 """Where the command line's checks end."""
 _TEXTS = (

@@ -14,7 +14,7 @@ from superpose import (
     multi_hot_cross_entropy,
     split_window,
 )
-from superpose.conform import Implementation
+from superpose.conform import Subject
 from superpose.data.windows import WindowPlan
 
 # superpose itself
@@ -65,7 +65,7 @@ def counts(total_steps, bag_size, ratio, latents_per_step):
     return {"raw_tokens": counted.raw_tokens, "latents": counted.latents, "flops": counted.flops}
 
 
-SUPERPOSE = Implementation(
+SUPERPOSE = Subject(
     step=lm_step,
     evaluate=evaluate,
     bag_size_at=bag_size_at,
@@ -73,8 +73,9 @@ SUPERPOSE = Implementation(
     counts=counts,
     step_seconds=(16, 128, 1.0),
 )
-SUPERPOSE_PARTS = Implementation(step=parts_step)
-SUPERPOSE_CORE = Implementation(fold=split_window, loss=multi_hot_cross_entropy)
+SUPERPOSE_MASKED = Subject(step=lm_step, ignore_index=IGNORE_INDEX, padding_side="anywhere")
+SUPERPOSE_PARTS = Subject(step=parts_step)
+SUPERPOSE_CORE = Subject(fold=split_window, loss=multi_hot_cross_entropy)
 
 # In the style of patch-level training: whole patches in, logits shifted by one patch, one cross-entropy for each place
 
@@ -136,8 +137,13 @@ def total_probability_loss(logits, targets):
 # Mutants: one error each
 
 
-def ordinary(model, window):
-    return model(input_ids=window[:, :-1]).logits, window[:, 1:].unsqueeze(-1)
+def ordinary(model, window, attention_mask=None, **sides):
+    """Logits and targets, where -100 or a mask tells of padding."""
+    window = window if attention_mask is None else window.masked_fill(attention_mask == 0, IGNORE_INDEX)
+    mask = None if attention_mask is None else attention_mask[:, :-1]
+    hidden = model.backbone(embed_right(model, window[:, :-1].unsqueeze(-1)), attention_mask=mask, **sides)
+    targets = window[:, 1:].masked_fill(window[:, :-1] == IGNORE_INDEX, IGNORE_INDEX)
+    return model.head(hidden), targets.unsqueeze(-1)
 
 
 def step_with(inputs_of=None, targets_of=None, vectors_of=None, logits_of=None, loss_of=multi_hot_cross_entropy):
@@ -246,6 +252,8 @@ def sum_of_the_bag(model, inputs):
 def mask_cut(model, window, bag_size, attention_mask=None):
     if attention_mask is None:
         return step_with()(model, window, bag_size)
+    if bag_size == 1:
+        return multi_hot_cross_entropy(*ordinary(model, window, attention_mask))
     inputs, targets = split_window(window.masked_fill(attention_mask == 0, IGNORE_INDEX), bag_size)
     hidden = model.backbone(embed_right(model, inputs), attention_mask=attention_mask[:, : inputs.shape[1]])
     return multi_hot_cross_entropy(model.head(hidden), targets)
@@ -254,6 +262,8 @@ def mask_cut(model, window, bag_size, attention_mask=None):
 def mask_strided(model, window, bag_size, attention_mask=None):
     if attention_mask is None:
         return step_with()(model, window, bag_size)
+    if bag_size == 1:
+        return multi_hot_cross_entropy(*ordinary(model, window, attention_mask))
     inputs, targets = split_window(window.masked_fill(attention_mask == 0, IGNORE_INDEX), bag_size)
     mask = attention_mask[:, : inputs[0].numel() : bag_size]
     hidden = model.backbone(embed_right(model, inputs), attention_mask=mask)
@@ -277,6 +287,8 @@ def head_without_cap(model, vectors):
 def positions_cut(model, window, bag_size, position_ids=None):
     if position_ids is None:
         return step_with()(model, window, bag_size)
+    if bag_size == 1:
+        return multi_hot_cross_entropy(*ordinary(model, window, position_ids=position_ids[:, :-1]))
     inputs, targets = split_window(window, bag_size)
     hidden = model.backbone(embed_right(model, inputs), position_ids=position_ids[:, : inputs.shape[1]])
     return multi_hot_cross_entropy(model.head(hidden), targets)
@@ -363,44 +375,44 @@ def latents_as_raw_tokens(total_steps, bag_size, ratio, latents_per_step):
 
 
 def _step(**changes):
-    return Implementation(step=step_with(**changes))
+    return Subject(step=step_with(**changes), ignore_index=IGNORE_INDEX, padding_side="anywhere")
 
 
 def _core(loss):
-    return Implementation(fold=split_window, loss=loss)
+    return Subject(fold=split_window, loss=loss, ignore_index=IGNORE_INDEX)
 
 
 def _run(**changes):
-    return Implementation(**{**vars(SUPERPOSE), **changes})
+    return Subject(**{**vars(SUPERPOSE), **changes})
 
 
 MUTANTS = {
     "targets shifted by one": ((1,), _step(targets_of=shifted_by_one)),
     "targets shifted by one and then by a bag": ((1,), _step(targets_of=shifted_twice)),
-    "a fold that shifts by one": ((1,), Implementation(fold=lambda w, s: (split_window(w, s)[0], shifted_by_one(w, s)),
+    "a fold that shifts by one": ((1,), Subject(fold=lambda w, s: (split_window(w, s)[0], shifted_by_one(w, s)),
                                                     loss=multi_hot_cross_entropy)),
     "inputs are the targets": ((1,), _step(inputs_of=sees_the_next_bag)),
     "labels flattened to one-hot": ((2,), _core(flattened_one_hot)),
     "losses of a bag summed": ((2,), _core(summed_over_the_bag)),
     "binary cross-entropy": ((2, 7), _core(each_on_its_own)),
     "a softmax for each place": ((3,), _core(softmax_for_each_place)),
-    "a head product for each place": ((3,), Implementation(step=head_for_each_place)),
+    "a head product for each place": ((3,), Subject(step=head_for_each_place)),
     "a one-hot tensor for each place": ((3,), _core(one_hot_of_every_place)),
     "targets as a set": ((4,), _core(as_a_set)),
     "NaN where nothing is valid": ((4,), _core(nan_without_targets)),
     "rows without targets counted": ((4,), _core(divided_by_all_rows)),
-    "parts averaged, not added": ((4,), Implementation(step=mean_of_parts)),
+    "parts averaged, not added": ((4,), Subject(step=mean_of_parts)),
     "padding is a token in the mean": ((5,), _step(vectors_of=padding_in_the_mean)),
     "bags summed, not averaged": ((5,), _step(vectors_of=sum_of_the_bag)),
     "ignored targets are token 0": ((5, 4), _step(loss_of=ignored_is_token_zero)),
-    "mask cut": ((5,), Implementation(step=mask_cut)),
-    "mask strided": ((5,), Implementation(step=mask_strided)),
+    "mask cut": ((5,), Subject(step=mask_cut, padding_side="left")),
+    "mask strided": ((5,), Subject(step=mask_strided, padding_side="left")),
     "the embedding's weight alone": ((6,), _step(vectors_of=bare_weight)),
     "head without its bias": ((6,), _step(logits_of=head_without_bias)),
     "head without its soft-cap": ((6,), _step(logits_of=head_without_cap)),
-    "positions cut": ((6,), Implementation(step=positions_cut)),
+    "positions cut": ((6,), Subject(step=positions_cut)),
     "evaluation in bags": ((7,), _run(evaluate=evaluate_in_bags)),
-    "bags at bag size 1": ((7, 11), Implementation(step=bags_at_bag_size_one)),
+    "bags at bag size 1": ((7, 11), Subject(step=bags_at_bag_size_one)),
     "phase by counting calls": ((8,), _run(bag_size_at=decided_by_counting())),
     "boundary of another run": ((8,), _run(bag_size_at=boundary_of_the_first_plan)),
     "a loader a step late": ((8,), _run(batches=one_step_late)),
@@ -409,7 +421,7 @@ MUTANTS = {
     "resume begins again": ((9,), _run(batches=resumes_from_the_start)),
     "token by token": ((10,), _run(batches=token_by_token, step_seconds=(4, 32, 0.01))),
     "bags without gradient": ((11,), _step(vectors_of=detached_bags)),
-    "the body works on tokens": ((11, 1), Implementation(step=longer_body)),
+    "the body works on tokens": ((11,), Subject(step=longer_body)),
     "raw tokens as latents": ((12,), _run(counts=raw_tokens_as_latents)),
     "latents as raw tokens": ((12,), _run(counts=latents_as_raw_tokens)),
 }  # fmt: skip

@@ -8,41 +8,55 @@ from typer import Argument, Option
 from superpose.cli.options import AsJson, console, named, print_json
 from superpose.errors import UserError
 
-_COLORS = {"right": "green", "wrong": "red", "raised": "red", "not checked": "yellow"}
+_COLORS = {"right": "green", "wrong": "red", "not checked": "yellow"}
 
 
 def conform(
-    source: Annotated[str, Argument(metavar="FILE.py|MODULE", help="Where the implementation is; it is run.")],
+    source: Annotated[str, Argument(metavar="FILE.py|MODULE", help="Where your step is; it is run.")],
+    ordinary: Annotated[bool, Option("--ordinary", help="Judge ordinary training, without bags.")] = False,
     role: Annotated[
         list[str] | None,
         Option(metavar="ROLE=NAME", help="What a role is called there, such as step=compute_loss; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check an implementation of token superposition, whoever wrote it, for the twelve errors, with evidence.
+    """Check a training step of your own, with its own model, for the twelve errors, with evidence.
 
-    It has a function 'step', or 'fold' and 'loss'; see docs/conform.md. Ends with exit code 1 if an error was found.
+    The file has a function 'step', or 'fold' and 'loss'; see docs/conform.md. Exit codes: 0 all that it promises was
+    shown to be right, 1 something is wrong, 2 nothing can be judged, 3 something it promises could not be shown.
     """
     from dataclasses import asdict
 
     from rich.table import Table
     from rich.text import Text
 
-    from superpose.conform import conform as check
-    from superpose.conform.implementation import ROLES, load
+    from superpose.conform import conform as judge
+    from superpose.conform import load, passes
+    from superpose.conform.subject import ROLES
 
     expected = f"ROLE=NAME with one of {', '.join(ROLES)}"
     names = dict(named("--role", text, expected) for text in role or [])
     if unknown := [name for name in names if name not in ROLES]:
         raise UserError(f"--role {unknown[0]}={names[unknown[0]]}: expected {expected}")
-    findings = check(load(source, names))
+    subject = load(source, names)
+    try:
+        verdicts = judge(subject, ordinary)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from None
     if as_json:
-        print_json([asdict(finding) for finding in findings])
+        print_json([asdict(verdict) for verdict in verdicts])
     else:
-        table = Table("", "error", "verdict", "evidence", box=None, padding=(0, 2, 0, 0), header_style="bold")
-        for finding in findings:
-            verdict = Text(finding.verdict, _COLORS[finding.verdict])
-            table.add_row(str(finding.error), finding.title, verdict, finding.evidence)
+        for cause in dict.fromkeys(verdict.cause for verdict in verdicts if verdict.cause):
+            of = dict.fromkeys(str(verdict.error) for verdict in verdicts if verdict.cause == cause)
+            console().print(f"Cause of error {', '.join(of)}: {cause}")
+        table = Table("", "check", "verdict", "", box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for one in (verdict for verdict in verdicts if verdict.promised):
+            table.add_row(str(one.error), one.check, Text(one.state, _COLORS[one.state]), one.reason)
         console().print(table)
-    if any(finding.verdict in ("wrong", "raised") for finding in findings):
-        raise typer.Exit(1)
+        states: list[str] = [verdict.state for verdict in verdicts if verdict.promised]
+        console().print(", ".join(f"{states.count(state)} {state}" for state in _COLORS) + ".")
+        if missing := [verdict for verdict in verdicts if not verdict.promised]:
+            listed = "; ".join(f"{one.check} ({one.reason.removeprefix('because ')})" for one in missing)
+            console().print(f"Not asked for: {listed}.")
+    if not passes(verdicts):
+        raise typer.Exit(1 if any(verdict.state == "wrong" for verdict in verdicts) else 3)

@@ -1,73 +1,190 @@
-"""A suite for implementations of token superposition, whoever wrote them: which of the twelve errors do they make?
+"""Is somebody's training step right? Judged as it is, with its own model, check by check, with evidence.
 
-Of a step of your own:
+from superpose.conform import Subject, conform, passes
 
-    from superpose.conform import Implementation, conform
-
-    for finding in conform(Implementation(step=my_step)):
-        print(finding.error, finding.verdict, finding.evidence)
+verdicts = conform(Subject(step=my_step, model=my_model))
+for verdict in verdicts:
+    print(verdict.error, verdict.check, verdict.state, verdict.reason)
+assert passes(verdicts)
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from superpose.conform import run, step
-from superpose.conform.implementation import Implementation, NotCheckedError, WrongError
+import torch
 
-__all__ = ["ERRORS", "Finding", "Implementation", "conform"]
+from superpose.conform import amount, body, normalisation, padding, phases, positions, run
+from superpose.conform.bench import Bench, prepared
+from superpose.conform.reading import NotCheckedError, WrongError
+from superpose.conform.subject import Subject, load
+from superpose.errors import UserError, first_line
 
-Verdict = Literal["right", "wrong", "raised", "not checked"]
-Check = Callable[[Implementation], str]
+__all__ = ["CHECKS", "Subject", "Verdict", "conform", "load", "passes"]
 
-ERRORS: dict[int, tuple[str, Check]] = {
-    1: ("targets leak into the input, or a token is skipped", step.check_shift),
-    2: ("first loss is not log V", step.check_first_loss),
-    3: ("work or memory grows with the bag", step.check_work),
-    4: ("normalisation under ignored and repeated targets", step.check_normalisation),
-    5: ("padding enters the mean or the loss", step.check_padding),
-    6: ("side inputs, scales, biases or caps forgotten", step.check_sides),
-    7: ("evaluation in bags", step.check_evaluation),
-    8: ("several places decide the phase", run.check_decision),
-    9: ("text read again, at the switch or on resume", run.check_reading),
-    10: ("reading cannot keep up", run.check_speed),
-    11: ("parameters or shapes differ between the phases", step.check_phases),
-    12: ("raw tokens, latents and FLOPs mixed up", run.check_counts),
-}
-"""The twelve errors of docs/method.md by number: title, and the check, which raises `WrongError` with its evidence,
-raises `NotCheckedError`, or returns a sentence on what it found right."""
+State = Literal["right", "wrong", "not checked"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """A check's result.
 
     Attributes:
-        error: number of the error it looks for, see `ERRORS`.
-        verdict: "right": the error is not made as far as was checked; "wrong": it is made; "raised": the
-            implementation raised an exception; "not checked": what the check needs was not given.
-        evidence: indices, values and gradients.
-        title: of the error.
+        error: number of the error it looks for, of the twelve of docs/method.md.
+        check: its name; several checks may look for one error.
+        state: "right": shown to be so; "wrong": shown not to be; "not checked": neither.
+        reason: indices, values and gradients, or why it was not checked.
+        promised: whether what the subject defines and declares asks for this check.
+        cause: what explains this and other verdicts, in the same words in each; None for nothing.
     """
 
     error: int
-    verdict: Verdict
-    evidence: str
-    title: str
+    check: str
+    state: State
+    reason: str
+    promised: bool
+    cause: str | None = None
 
 
-def conform(implementation: Implementation) -> list[Finding]:
-    """Which of the twelve errors an implementation makes, with evidence: a finding for each, in order."""
-    return [Finding(number, *_judge(check, implementation), title) for number, (title, check) in ERRORS.items()]
+@dataclass(frozen=True)
+class Check:
+    """What is checked: the error, its name, the words for it, what carries it out, and what asks for it."""
+
+    error: int
+    name: str
+    words: str
+    carry_out: Callable[[Bench], str]
+    missing: Callable[[Subject], str | None]
+    ordinary: bool = False
 
 
-def _judge(check: Check, implementation: Implementation) -> tuple[Verdict, str]:
+def _always(subject: Subject) -> str | None:
+    return None
+
+
+def _needs(*roles: str) -> Callable[[Subject], str | None]:
+    """None if one of the roles is there, or an argument of that name is taken; else what to give."""
+
+    def missing(subject: Subject) -> str | None:
+        there = any(getattr(subject, role, None) is not None or subject.takes(role) for role in roles)
+        return None if there else f"it needs {' or '.join(roles)}"
+
+    return missing
+
+
+def _needs_a_model(subject: Subject) -> str | None:
+    given = subject.step is not None or subject.embed is not None
+    return None if given else "fold and loss form no vectors; give embed, or step"
+
+
+def _needs_ignored(subject: Subject) -> str | None:
+    if subject.padding_side == "left" and not subject.takes("labels"):
+        return "rows padded on the left hold all their targets"
+    return _needs("labels", "attention_mask", "ignore_index")(subject)
+
+
+CHECKS = (
+    Check(1, "shift", "targets leak into the input, or a token is skipped", positions.check_shift, _always, True),
+    Check(2, "first loss", "first loss is not log V", amount.check_first_loss, _always, True),
+    Check(3, "work", "work or memory grows with the bag", amount.check_work, _always),
+    Check(4, "repeats", "repeated targets lose weight", normalisation.check_repeats, _always),
+    Check(4, "ignored", "ignored targets change the normalisation", normalisation.check_ignored, _needs_ignored, True),
+    Check(4, "parts", "parts of a step do not add up", normalisation.check_parts, _needs("normalizer"), True),
+    Check(
+        4,
+        "accumulation",
+        "a step depends on its cut",
+        normalisation.check_accumulation,
+        _needs("accumulate"),
+        True,
+    ),
+    Check(5, "mean", "bags do not enter as their mean", body.check_mean, _needs_a_model),
+    Check(
+        *(5, "padding", "padding enters the mean or the loss", padding.check_padding),
+        _needs("attention_mask", "labels", "ignore_index"),
+        ordinary=True,
+    ),
+    Check(
+        *(5, "documents", "a document reads another", padding.check_documents),
+        _needs("end_of_text", "document_ids"),
+        ordinary=True,
+    ),
+    Check(6, "logits", "scales, biases, caps or z-loss forgotten", body.check_logits, _needs_a_model),
+    Check(6, "positions", "positions are not folded", body.check_positions, _needs("position_ids")),
+    Check(7, "recovery", "bag size 1 is not next-token training", phases.check_recovery, _always),
+    Check(7, "evaluation", "evaluation in bags", phases.check_evaluation, _needs("evaluate")),
+    Check(8, "schedule", "several places decide the phase", run.check_decision, _needs("bag_size_at")),
+    Check(9, "reading", "text read again, at the switch or on resume", run.check_reading, _needs("batches")),
+    Check(10, "speed", "reading cannot keep up", run.check_speed, _needs("step_seconds")),
+    Check(11, "parameters", "parameters or shapes differ between the phases", phases.check_phases, _needs("step")),
+    Check(12, "counts", "raw tokens, latents and FLOPs mixed up", run.check_counts, _needs("counts")),
+)
+"""All checks, by the error they look for. Each raises `WrongError` or `NotCheckedError`, or returns what is right."""
+
+
+def conform(subject: Subject, ordinary: bool = False) -> list[Verdict]:
+    """Judges a subject: a verdict for each check, in order.
+
+    Args:
+        subject: what somebody wrote, and declares.
+        ordinary: judge training without bags: `step(model, window)`.
+
+    Raises:
+        UserError: nothing can be judged, as the first plain call of the step fails.
+    """
+    if ordinary and subject.step is None:
+        raise UserError("training without bags is judged by its step; give step(model, window)")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors; sharing them out takes longer than working on them
     try:
-        return "right", check(implementation)
+        with torch.random.fork_rng(devices=[]):
+            bench = prepared(subject, ordinary)
+            if not subject.mode and not ordinary:
+                positions.find_mode(bench)
+            verdicts = [_judge(check, bench) for check in CHECKS if check.ordinary or not ordinary]
+    finally:
+        torch.set_num_threads(threads)
+    return _with_causes(verdicts, bench)
+
+
+def passes(verdicts: Sequence[Verdict]) -> bool:
+    """Whether all that the subject promises was shown to be right, and nothing to be wrong."""
+    return all(one.state == "right" or (one.state == "not checked" and not one.promised) for one in verdicts)
+
+
+def _judge(check: Check, bench: Bench) -> Verdict:
+    missing = check.missing(bench.subject)
+    if missing:
+        return Verdict(check.error, check.name, "not checked", f"because {missing}", False)
+    try:
+        state, reason = "right", check.carry_out(bench)
     except WrongError as wrong:
-        return "wrong", str(wrong)
-    except NotCheckedError as missing:
-        return "not checked", str(missing)
+        state, reason = "wrong", str(wrong)
+    except NotCheckedError as error:
+        state, reason = "not checked", f"because {error}"
     except Exception as error:  # anything may happen in code that is not ours
-        lines = str(error).strip().splitlines()
-        return "raised", f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        state = "not checked"
+        reason = f"because of {type(error).__name__}: {first_line(error)} ({Path(at.filename).name}, line {at.lineno})"
+    return Verdict(check.error, check.name, state, reason, True)  # type: ignore[arg-type]
+
+
+def _with_causes(verdicts: list[Verdict], bench: Bench) -> list[Verdict]:
+    """Names what explains several verdicts: the same reason, or an error that another check refers to."""
+    often = Counter(one.reason for one in verdicts if one.promised and one.state != "right")
+    wrong = {one.error: one.reason for one in reversed(verdicts) if one.state == "wrong"}
+    named = []
+    for one in verdicts:
+        cause = one.reason if often[one.reason] > 1 else None
+        for error, reason in wrong.items():
+            if one.reason.endswith(f"see error {error}") or (cause is None and one.reason == reason):
+                cause = bench.causes.get(error, reason)
+        named.append(replace(one, cause=cause if one.state != "right" else None))
+    return [replace(one, cause=one.cause if _explains(one.cause, named, bench) else None) for one in named]
+
+
+def _explains(cause: str | None, verdicts: list[Verdict], bench: Bench) -> bool:
+    return cause in bench.causes.values() or sum(one.cause == cause for one in verdicts) > 1
