@@ -13,6 +13,7 @@ from superpose.data.tokens import TokenArray
 from superpose.train.distributed import Ranks
 from superpose.train.loop import train
 from superpose.train.optim import Optimizer
+from superpose.train.records import Training, read_records
 from superpose.train.step import build_state, optimizer_step, validate
 from tests.conftest import MODELS, make_model
 from tests.train.test_loop import ALONE, changed, weights
@@ -66,6 +67,13 @@ def test_every_parameter_has_one_optimizer_and_moves(recipe, store, name):
 @pytest.mark.parametrize("settings", [{"optimizer": "muon"}, {"lr_schedule": "cosine"}, {"rewarm_steps": 4}])
 def test_other_ways_to_optimize_train(recipe, store, tmp_path, settings):
     assert train(changed(recipe, "train", **settings), store, tmp_path / "run")["val_loss"] < math.log(300)
+
+
+def test_a_record_says_the_rate_of_embedding_and_head(recipe, store, tmp_path):
+    train(changed(recipe, "train", embedding_lr_factor=0.5), store, tmp_path / "run")
+    records = read_records(tmp_path / "run" / "metrics.jsonl", Training)
+    assert len(records) == 20
+    assert all(record.embedding_lr == record.lr * 0.5 for record in records)
 
 
 def test_the_optimizer_is_reset_at_the_switch_and_nowhere_else(recipe, store, tmp_path):
