@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ def stages(draw):
 
 
 def walked(starts, factors, blend_steps, total):
-    """The same step by step, as one would write it with a state: each boundary sets out from where the last step was."""
+    """The same step by step, as one would write it with a state: a boundary sets out from the last value."""
     values, value, begun, origin, target = [], factors[0], -math.inf, factors[0], factors[0]
     for step in range(total):
         if step in starts[1:]:
@@ -45,7 +46,7 @@ def test_no_step_jumps_by_more_than_its_share(stages, blend_steps):
     starts, factors = stages
     ours = [blended_factor(starts, factors, step, blend_steps) for step in range(starts[-1] + 50)]
     most = (max(factors) - min(factors)) / (blend_steps + 1)
-    assert all(abs(after - before) <= most + 1e-12 for before, after in zip(ours, ours[1:], strict=False))
+    assert all(abs(after - before) <= most + 1e-12 for before, after in pairwise(ours))
     assert all(min(factors) <= value <= max(factors) for value in ours)
 
 
