@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, expect_all, load_settings, numbers
+from superpose.cli.options import A_RECIPE, Corpus, Jobs, Overrides, Runs, Variants, expect_all, load_settings, numbers
 
 _Steps = Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
 
@@ -36,6 +36,7 @@ def compare(
     context_control: Annotated[
         bool, Option("--context-control", help="Also train TST with no more context than an ordinary row.")
     ] = False,
+    variant: Variants = None,
     name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, or 'demo'.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
@@ -43,10 +44,12 @@ def compare(
 ) -> None:
     """Train ordinarily and with TST, and answer at equal FLOPs, equal loss and equal data.
 
-    Both arms share recipe, seeds, text and its order. A run is trained once, whatever asks for it, so a comparison
-    started again, with more seeds or with more budgets, goes on from what there is.
+    Both arms share recipe, seeds, text and its order; variants of the recipe may stand beside them. A run is trained
+    once, whatever asks for it, so a comparison started again, with more seeds, budgets or variants, goes on from what
+    there is.
     """
     from superpose import compare as workflow
+    from superpose.compare.variants import parse_variants
     from superpose.results.progress import Display, print_results
 
     shortcuts = {
@@ -65,6 +68,7 @@ def compare(
         "auto" in ordinary,
         numbers("--lrs", lrs or "", float),
         context_control,
+        parse_variants(variant or []),
     )
     name, display = name or (recipe.stem if recipe else "demo"), Display()
     comparison = workflow.compare(design, runs=runs, name=name, jobs=jobs, display=display)

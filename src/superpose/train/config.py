@@ -284,31 +284,57 @@ def load_recipe(path: Path | str | None = None, overrides: list[str] | None = No
     return override(recipe, overrides or [])
 
 
-def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """A recipe with some settings changed; for what is wrong there is a UserError, see `load_recipe`."""
+def override(recipe: Recipe, overrides: Sequence[str], source: str = "--set") -> Recipe:
+    """A recipe with some settings changed; for what is wrong there is a UserError, see `load_recipe`.
+
+    Args:
+        source: where they stand, in the error.
+    """
     if not overrides:
         return recipe
     settings = recipe.model_dump(mode="json")
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"--set {text}: expected NAME=VALUE, such as train.lr=1e-3")
+            raise UserError(f"{source} {text}: expected NAME=VALUE, such as train.lr=1e-3")
         name = name.strip()
         *sections, last = name.split(".")
         if not sections:
-            raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
+            raise UserError(f"{source}: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
         table: Any = settings
         for section in sections:
             table = table.get(section)
             if not isinstance(table, dict):
-                raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
+                raise UserError(f"{source}: there is no setting {name!r}{did_you_mean(name, _names())}")
         if sections == ["superposition"]:
-            _check_one_form(settings, {last}, "--set")
+            _check_one_form(settings, {last}, source)
         try:
             table[last] = tomllib.loads(f"value = {value.strip()}")["value"]
         except (ValueError, RecursionError):
             table[last] = value.strip()  # what is no TOML is text
-    return _validate(settings, "--set")
+    return _validate(settings, source)
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """Sections of a recipe's TOML file, which may be some of them alone; a UserError if it cannot be read."""
+    return _read(path)
+
+
+def with_sections(recipe: Recipe, sections: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe with what `read_sections` gave in place of its own, setting by setting; tables keep what is not named.
+
+    Raises:
+        UserError: a name, a value or a combination is wrong; it begins with `source`.
+    """
+    settings = _merged(recipe.model_dump(mode="json"), sections)
+    _check_one_form(settings, sections.get("superposition"), source)
+    return _validate(settings, source)
+
+
+def _merged(settings: Any, changes: Any) -> Any:
+    if not (isinstance(settings, dict) and isinstance(changes, Mapping)):
+        return changes
+    return {**settings, **{name: _merged(settings.get(name), value) for name, value in changes.items()}}
 
 
 def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
