@@ -7,14 +7,17 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
-from superpose.compare.experiment import ORDINARY, TST, Design, best_rates, plan_tuning, with_precision
+from superpose.compare.comparison import Comparison
+from superpose.compare.experiment import ORDINARY, TST, Design, best_rates, plan_runs, plan_tuning, with_precision
+from superpose.compare.variants import Changes
+from superpose.compare.workflow import compare
 from superpose.data.config import prepare
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
@@ -155,7 +158,8 @@ def reproduce(
     jobs: int = 0,
     display: Display | None = None,
     command: str = "superpose.reproduce.reproduce",
-    listener: Callable[[Reproduction], None] = lambda done: None,
+    listener: Callable[[Reproduction | Comparison], None] = lambda done: None,
+    variants: Mapping[str, Changes] | None = None,
 ) -> list[Reproduction]:
     """Runs the paper's experiments again, and says which of its findings hold here.
 
@@ -171,17 +175,20 @@ def reproduce(
         name: of the results; by default reproduce-SCALE.
         runs, jobs, display: as of `superpose.compare.compare`.
         command: what reproduction.json says it was made with.
-        listener: called with each experiment when it is done.
+        listener: called with each experiment when it is done, and with the comparison of the variants.
+        variants: of the scale's recipe, see `superpose.compare.Design`: compared with its ordinary and TST arms after
+            the experiments, in a comparison called NAME-variants, which trains no run again.
 
     Raises:
-        UserError: there is no such experiment, the scale needs a recipe, its model cannot be built, its text cannot be
-            read, or all learning rates failed.
+        UserError: there is no such experiment, a variant cannot be compared, the scale needs a recipe, its model
+            cannot be built, its text cannot be read, or all learning rates failed.
     """
     if unknown := [key for key in experiments if key not in EXPERIMENTS]:
         raise UserError(f"there is no experiment {unknown[0]!r}; choose of {', '.join(EXPERIMENTS)}")
-    design = Design(recipe or scale_recipe(scale), seeds, rates=rates)
+    design, name = Design(recipe or scale_recipe(scale), seeds, rates=rates), name or f"reproduce-{scale}"
+    plan_runs(replace(design, variants=variants or {}), {})  # says what is wrong before any work
     check_recipe(design.recipe)
-    directory, display = named_directory(runs, name or f"reproduce-{scale}"), display or Display()
+    directory, display = named_directory(runs, name), display or Display()
     with display:
         store = prepare(design.recipe.data, display.prepare)
         design = with_precision(design)
@@ -200,6 +207,11 @@ def reproduce(
         done.append(reproduction(key, scale, arms, text, outcomes, law, tuned))
         save(done, command, directory)
         listener(done[-1])
+    if variants:
+        beside = replace(design, variants=variants)
+        compared = compare(beside, runs=runs, name=f"{name}-variants", jobs=jobs, display=display)
+        if compared.seeds:
+            listener(compared)
     return done
 
 
