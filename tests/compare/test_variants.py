@@ -7,8 +7,9 @@ import pytest
 from superpose.compare.charts import all_charts
 from superpose.compare.comparison import Comparison, Trained
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, Tuning, best_rates, plan_runs, plan_tuning
-from superpose.compare.variant_tables import variant_tables
+from superpose.compare.variant_tables import changes_of, variant_tables
 from superpose.compare.variants import parse_variant, parse_variants, settings_of, steps_of_equal_flops, training_flops
+from superpose.core import Schedule, StageArgs
 from superpose.errors import UserError
 from superpose.results.statistics import corrected
 from superpose.runs.pool import Outcome
@@ -85,6 +86,52 @@ def test_what_does_not_compare_is_refused_in_a_sentence(recipe, name, changes, m
     with pytest.raises(UserError) as caught:
         Design(recipe, variants={name: changes})
     assert message in str(caught.value)
+
+
+class TestStages:
+    """What a variant says of stages, whatever form the recipe has."""
+
+    def made(self, recipe, *changes):
+        return Design(recipe, variants={"a": changes}).variant_recipes["a"][20]
+
+    def test_a_setting_of_stages_is_one_of_each_stage_of_bags(self, recipe):
+        assert self.made(recipe, "superposition.lr_factor=0.5").schedule == Schedule(
+            20, stages=[StageArgs(0.4, bag_size=4, lr_factor=0.5)]
+        )
+        bags = "superposition.bag_size=[4,2]", "superposition.ratio=[0.2,0.2]"
+        two = self.made(recipe, *bags, "superposition.lr_factor=2")
+        assert [(stage.bag_size, stage.lr_factor) for stage in two.schedule.stages] == [(4, 2), (2, 2), (1, 1)]
+        file = Design(recipe, variants={"a": {"superposition": {"lr_factor": 0.5}}}).variant_recipes["a"][20]
+        assert file == self.made(recipe, "superposition.lr_factor=0.5")
+
+    def test_stages_take_the_place_of_the_short_form_and_it_takes_theirs(self, recipe):
+        recipe = with_settings(recipe, "superposition", bag_size=8, weighting="power")
+        staged = self.made(recipe, "superposition.stages=[{ratio=0.3, bag_size=2}]")
+        assert staged.schedule == Schedule(20, 2, 0.3)
+        assert self.made(staged, "superposition.ratio=0.2").schedule == Schedule(20, 4, 0.2)
+        assert self.made(staged, "superposition.weighting=power").schedule == Schedule(20, 2, 0.3, weighting="power")
+
+    def test_the_same_stages_spelled_out_compute_the_same(self, recipe):
+        with pytest.raises(UserError, match="--variant a computes the same as tst"):
+            self.made(recipe, "superposition.stages=[{ratio=0.4, bag_size=4}]")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ("superposition.lr_factor=0", "--variant a: lr_factor is 0"),
+            ("superposition.lr_factor=fast", "--variant a: lr_factor is 'fast'"),
+            ("superposition.stages=[{ratio=0.3, bagsize=2}]", "--variant a: superposition.stages, stage 1"),
+        ],
+    )
+    def test_wrong_stages_are_one_sentence(self, recipe, changes, message):
+        with pytest.raises(UserError) as caught:
+            self.made(recipe, changes)
+        assert message in str(caught.value)
+
+    def test_the_table_says_what_differs(self, recipe):
+        recipe = with_settings(recipe, "superposition", bag_size=8)
+        made = made_up(recipe, {n: LOSSES[n] for n in (ORDINARY, TST)}, {"a": ["superposition.lr_factor=0.5"]})
+        assert changes_of(made, "a") == ['superposition.stages = [{"ratio": 0.4, "bag_size": 8, "lr_factor": 0.5}]']
 
 
 def test_two_variants_that_compute_the_same_are_refused(recipe):

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from superpose.compare.experiment import ORDINARY, TST
+from superpose.compare.variants import SHORT
 from superpose.results.intervals import ends, spoken
 from superpose.results.statistics import Corrected
 from superpose.results.tables import Row, Table
@@ -69,10 +70,11 @@ def _about_rows(comparison: Comparison) -> list[Row]:
 def changes_of(comparison: Comparison, name: str) -> list[str]:
     """Settings of a variant that are not the recipe's, "section.name = value"; its steps and rate stand elsewhere."""
     recipe = comparison.variants[name][comparison.steps]
+    unsaid = {f"superposition.{setting}" for setting in SHORT} if recipe.superposition.stages else set()
     return [
         f"{place} = {_short(recipe, place)}"
         for place in recipe.changes(comparison.recipe)
-        if place != "train.steps" and not (place == "train.lr" and comparison.tunings)
+        if place not in unsaid and place != "train.steps" and not (place == "train.lr" and comparison.tunings)
     ]
 
 
@@ -161,4 +163,4 @@ def _times(amount: float | None, of: float | None) -> str:
 def _short(recipe: Recipe, place: str) -> str:
     section, name = place.split(".", 1)
     text = json.dumps(recipe.model_dump(mode="json")[section][name], ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -10,20 +10,26 @@ ordinary ones, it is given fewer or more of them, so that all arms spend the sam
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from superpose.core.accounting import cost
+from superpose.core.schedule import Schedule
+from superpose.core.stage import StageArgs
 from superpose.data.config import vocabulary_size
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model, model_flops_per_latent
-from superpose.train.config import Recipe, override, read_sections, with_sections
+from superpose.train.config import Recipe, SuperpositionArgs, override, parsed, read_sections, with_sections
 
 Changes = Sequence[str] | Mapping[str, Any]
 """Settings as `--set` writes them, or sections as in a recipe."""
 
+SHORT = ("bag_size", "ratio", "mode", "weighting")
+"""Settings of superposition that say in short what `stages` spells out."""
+_UNSAID = {setting: SuperpositionArgs.model_fields[setting].default for setting in SHORT}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _FIXED = {
     "train.seed": "all arms are trained with the comparison's seeds",
@@ -80,11 +86,52 @@ def settings_of(text: str) -> list[str]:
 
 
 def changed_recipe(recipe: Recipe, name: str, changes: Changes) -> Recipe:
-    """The recipe with a variant's settings; a UserError that names the variant if they are wrong."""
-    source = f"--variant {name}"
+    """The recipe with a variant's settings.
+
+    A setting that only stages have, such as `superposition.pooling`, is one of each stage of bags. Stages and the short
+    form of `bag_size` and `ratio` take the place of each other.
+
+    Raises:
+        UserError: a setting is wrong; it names the variant.
+    """
+    source, named = f"--variant {name}", _superposition(changes)
+    described = {"stages", "bag_size", "ratio"} & named.keys()
+    of_stages = {field.name for field in fields(StageArgs)} - {"ratio"} - SuperpositionArgs.model_fields.keys()
+    if recipe.superposition.stages and not described:
+        of_stages |= {"mode", "weighting"}
+    if described:
+        update: dict[str, Any] = _UNSAID if "stages" in named else {"stages": ()}
+        recipe = recipe.model_copy(update={"superposition": recipe.superposition.model_copy(update=update)})
+    own = {setting: value for setting, value in named.items() if setting in of_stages}
     if isinstance(changes, Mapping):
-        return with_sections(recipe, changes, source)
-    return override(recipe, changes, source)
+        rest = {section: values for section, values in changes.items() if section != "superposition" or not own}
+        if own:
+            rest["superposition"] = {k: v for k, v in changes["superposition"].items() if k not in own}
+        changed = with_sections(recipe, rest, source)
+    else:
+        places = tuple(f"superposition.{setting}" for setting in own)
+        changed = override(recipe, [text for text in changes if text.partition("=")[0].strip() not in places], source)
+    return _with_each_stage(changed, own, source) if own else changed
+
+
+def _superposition(changes: Changes) -> dict[str, Any]:
+    """What a variant says of superposition, by setting."""
+    if isinstance(changes, Mapping):
+        section = changes.get("superposition", {})
+        return dict(section) if isinstance(section, Mapping) else {}
+    pairs = [text.partition("=") for text in changes]
+    places = [(place.strip().partition("."), value) for place, _, value in pairs]
+    return {setting: parsed(value) for (section, _, setting), value in places if section == "superposition"}
+
+
+def _with_each_stage(recipe: Recipe, settings: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe with these settings in each of its stages of bags, which are spelled out for it."""
+    try:
+        stages = [replace(stage, **settings) if stage.superposes else stage for stage in recipe.schedule.args]
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from None
+    spelled = [stage.to_dict() for stage in stages]
+    return with_sections(recipe, {"superposition": {**_UNSAID, "stages": spelled}}, source)
 
 
 def check_variants(
@@ -99,7 +146,7 @@ def check_variants(
     Raises:
         UserError: a name is taken or no name, settings are wrong, or what they make does not compare.
     """
-    known = {arm: of_arm.computing for arm, of_arm in arms.items() if of_arm is not None}
+    known = {arm: _identity(of_arm) for arm, of_arm in arms.items() if of_arm is not None}
     before = recipe.model_dump(mode="json")
     for name, changes in variants.items():
         if name in arms:
@@ -136,10 +183,16 @@ def check_variants(
                 f"--variant {name} ends in superposition, so its model could not be compared with an ordinary one; "
                 f"give ratios that add up to less than 1"
             )
-        for other, computing in known.items():
-            if computing == variant.computing:
+        for other, identity in known.items():
+            if identity == _identity(variant):
                 raise UserError(f"--variant {name} computes the same as {other}; change a setting, or leave it out")
-        known[name] = variant.computing
+        known[name] = _identity(variant)
+
+
+def _identity(recipe: Recipe) -> tuple[dict[str, Any], Schedule]:
+    """The same for recipes that compute the same, be their stages spelled out or not."""
+    spelled = {f"superposition.{setting}" for setting in (*SHORT, "stages")}
+    return {place: value for place, value in recipe.computing.items() if place not in spelled}, recipe.schedule
 
 
 def training_flops(recipe: Recipe) -> int:

@@ -1,32 +1,26 @@
 """How the learning rate of a step follows from the stages' factors: blended over a few steps, a pure function."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
-BLEND_STEPS = 20
-"""Steps between two factors, by default: as many as AdamW's second moment looks back at its beta of 0.95."""
+from superpose.core.stage import Stage
 
 
-def blended_factor(starts: Sequence[int], factors: Sequence[float], step: int, blend_steps: int = BLEND_STEPS) -> float:
+def blended_factor(stages: Sequence[Stage], step: int) -> float:
     """What the learning rate of a step is multiplied by.
 
-    Within a stage it is the stage's factor. After each boundary it takes `blend_steps` steps of equal size on the way
-    from the value before to the new factor. A stage that is shorter hands over where it has come to.
+    Within a stage it is the stage's `lr_factor`. After a boundary, the `lr_blend_steps` of the stage that ended there
+    are steps of equal size on the way from the value before to the new factor. A stage that is shorter hands over where
+    it has come to.
 
     Args:
-        starts: first step of each stage, ascending; the first is 0.
-        factors: of each stage.
+        stages: of a whole run, ascending and without gaps.
         step: counted from 0.
-
-    >>> [blended_factor((0, 10), (1.0, 0.5), step, 1) for step in range(8, 13)]
-    [1.0, 1.0, 0.75, 0.5, 0.5]
     """
-    value = factors[0]
-    for number, (start, factor) in enumerate(zip(starts, factors, strict=True)):
-        if number == 0:
-            continue
-        if step < start:
+    value = stages[0].lr_factor
+    for before, stage in pairwise(stages):
+        if step < stage.start:
             break
-        last = min(step, starts[number + 1] - 1) if number + 1 < len(starts) else step
-        done = last - start + 1
-        value = factor if done > blend_steps else value + (factor - value) * done / (blend_steps + 1)
+        done, blend = min(step, stage.stop - 1) - stage.start + 1, before.lr_blend_steps
+        value = stage.lr_factor if done > blend else value + (stage.lr_factor - value) * done / (blend + 1)
     return value

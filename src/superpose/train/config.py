@@ -308,11 +308,16 @@ def override(recipe: Recipe, overrides: Sequence[str], source: str = "--set") ->
                 raise UserError(f"{source}: there is no setting {name!r}{did_you_mean(name, _names())}")
         if sections == ["superposition"]:
             _check_one_form(settings, {last}, source)
-        try:
-            table[last] = tomllib.loads(f"value = {value.strip()}")["value"]
-        except (ValueError, RecursionError):
-            table[last] = value.strip()  # what is no TOML is text
+        table[last] = parsed(value)
     return _validate(settings, source)
+
+
+def parsed(value: str) -> Any:
+    """A setting's value, written as in TOML; what is no TOML is text."""
+    try:
+        return tomllib.loads(f"value = {value.strip()}")["value"]
+    except (ValueError, RecursionError):
+        return value.strip()
 
 
 def read_sections(path: Path) -> dict[str, Any]:

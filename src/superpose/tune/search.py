@@ -135,9 +135,10 @@ class Search:
         """Complete runs of some trials on a rung, seed by seed of each; a variant's take the rung's FLOPs."""
         runs = []
         for trial in trials:
-            recipe = trial.applied(with_settings(self.recipe, "train", steps=rung.steps), self.variants)
+            base = with_settings(self.recipe, "train", steps=rung.steps)
+            recipe = trial.applied(base, self.variants)
             if trial.variant:
-                recipe = with_settings(recipe, "train", steps=steps_of_equal_flops(recipe, recipe.ordinary()))
+                recipe = with_settings(recipe, "train", steps=steps_of_equal_flops(recipe, base.ordinary()))
             runs += [Run(trial.arm, with_settings(recipe, "train", seed=seed)) for seed in rung.seeds]
         return runs
 
@@ -228,9 +229,9 @@ def candidates(
     found = {Trial(s, r, rate) for s, r in pairs for rate in rates}
     for name, changes in (variants or {}).items():
         schedule = changed_recipe(recipe, name, changes).schedule
-        stages = [stage for stage in schedule.stages if stage.bag_size > 1]
+        stages = [stage for stage in schedule.stages if stage.superposes]
         share = sum(stage.steps for stage in stages) / schedule.total_steps
-        largest = max((stage.bag_size for stage in stages), default=1)
+        largest = max((stage.largest for stage in stages), default=1)
         found |= {Trial(largest, share, rate, name) for rate in rates}
     return tuple(sorted(found))
 
