@@ -130,8 +130,8 @@ def _with_each_stage(recipe: Recipe, settings: Mapping[str, Any], source: str) -
         stages = [replace(stage, **settings) if stage.superposes else stage for stage in recipe.schedule.args]
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
-    spelled = [stage.to_dict() for stage in stages]
-    return with_sections(recipe, {"superposition": {**_UNSAID, "stages": spelled}}, source)
+    unsaid = recipe.model_copy(update={"superposition": recipe.superposition.model_copy(update=_UNSAID)})
+    return with_sections(unsaid, {"superposition": {"stages": [stage.to_dict() for stage in stages]}}, source)
 
 
 def check_variants(
