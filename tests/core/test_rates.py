@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 from superpose.core import Schedule, StageArgs
 from superpose.core.stage import LR_BLEND_STEPS
 
-FACTORS, BLENDS = st.floats(0.05, 4.0), st.integers(0, 30)
-TOTAL = 200
+FACTORS, BLENDS = st.floats(0.05, 4.0), st.integers(0, 12)
+TOTAL = 80
 
 
 @st.composite
 def schedules(draw, blends=BLENDS):
-    """One to four stages of a run of 200 steps, some of them shorter than their blends, and what is left."""
-    lengths = draw(st.lists(st.integers(1, 40), min_size=1, max_size=4))
+    """One to four stages of a run of 80 steps, some of them shorter than their blends, and what is left."""
+    lengths = draw(st.lists(st.integers(1, 14), min_size=1, max_size=4))
     first = draw(FACTORS.filter(lambda factor: factor != 1))
     factors = [first, *(draw(FACTORS) for _ in lengths[1:])]
     sizes = [draw(st.sampled_from([1, 2, 4])) for _ in lengths]
@@ -73,7 +73,7 @@ def test_it_goes_through_json_and_a_longer_run(schedule):
     again = Schedule.from_dict(schedule.to_dict())
     assert factors_of(again) == factors_of(schedule)
     # Recovery is longer, and the rest as it was.
-    assert factors_of(schedule.lengthened(TOTAL + 50))[:TOTAL] == factors_of(schedule)
+    assert factors_of(schedule.lengthened(TOTAL + 20))[:TOTAL] == factors_of(schedule)
 
 
 def test_hand_written_steps():
