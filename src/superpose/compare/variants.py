@@ -126,6 +126,9 @@ def _superposition(changes: Changes) -> dict[str, Any]:
 
 def _with_each_stage(recipe: Recipe, settings: Mapping[str, Any], source: str) -> Recipe:
     """The recipe with these settings in each of its stages of bags, which are spelled out for it."""
+    if not any(stage.superposes for stage in recipe.schedule.args):
+        names = ", ".join(f"superposition.{setting}" for setting in settings)
+        raise UserError(f"{source} has no stage of bags, so {names} would be ignored; leave it out")
     try:
         stages = [replace(stage, **settings) if stage.superposes else stage for stage in recipe.schedule.args]
     except ValueError as error:
