@@ -8,11 +8,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from superpose.compare.experiment import ORDINARY, TST
-from superpose.compare.variants import SHORT
 from superpose.results.intervals import ends, spoken
 from superpose.results.statistics import Corrected
 from superpose.results.tables import Row, Table
-from superpose.train.config import Recipe
+from superpose.train.config import SHORT_FORM, Recipe
 
 if TYPE_CHECKING:  # it asks for these
     from superpose.compare.comparison import Comparison
@@ -70,7 +69,7 @@ def _about_rows(comparison: Comparison) -> list[Row]:
 def changes_of(comparison: Comparison, name: str) -> list[str]:
     """Settings of a variant that are not the recipe's, "section.name = value"; its steps and rate stand elsewhere."""
     recipe = comparison.variants[name][comparison.steps]
-    unsaid = {f"superposition.{setting}" for setting in SHORT} if recipe.superposition.stages else set()
+    unsaid = {f"superposition.{setting}" for setting in SHORT_FORM} if recipe.superposition.stages else set()
     return [
         f"{place} = {_short(recipe, place)}"
         for place in recipe.changes(comparison.recipe)

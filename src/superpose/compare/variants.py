@@ -22,14 +22,12 @@ from superpose.data.config import vocabulary_size
 from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model, model_flops_per_latent
-from superpose.train.config import Recipe, SuperpositionArgs, override, parsed, read_sections, with_sections
+from superpose.train.config import SHORT_FORM, Recipe, SuperpositionArgs, override, parsed, read_sections, with_sections
 
 Changes = Sequence[str] | Mapping[str, Any]
 """Settings as `--set` writes them, or sections as in a recipe."""
 
-SHORT = ("bag_size", "ratio", "mode", "weighting")
-"""Settings of superposition that say in short what `stages` spells out."""
-_UNSAID = {setting: SuperpositionArgs.model_fields[setting].default for setting in SHORT}
+_UNSAID = {setting: SuperpositionArgs.model_fields[setting].default for setting in SHORT_FORM}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _FIXED = {
     "train.seed": "all arms are trained with the comparison's seeds",
@@ -194,7 +192,7 @@ def check_variants(
 
 def _identity(recipe: Recipe) -> tuple[dict[str, Any], Schedule]:
     """The same for recipes that compute the same, be their stages spelled out or not."""
-    spelled = {f"superposition.{setting}" for setting in (*SHORT, "stages")}
+    spelled = {f"superposition.{setting}" for setting in (*SHORT_FORM, "stages")}
     return {place: value for place, value in recipe.computing.items() if place not in spelled}, recipe.schedule
 
 
@@ -208,7 +206,10 @@ def training_flops(recipe: Recipe) -> int:
         recipe.schedule, train.batch_size, train.latents, endless, train.seed, recipe.superposition.expand
     )
     flops_of = cache(partial(model_flops_per_latent, model))
-    return cost(recipe.schedule, recipe.latents_per_step, lambda stage: flops_of(plan.shape(stage)[1])).flops
+    spent = cost(
+        recipe.schedule, recipe.latents_per_step, lambda stage: flops_of(plan.shape(stage)[1], stage.extra_heads)
+    )
+    return spent.flops
 
 
 def steps_of_equal_flops(recipe: Recipe, ordinary: Recipe) -> int:

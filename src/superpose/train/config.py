@@ -37,7 +37,8 @@ _Ratio = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-_SHORT_FORM = ("bag_size", "ratio", "mode", "weighting")
+SHORT_FORM = ("bag_size", "ratio", "mode", "weighting")
+"""Settings of superposition that say in short what `stages` spells out."""
 
 
 def _described(stages: Any) -> Any:
@@ -82,7 +83,7 @@ class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
         if self.stages:
-            for name in _SHORT_FORM:
+            for name in SHORT_FORM:
                 if getattr(self, name) != SuperpositionArgs.model_fields[name].default:
                     raise ValueError(_one_form(name))
         return self
@@ -356,7 +357,7 @@ def _check_one_form(settings: Any, given: Any, source: str) -> None:
     table = settings.get("superposition")
     if not isinstance(table, dict) or not table.get("stages") or not isinstance(given, Collection):
         return
-    for name in _SHORT_FORM:
+    for name in SHORT_FORM:
         if name in given:
             raise UserError(f"{source}: {_one_form(name)}")
 
