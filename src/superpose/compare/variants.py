@@ -17,9 +17,8 @@ from typing import Any
 
 from superpose.core.accounting import cost
 from superpose.core.schedule import Schedule
-from superpose.core.stage import StageArgs
+from superpose.core.stage import Stage, StageArgs
 from superpose.data.config import vocabulary_size
-from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model, model_flops_per_latent
 from superpose.train.config import SHORT_FORM, Recipe, SuperpositionArgs, override, parsed, read_sections, with_sections
@@ -200,16 +199,14 @@ def training_flops(recipe: Recipe) -> int:
     """FLOPs of a whole run, forward and backward passes; of the model only its shapes are made."""
     config = build_config(recipe.model, vocabulary_size(recipe.data), recipe.train.latents, 0)
     model = build_model(config, "meta")
-    # The shapes of rows do not depend on how much text there is.
-    train, endless = recipe.train, 2**60
-    plan = WindowPlan(
-        recipe.schedule, train.batch_size, train.latents, endless, train.seed, recipe.superposition.expand
-    )
-    flops_of = cache(partial(model_flops_per_latent, model))
-    spent = cost(
-        recipe.schedule, recipe.latents_per_step, lambda stage: flops_of(plan.shape(stage)[1], stage.extra_heads)
-    )
-    return spent.flops
+    flops_of, shorter = cache(partial(model_flops_per_latent, model)), recipe.superposition.expand == "batch"
+
+    def of_latent(stage: Stage) -> int:
+        # As `superpose.data.windows.WindowPlan.shape` has it, whose sources a mixture needs and FLOPs do not.
+        parts = stage.raw_tokens_per_latent if shorter else 1
+        return flops_of(recipe.train.latents // parts, stage.extra_heads)
+
+    return cost(recipe.schedule, recipe.latents_per_step, of_latent).flops
 
 
 def steps_of_equal_flops(recipe: Recipe, ordinary: Recipe) -> int:
