@@ -53,6 +53,8 @@ KINDS: dict[str, tuple[str, ...]] = {
     "cosine": ("train.lr_schedule='cosine'", "train.min_lr_ratio=0.1"),
     "average": ("train.average=0.9",),
     "muon": ("train.optimizer='muon'",),
+    "embedding lr": ("train.embedding_lr_factor=0.5",),
+    "embedding lr muon": ("train.embedding_lr_factor=0.5", "train.optimizer='muon'"),
     "reinit": ("train.reinit_embeddings=true",),
     "reset": ("train.reset_optimizer=true", "train.rewarm_steps=2"),
     "bytes": ("data.tokenizer='bytes'", "data.vocab_size=1024"),

@@ -510,7 +510,7 @@ MUTANTS = [
         12,
         "equal data is taken for equal steps",
         "compare/experiment.py",
-        "return round(recipe.schedule.raw_tokens(recipe.latents_per_step) / recipe.latents_per_step)",
+        "return round(recipe.schedule.raw_tokens(recipe.latents_per_step) / per_step)",
         "return recipe.train.steps",
         "tests/compare/test_experiment.py",
     ),

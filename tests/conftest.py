@@ -188,11 +188,12 @@ def trained(runs, store, pool):
 
 @pytest.fixture(scope="session")
 def compared(recipe, store, tmp_path_factory):
-    """A small comparison with all there is in one, and its directory: two seeds, budgets, rates and the control."""
+    """A small comparison with all there is in one, and its directory: seeds, budgets, rates, the control, a variant."""
     from superpose.compare import Design, compare
 
     runs = tmp_path_factory.mktemp("runs")
-    design = Design(recipe, (1, 2), (), (30,), rates=(1e-2, 2e-2), context_control=True)
+    variants = {"power": ["superposition.weighting=power"]}
+    design = Design(recipe, (1, 2), (), (30,), rates=(1e-2, 2e-2), context_control=True, variants=variants)
     with (
         mock.patch("superpose.compare.workflow.prepare", return_value=store),
         mock.patch("superpose.compare.workflow.train_all", lambda planned, *of: trained(planned, *of[:2])),

@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from superpose import cli
+from superpose.compare import Comparison
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS
 from superpose.reproduce.reproduction import Reproduction
 from tests.conftest import trained
@@ -29,10 +30,8 @@ TINY = {
 @pytest.fixture
 def invoke(monkeypatch, tmp_path):
     """Calls the command with its runs trained in this process."""
-    monkeypatch.setattr(
-        "superpose.reproduce.reproduction.train_all",
-        lambda runs, store, pool, *rest: trained(runs, store, pool),
-    )
+    for room in ("reproduce.reproduction", "compare.workflow"):
+        monkeypatch.setattr(f"superpose.{room}.train_all", lambda runs, store, pool, *rest: trained(runs, store, pool))
     settings = [f"--set={name}={json.dumps(value)}" for name, value in TINY.items()]
 
     def call(*arguments):
@@ -58,7 +57,24 @@ def test_experiments_one_after_the_other(invoke, tmp_path):
     for words in ("Data-bound", "reinit minus tst", "undecided"):
         assert words in done.output
         assert words in (tmp_path / "reproduce-tiny" / "summary.md").read_text()
-    assert invoke("table2", "--corpus", corpus, "--seeds", "1").exit_code == 0
+    # Variants beside what is trained already.
+    pool = tmp_path / "pool"
+    done = invoke("table2", "--corpus", corpus, "--seeds", "1")
+    before = set(pool.iterdir())
+    done = invoke("table2", "--corpus", corpus, "--seeds", "1", "--variant", "power=superposition.weighting=power")
+    assert done.exit_code == 0, done.output
+    new = {run for run in pool.iterdir() if run.is_dir()} - before
+    assert len(new) == 2  # ordinary training is there already
+    beside = tmp_path / "reproduce-tiny-variants"
+    assert "power ended" in Comparison.load(beside).verdict()
+    assert {path.name for path in beside.glob("*seed1")} == {f"{arm}-100-seed1" for arm in ("ordinary", "tst", "power")}
+    assert "Variants at 100 steps" in done.output
+
+
+def test_a_wrong_variant_is_refused_before_any_work(refused, tmp_path):
+    printed = refused("reproduce", "table2", "--variant", "tst=superposition.bag_size=2", "--runs", tmp_path)
+    assert "--variant tst is the name of an arm" in printed
+    assert not list(tmp_path.iterdir())
 
 
 def test_it_names_its_experiments():

@@ -210,7 +210,8 @@ def test_a_plain_loop_has_the_losses_of_the_trainer(recipe, store, tmp_path):
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args, step, args.steps, schedule.boundaries)
+            factor = schedule.step_at(step).lr_factor
+            group["lr"] = learning_rate(args, step, args.steps, schedule.boundaries) * factor
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())

@@ -26,6 +26,7 @@ from superpose.errors import UserError
 from superpose.integrations import transformers as integration
 from superpose.integrations.transformers import SuperposeTrainer, next_token_collator
 from superpose.models.build import build_config, build_model
+from superpose.train.config import with_settings
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, learning_rate
 from superpose.train.records import read_metrics
@@ -90,7 +91,11 @@ def losses(trainer):
     return [r.get("bag_loss", r.get("loss")) for r in trainer.state.log_history if "bag_loss" in r or "loss" in r]
 
 
-def test_losses_are_those_of_superposes_own_trainer(recipe, store, tmp_path):
+@pytest.mark.parametrize("lr_factor", [1.0, 0.25])
+def test_losses_are_those_of_superposes_own_trainer(lr_factor, recipe, store, tmp_path):
+    if lr_factor != 1:
+        stage = {"ratio": 0.4, "bag_size": 4, "lr_factor": lr_factor, "lr_blend_steps": 3}
+        recipe = with_settings(recipe, "superposition", bag_size=4, ratio=0.3, stages=[stage])
     train(recipe, store, tmp_path / "run")
     records = [r for r in read_metrics(tmp_path / "run" / "metrics.jsonl") if r["kind"] == "training"]
     args = recipe.train
@@ -122,6 +127,7 @@ def test_losses_are_those_of_superposes_own_trainer(recipe, store, tmp_path):
     logged = [r for r in trainer.state.log_history if "raw_tokens" in r]
     for name in ("raw_tokens", "latents"):
         assert [r[name] for r in logged] == [r[name] for r in records]
+    assert [r["learning_rate"] for r in logged] == pytest.approx([r["lr"] for r in records])
     assert trainer.state.total_flos == pytest.approx(records[-1]["latents"] * trainer._flops_per_latent)
 
 

@@ -56,7 +56,7 @@ def test_a_report_of_everything(compared, reproduced, tmp_path):
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert f"]({picture.name})" in markdown
-    assert len(pictures) == 3 + 2 + 2 + 1
+    assert len(pictures) == 4 + 2 + 2 + 1
 
 
 def test_a_single_run(compared, tmp_path):

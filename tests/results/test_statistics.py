@@ -1,4 +1,6 @@
+import itertools
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -6,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from superpose.results.statistics import loss_at, paired_difference, seeds_needed, speedup
+from superpose.results import statistics as results_statistics
+from superpose.results.statistics import Difference, corrected, loss_at, paired_difference, seeds_needed, speedup
 
 
 def test_the_interval_is_that_of_a_paired_t_test():
@@ -127,3 +130,85 @@ def test_a_loss_between_budgets():
     assert loss_at(curve, 2000) == pytest.approx(2.5)
     assert loss_at(curve, 1000) == 3.0
     assert loss_at(curve, 500) is loss_at(curve, 4001) is None
+
+
+def measured(samples):
+    """Differences of some variants, from [variants, seeds], without the bootstrap."""
+    means, deviations = samples.mean(axis=1), samples.std(axis=1, ddof=1)
+    seeds = samples.shape[1]
+    pairs = zip(means.tolist(), deviations.tolist(), strict=True)
+    return {f"v{n}": Difference(mean, None, None, seeds, deviation) for n, (mean, deviation) in enumerate(pairs)}
+
+
+def drawn(effects, seeds, times, seed=0, shared=0.02):
+    """Samples whose truth is known. They share what they are compared with, as variants share ordinary runs."""
+    generator = np.random.default_rng(seed)
+    for _ in range(times):
+        own, common = generator.normal(0, 0.02, (len(effects), seeds)), generator.normal(0, shared, seeds)
+        yield np.array(effects)[:, None] + own - common
+
+
+class TestSeveral:
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.integers(0, 3))
+    def test_p_values_are_those_of_the_closed_test(self, raw, missing):
+        """Holm by its definition: each set it is in has to be refused, by its smallest p times its size."""
+        tried = len(raw) + missing
+        everything = dict(enumerate([*raw, *[1.0] * missing]))
+        with mock.patch.object(results_statistics, "_p_value", lambda one: one.value):
+            ours = corrected({str(n): Difference(p) for n, p in enumerate(raw)}, tried)
+        for n in range(len(raw)):
+            others = [m for m in everything if m != n]
+            sets = [(n, *more) for size in range(tried) for more in itertools.combinations(others, size)]
+            expected = max(min(1.0, len(one) * min(everything[m] for m in one)) for one in sets)
+            assert ours[str(n)].p == pytest.approx(expected)
+
+    def test_of_one_nothing_is_corrected(self):
+        sample = np.array([[-0.03, -0.01, -0.04, 0.01]])
+        (one,) = corrected(measured(sample)).values()
+        test = stats.ttest_1samp(sample[0], 0)
+        interval = test.confidence_interval(0.95)
+        assert (one.p, one.low, one.high) == pytest.approx((test.pvalue, interval.low, interval.high))
+
+    @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=1, max_size=5), st.integers(0, 2))
+    def test_what_an_interval_excludes_is_decided(self, samples, missing):
+        for one in corrected(measured(np.array(samples)), len(samples) + missing).values():
+            assert one.decided or not one.excludes_zero or one.p == pytest.approx(0.05)
+
+    def test_one_seed_has_neither_and_no_spread_is_certain(self):
+        alone, equal, apart = (
+            corrected({"a": one}, 3)["a"]
+            for one in (Difference(-0.1), Difference(0.0, 0.0, 0.0, 3, 0.0), Difference(-0.1, -0.1, -0.1, 3, 0.0))
+        )
+        assert (alone.p, alone.low, alone.decided) == (None, None, False)
+        assert (equal.p, equal.decided) == (1.0, False)
+        assert (apart.p, apart.decided) == (0.0, True)
+
+    def test_where_nothing_differs_a_claim_is_as_rare_as_it_says(self):
+        """4 variants at 4 seeds: without correction, one of them is found to differ more than twice as often."""
+        found, uncorrected, critical = 0, 0, stats.t.ppf(0.975, 3)
+        for sample in drawn([0.0] * 4, 4, times := 800):
+            one = measured(sample)
+            found += any(answer.decided for answer in corrected(one).values())
+            uncorrected += any(2 * abs(each.value) > critical * each.deviation for each in one.values())
+        assert 0.01 * times < found < 0.07 * times
+        assert uncorrected > 0.1 * times
+
+    def test_beside_true_differences_the_others_are_claimed_as_rarely(self):
+        found = 0
+        for sample in drawn([-0.2, -0.2, 0.0, 0.0], 4, times := 500, seed=1):
+            answers = corrected(measured(sample))
+            found += answers["v2"].decided or answers["v3"].decided
+        assert 0.01 * times < found < 0.07 * times
+
+    def test_all_intervals_together_hold_the_truth(self):
+        """Intervals at the levels of Holm's steps would not: that is why these are not theirs."""
+        effects, together, stepped = np.array([0.4, 0.2, -0.1]), 0, 0
+        levels = stats.t.ppf(1 - 0.025 / np.array([3, 2, 1]), 4)
+        for sample in drawn(effects, 5, times := 1000, seed=2, shared=0.0):
+            answers = corrected(measured(sample)).values()
+            together += all(one.low <= effect <= one.high for one, effect in zip(answers, effects, strict=True))
+            means, errors = sample.mean(axis=1), sample.std(axis=1, ddof=1) / math.sqrt(5)
+            order = np.argsort(-abs(means / errors))  # the surest first
+            stepped += bool((abs(means - effects)[order] <= levels * errors[order]).all())
+        assert 0.935 * times < together < 0.98 * times
+        assert stepped < 0.925 * times

@@ -6,7 +6,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose.train.optim import Average, OptimArgs, Optimizer, build_optimizers, clip_gradients, learning_rate
+from superpose.models.build import ModelArgs, build_config, build_model
+from superpose.train.optim import (
+    Average,
+    OptimArgs,
+    Optimizer,
+    build_optimizers,
+    clip_gradients,
+    learning_rate,
+    set_rates,
+)
 from tests.conftest import make_model
 
 
@@ -69,6 +78,55 @@ def test_muon_takes_the_matrices_inside_the_blocks(family):
     assert all(name.startswith(("model.layers.", "transformer.h.")) for name in inside)
     left = [name for name in outside if dict(model.named_parameters())[name].dim() == 2]
     assert all("embed" in name or "head" in name or ".wte." in name or ".wpe." in name for name in left)
+
+
+def stepped(model, name, factor, lr=1e-2):
+    """Every parameter after one step at a learning rate, by name, from gradients that do not depend on the rate."""
+    args = OptimArgs(lr=1.0, optimizer=name, embedding_lr_factor=factor, weight_decay=0.0)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    optimizers = build_optimizers(args, model)
+    set_rates(optimizers, lr)
+    for optimizer in optimizers:
+        optimizer.step()
+    return {name: parameter.detach() - before[name] for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_embedding_and_head_have_a_learning_rate_of_their_own(family, name):
+    """They move by what they would at their rate, and all else, tables of positions too, by what it did before."""
+    plain, own, at_its_rate = (
+        stepped(make_model(family), name, *settings) for settings in ((1.0,), (0.25,), (1.0, 0.25e-2))
+    )
+    tables = {name for name in plain if name.endswith((".wte.weight", "embed_tokens.weight", "lm_head.weight"))}
+    assert len(tables) == (1 if family == "gpt2" else 2)  # which ties them
+    for parameter, moved in own.items():
+        expected = at_its_rate[parameter] if parameter in tables else plain[parameter]
+        torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-8, msg=parameter)
+
+
+@pytest.mark.parametrize("name", get_args(Optimizer))
+def test_with_a_rate_of_its_own_each_parameter_is_updated_once(family, name):
+    model = make_model(family)
+    optimizers = build_optimizers(OptimArgs(lr=2.0, optimizer=name, embedding_lr_factor=0.5), model)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    updated = [id(p) for group in groups for p in group["params"]]
+    assert sorted(updated) == sorted(id(parameter) for parameter in model.parameters())
+    assert {group["lr"] for group in groups if "lr_factor" in group} == {1.0, 2.0}  # for schedulers that scale it
+    decayed = [p for group in groups if group["weight_decay"] for p in group["params"]]
+    assert all(parameter.dim() >= 2 for parameter in decayed)
+
+
+def test_per_layer_embeddings_go_with_the_embedding():
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small |= {"num_key_value_heads": 1, "head_dim": 8, "num_kv_shared_layers": 0}
+    small |= {"hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": 50}
+    model = build_model(build_config(ModelArgs(architecture="gemma3n_text", config=small), 50, 16, 0))
+    (adamw,) = build_optimizers(OptimArgs(embedding_lr_factor=0.5), model)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    slower = {names[p] for group in adamw.param_groups if group["lr_factor"] == 0.5 for p in group["params"]}
+    assert slower == {"model.embed_tokens.weight", "model.embed_tokens_per_layer.weight"}  # the head is tied
 
 
 @given(st.floats(0.01, 0.99), st.integers(1, 6))

@@ -10,12 +10,14 @@ from torch.nn import functional as F
 from superpose import SuperposedLM
 from superpose.data.store import Split
 from superpose.data.tokens import TokenArray
+from superpose.errors import UserError
 from superpose.train.distributed import Ranks
 from superpose.train.loop import train
-from superpose.train.optim import Optimizer
+from superpose.train.optim import Optimizer, learning_rate
+from superpose.train.records import Training, read_records
 from superpose.train.step import build_state, optimizer_step, validate
 from tests.conftest import MODELS, make_model
-from tests.train.test_loop import ALONE, changed, weights
+from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
 
 
 @pytest.mark.error(n=7)
@@ -66,6 +68,36 @@ def test_every_parameter_has_one_optimizer_and_moves(recipe, store, name):
 @pytest.mark.parametrize("settings", [{"optimizer": "muon"}, {"lr_schedule": "cosine"}, {"rewarm_steps": 4}])
 def test_other_ways_to_optimize_train(recipe, store, tmp_path, settings):
     assert train(changed(recipe, "train", **settings), store, tmp_path / "run")["val_loss"] < math.log(300)
+
+
+def test_stages_and_embeddings_have_a_share_of_the_rate_and_a_resumed_run_the_same(recipe, store, tmp_path):
+    """Stopped in the blend of two stages' rates; the records are those of the pure functions, the weights those of a
+    run that was not stopped."""
+    stage = {"ratio": 0.4, "bag_size": 4, "lr_factor": 0.25, "lr_blend_steps": 6}
+    mine = changed(recipe, "superposition", ratio=0.3, stages=[stage])
+    mine = changed(mine, "train", embedding_lr_factor=0.5)
+    args, schedule = mine.train, mine.schedule
+    train(mine, store, tmp_path / "whole")
+    records = read_records(tmp_path / "whole" / "metrics.jsonl", Training)
+    rates = [
+        learning_rate(args, step, 20, schedule.boundaries) * schedule.step_at(step).lr_factor for step in range(20)
+    ]
+    assert [record.lr for record in records] == rates
+    assert [record.embedding_lr for record in records] == [rate * 0.5 for rate in rates]
+    assert rates[7] == args.lr * 0.25
+    assert rates[7] < rates[10] < rates[14] == args.lr
+    with pytest.raises(KilledError):
+        train(mine, store, tmp_path / "stopped", listener=killed_after(11))
+    train(mine, store, tmp_path / "stopped", resume=True)
+    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
+    assert all(whole[name].equal(resumed[name]) for name in whole)
+    with pytest.raises(UserError, match=r"superposition\.stages"):
+        train(
+            changed(mine, "superposition", stages=[{**stage, "lr_factor": 0.5}]),
+            store,
+            tmp_path / "stopped",
+            resume=True,
+        )
 
 
 def test_the_optimizer_is_reset_at_the_switch_and_nowhere_else(recipe, store, tmp_path):

@@ -342,3 +342,85 @@ def test_the_written_recipe_says_where_it_comes_from(tmp_path):
     for words in ("# Found by: superpose tune --eta 2", "# s 4, r 0.3, learning rate 0.002: validation loss 3.1250"):
         assert words in text
     assert load_recipe(tmp_path / "recipe.toml") == tuned.recipe
+
+
+TWO = {"power": ["superposition.weighting=power"], "deep": {"model": {"config": {"num_hidden_layers": 9}}}}
+
+
+class TestVariants:
+    def candidates(self, variants=TWO):
+        return candidates(RECIPE, (2, 8), (0.1,), RATES[:2], variants)
+
+    def search(self, **of):
+        return plan_search(RECIPE, self.candidates(), variants=TWO, **of)
+
+    def surface(self, best, ordinary=4.0):
+        """Of losses by what runs are named by, as two trials may differ in their variant alone."""
+
+        def execute(runs):
+            loss = {True: ordinary, False: 3.5}
+            return [
+                Outcome(
+                    run,
+                    Path(),
+                    {"val_loss": 3.0 if run.arm == best else loss["ordinary" in run.arm] + len(run.arm) / 1000},
+                )
+                for run in runs
+            ]
+
+        return execute
+
+    def test_each_is_a_further_candidate_at_each_rate(self):
+        found = self.candidates()
+        assert set(candidates(RECIPE, (2, 8), (0.1,), RATES[:2])) < set(found)
+        assert {(t.variant, t.bag_size, t.ratio, t.lr) for t in found if t.variant} == {
+            (name, 4, 0.3, rate) for name in TWO for rate in RATES[:2]
+        }
+        assert not any(trial.ordinary for trial in found)
+
+    def test_a_search_without_variants_draws_what_it_drew(self):
+        assert draw(self.candidates({}), 4, 3) == draw(candidates(RECIPE, (2, 8), (0.1,), RATES[:2]), 4, 3)
+
+    @given(st.integers(0, 5))
+    def test_a_variant_comes_up_about_as_often_as_a_bag_size(self, seed):
+        used = Counter(trial.variant or trial.bag_size for trial in draw(self.candidates(), 4, seed))
+        assert max(used.values()) - min(used.get(value, 0) for value in (2, 8, *TWO)) <= 2
+
+    def test_the_budget_holds(self):
+        search = self.search(budget=8)
+        assert search.cost <= 8
+        assert {trial.variant for trial in search.trials} == {"", *TWO}
+
+    def test_runs_take_the_flops_of_their_rung(self):
+        search = self.search()
+        for rung in search.rungs:
+            for trial in search.trials:
+                (run,) = search.runs([trial], rung)
+                assert run.steps < rung.steps if trial.variant == "deep" else run.steps == rung.steps
+        runs = [run for rung in search.rungs for run in search.runs(search.trials, rung)]
+        assert len({run.name for run in runs}) == len(runs)
+
+    def test_the_best_one_is_the_recipe(self, tmp_path):
+        tuned = halve(self.search(), self.surface("variant-power-lr0.002"))
+        assert str(tuned.winner.trial) == "power, learning rate 0.002"
+        assert tuned.recipe == with_settings(RECIPE, "superposition", weighting="power")
+        assert "TST won" in tuned.verdict()
+        assert "--bag-sizes" not in tuned.verdict()
+        tuned.write(tmp_path, "superpose tune", Path("runs"))
+        assert load_recipe(tmp_path / "recipe.toml") == tuned.recipe
+        assert not (tmp_path / "tst.toml").exists()
+        assert any(row[0] == "power, learning rate 0.002" for row in tuned.tables()[0][2])
+
+    def test_one_that_ordinary_training_beat_is_written_to_be_compared(self, tmp_path):
+        tuned = halve(self.search(), self.surface("variant-deep-lr0.001", ordinary=2.0))
+        assert tuned.recipe == with_settings(RECIPE.ordinary(), "train", lr=tuned.winner.trial.lr)
+        tuned.write(tmp_path, "superpose tune", Path("runs"))
+        assert load_recipe(tmp_path / "tst.toml").model.config["num_hidden_layers"] == 9
+        command = shlex.split(tuned.next_command(tmp_path / "recipe.toml", Path("runs")))
+        assert command[:3] == ["superpose", "compare", str(tmp_path / "tst.toml")]
+        assert "--bag-size" not in command
+
+    def test_what_cannot_be_compared_is_refused(self):
+        for changes, words in ((["train.lr=1e-3"], "which --lrs chooses"), (["data.seed=3"], "all arms read")):
+            with pytest.raises(UserError, match=words):
+                plan_search(RECIPE, candidates(RECIPE, (2,), (0.1,)), variants={"a": changes})

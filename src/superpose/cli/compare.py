@@ -14,6 +14,7 @@ from superpose.cli.options import (
     Jobs,
     Overrides,
     Runs,
+    Variants,
     expect_all,
     load_settings,
     numbers,
@@ -48,6 +49,7 @@ def compare(
     context_control: Annotated[
         bool, Option("--context-control", help="Also train TST with no more context than an ordinary row.")
     ] = False,
+    variant: Variants = None,
     name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, or 'demo'.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
@@ -58,10 +60,12 @@ def compare(
 ) -> None:
     """Train ordinarily and with TST, and answer at equal FLOPs, equal loss and equal data.
 
-    Both arms share recipe, seeds, text and its order. A run is trained once, whatever asks for it, so a comparison
-    started again, with more seeds or with more budgets, goes on from what there is.
+    Both arms share recipe, seeds, text and its order; variants of the recipe may stand beside them. A run is trained
+    once, whatever asks for it, so a comparison started again, with more seeds, budgets or variants, goes on from what
+    there is.
     """
     from superpose import compare as workflow
+    from superpose.compare.variants import parse_variants
     from superpose.engine import open_engine
     from superpose.results.progress import Display, print_results
 
@@ -81,6 +85,7 @@ def compare(
         "auto" in ordinary,
         numbers("--lrs", lrs or "", float),
         context_control,
+        parse_variants(variant or []),
     )
     name, display = name or (recipe.stem if recipe else "demo"), Display()
     comparison = workflow.compare(

@@ -24,6 +24,14 @@ Overrides = Annotated[
     list[str] | None,
     Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
 ]
+Variants = Annotated[
+    list[str] | None,
+    Option(
+        "--variant",
+        metavar="NAME=SETTINGS",
+        help="A further arm: settings as --set takes them, with commas between, or a TOML file; may be repeated.",
+    ),
+]
 Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
 Runs = Annotated[Path, Option(help="Directory for results and runs.")]
 Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, or on each GPU.")]

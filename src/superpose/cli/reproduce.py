@@ -14,6 +14,7 @@ from superpose.cli.options import (
     Jobs,
     Overrides,
     Runs,
+    Variants,
     expect_all,
     numbers,
 )
@@ -37,6 +38,7 @@ def reproduce(
             help="Learning rates to try first, ordinarily and with the scale's TST recipe; arms take the best.",
         ),
     ] = None,
+    variant: Variants = None,
     name: Annotated[str | None, Option(help="Of the results; by default reproduce-SCALE.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
@@ -48,6 +50,8 @@ def reproduce(
 ) -> None:
     """Run the paper's experiments again, and say which of its findings hold here.
 
+    Variants are compared with ordinary training and TST of the scale's recipe, as 'superpose compare' does.
+
     Results are written after each experiment; started again, it goes on where it stopped.
     """
     import json
@@ -55,6 +59,7 @@ def reproduce(
     import sys
 
     from superpose import reproduce as workflow
+    from superpose.compare.variants import parse_variants
     from superpose.engine import open_engine
     from superpose.reproduce.reproduction import scale_recipe
     from superpose.results.progress import Display, print_results
@@ -78,6 +83,9 @@ def reproduce(
         display=display,
         command=shlex.join(["superpose", *sys.argv[1:]]),
         listener=lambda done: print_results(display.console, done.tables(), done.verdict()),
+        variants=parse_variants(variant or []),
     )
     display.say(f"Results: {runs / name}/reproduction.json and summary.md")
+    if variant:
+        display.say(f"Variants: {runs / f'{name}-variants'}/comparison.json and summary.md")
     expect_all(display)

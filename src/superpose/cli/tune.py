@@ -16,6 +16,7 @@ from superpose.cli.options import (
     Jobs,
     Overrides,
     Runs,
+    Variants,
     console,
     load_settings,
     numbers,
@@ -38,6 +39,7 @@ def tune(
         str | None,
         Option(metavar="LR,LR,...", help="Peak learning rates to try in both arms; by default 1/2, 1 and 2 x."),
     ] = None,
+    variant: Variants = None,
     trials: Annotated[
         int | None, Option(help="Settings of TST to draw from all of these; by default 12.", show_default=False)
     ] = None,
@@ -59,7 +61,7 @@ def tune(
     gpus_per_run: GpusPerRun = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Search bag size, ratio and learning rate within a budget, and write the recipe that is best.
+    """Search bag size, ratio, variants and learning rate within a budget, and write the recipe that is best.
 
     By successive halving over complete short runs; ordinary training is searched beside it, and if it is best the
     recipe is ordinary. Started again, it goes on where it stopped.
@@ -68,11 +70,13 @@ def tune(
     import sys
 
     from superpose import tune as workflow
+    from superpose.compare.variants import parse_variants
     from superpose.engine import open_engine
     from superpose.results.progress import Display, print_results
     from superpose.tune.halving import RECIPE
     from superpose.tune.search import candidates
 
+    variants = parse_variants(variant or [])
     settings = load_settings(recipe, {"data.corpus": corpus, "train.steps": steps}, None, overrides)
     search = workflow.plan_search(
         settings,
@@ -81,6 +85,7 @@ def tune(
             None if bag_sizes is None else numbers("--bag-sizes", bag_sizes, int),
             None if ratios is None else numbers("--ratios", ratios, float),
             None if lrs is None else numbers("--lrs", lrs, float),
+            variants,
         ),
         eta=eta,
         min_steps=min_steps,
@@ -88,6 +93,7 @@ def tune(
         count=_TRIALS if trials is None and budget is None else trials,
         budget=budget,
         draw_seed=draw_seed,
+        variants=variants,
     )
     name, terminal = name or f"tune-{recipe.stem if recipe else 'demo'}", console(stderr=as_json)
     command = shlex.join(["superpose", *sys.argv[1:]])

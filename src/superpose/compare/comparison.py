@@ -15,18 +15,30 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning, steps_of_equal_data
+from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, Tuning, steps_of_equal_data
+from superpose.compare.variant_tables import on_variants, variant_answers, variant_tables
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
 from superpose.results.intervals import ends, spoken
-from superpose.results.statistics import Difference, Speedup, loss_at, paired_difference, seeds_needed, speedup
+from superpose.results.statistics import (
+    Corrected,
+    Difference,
+    Speedup,
+    corrected,
+    loss_at,
+    paired_difference,
+    seeds_needed,
+    speedup,
+)
 from superpose.results.tables import Row, Table, describe, markdown
 from superpose.runs.pool import POOL, Outcome
 from superpose.train.config import Recipe, with_settings
 from superpose.train.records import Result, checked
 
-_FORMAT = "superpose comparison 2"
+_FORMAT = "superpose comparison 3"
+_BEFORE = "superpose comparison 2"
+"""Has no variants, and is read."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,8 @@ class Comparison:
         tunings: how each arm came by its learning rate; empty if both took the recipe's.
         store: the facts of its text that are in comparison.json.
         failures: name and reason of the runs that did not finish.
+        variants: recipes of further arms, by name and budget. A budget is a number of ordinary steps; a variant whose
+            steps cost more takes fewer for it.
     """
 
     recipe: Recipe
@@ -58,16 +72,18 @@ class Comparison:
     tunings: dict[str, Tuning] = field(default_factory=dict)
     store: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    variants: dict[str, dict[int, Recipe]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, recipe: Recipe, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore) -> Self:
+    def of(cls, design: Design, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore) -> Self:
+        """What came of a design's runs."""
         runs = [
             Trained(o.run.arm, o.run.seed, o.run.steps, o.run.recipe.train.lr, o.directory, o.result)
             for o in outcomes
             if o.result is not None
         ]
         failures = {outcome.run.name: outcome.failure or "" for outcome in outcomes if outcome.result is None}
-        return cls(recipe, tuple(runs), tunings, store.facts, failures)
+        return cls(design.recipe, tuple(runs), tunings, store.facts, failures, design.variant_recipes)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -78,7 +94,9 @@ class Comparison:
         """
         path = directory / "comparison.json"
         saved = read_json(path)
-        if saved.get("format") != _FORMAT:
+        if saved.get("format") == _BEFORE:
+            saved = {**saved, "variants": {}}
+        elif saved.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version of superpose; run the comparison again to write it anew")
         try:
             comparison = TypeAdapter(cls).validate_python({part.name: saved[part.name] for part in fields(cls)})
@@ -87,8 +105,11 @@ class Comparison:
                     raise ValueError  # tables show passes over the text
                 if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
                     raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
-            if comparison.tunings and set(comparison.tunings) != {ORDINARY, TST}:
-                raise ValueError("both arms are tuned, or none")
+            if comparison.tunings and set(comparison.tunings) != {ORDINARY, TST, *comparison.variants}:
+                raise ValueError("all arms are tuned, or none")
+            for name, recipes in comparison.variants.items():
+                if name in (ORDINARY, TST, CONTEXT) or comparison.steps not in recipes:
+                    raise ValueError("a variant has a name of its own, and the main budget")
         except (KeyError, ValueError):
             raise UserError(f"{path} was altered; run the comparison again to write it anew") from None
         runs = tuple(replace(run, directory=directory / run.directory) for run in comparison.runs)
@@ -104,60 +125,80 @@ class Comparison:
         """Seeds at which both arms finished the main budget."""
         return self.seeds_of((ORDINARY, self.steps), (TST, self.steps))
 
+    def steps_of(self, arm: str, budget: int) -> int:
+        """How many steps an arm takes for a budget, in which it spends the FLOPs of as many ordinary steps."""
+        recipe = self.variants.get(arm, {}).get(budget)
+        return budget if recipe is None else recipe.train.steps
+
     def budgets(self, arm: str) -> list[int]:
-        """Steps an arm was trained for, ascending."""
-        return sorted({run.steps for run in self.runs if run.arm == arm})
+        """Budgets an arm was trained for, ascending."""
+        trained = {run.steps for run in self.runs if run.arm == arm}
+        known = [b for b in self.variants[arm] if self.steps_of(arm, b) in trained] if arm in self.variants else trained
+        return sorted(known)
 
     def seeds_of(self, *cells: tuple[str, int]) -> list[int]:
         """Seeds at which each of these arms finished each of these budgets."""
-        known = [{run.seed for run in self.runs if (run.arm, run.steps) == cell} for cell in cells]
+        wanted = [(arm, self.steps_of(arm, budget)) for arm, budget in cells]
+        known = [{run.seed for run in self.runs if (run.arm, run.steps) == cell} for cell in wanted]
         return sorted(set.intersection(*known)) if known else []
 
     def values(self, arm: str, name: str, steps: int | None = None, seeds: Sequence[int] | None = None) -> list[float]:
         """A quantity of an arm's runs at a budget (by default the main one), in the order of the seeds."""
-        steps, seeds = steps or self.steps, self.seeds if seeds is None else seeds
+        steps, seeds = self.steps_of(arm, steps or self.steps), self.seeds if seeds is None else seeds
         by_seed = {run.seed: run.result[name] for run in self.runs if (run.arm, run.steps) == (arm, steps)}
         return [by_seed[seed] for seed in seeds]
 
-    def equal_flops(self, steps: int | None = None, name: str = "val_loss", arm: str = TST) -> Difference | None:
-        """TST minus ordinary at the same budget; None without a seed that finished both."""
+    def equal_flops(
+        self, steps: int | None = None, name: str = "val_loss", arm: str = TST, against: str = ORDINARY
+    ) -> Difference | None:
+        """TST minus ordinary, or an arm minus another, at the same budget; None without a seed that finished both."""
         steps = steps or self.steps
-        seeds = self.seeds_of((ORDINARY, steps), (arm, steps))
+        seeds = self.seeds_of((against, steps), (arm, steps))
         if not seeds:
             return None
-        return paired_difference(self.values(ORDINARY, name, steps, seeds), self.values(arm, name, steps, seeds))
+        return paired_difference(self.values(against, name, steps, seeds), self.values(arm, name, steps, seeds))
 
-    def equal_loss(self, steps: int | None = None) -> Speedup | None:
-        """How many times TST's steps ordinary training needs for its loss; None with a single ordinary budget."""
-        return self._speedups.get(steps or self.steps)
+    def equal_loss(self, steps: int | None = None, arm: str = TST) -> Speedup | None:
+        """How many times an arm's budget ordinary training needs for its loss; None with a single ordinary budget."""
+        return self._speedups.get((arm, steps or self.steps))
 
     @cached_property
-    def _speedups(self) -> dict[int, Speedup]:
-        """By TST's budget; kept, because tables, verdict and answers ask for them and resampling takes time."""
+    def _speedups(self) -> dict[tuple[str, int], Speedup]:
+        """By arm and budget; kept, because tables, verdict and answers ask for them and resampling takes time."""
         budgets, found = self.budgets(ORDINARY), {}
-        for steps in self.budgets(TST) if len(budgets) > 1 else ():
-            seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
+        cells = [(arm, steps) for arm in (TST, *self.variants) for steps in self.budgets(arm)]
+        for arm, steps in cells if len(budgets) > 1 else ():
+            seeds = self.seeds_of((arm, steps), *((ORDINARY, budget) for budget in budgets))
             if seeds:
                 ordinary = {budget: self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets}
-                found[steps] = speedup(ordinary, self.values(TST, "val_loss", steps, seeds), steps)
+                found[arm, steps] = speedup(ordinary, self.values(arm, "val_loss", steps, seeds), steps)
         return found
 
-    def equal_data(self, steps: int | None = None) -> Difference | None:
-        """TST minus ordinary where both have read the same amount of text; None where no budget comes up to it.
+    def equal_data(self, steps: int | None = None, arm: str = TST) -> Difference | None:
+        """TST, or another arm, minus ordinary where both have read the same amount of text.
 
-        Between ordinary budgets a seed's loss is interpolated in log steps.
+        None where no budget comes up to it. Between ordinary budgets a seed's loss is interpolated in log steps.
         """
         steps, budgets = steps or self.steps, self.budgets(ORDINARY)
-        seeds = self.seeds_of((TST, steps), *((ORDINARY, budget) for budget in budgets))
+        seeds = self.seeds_of((arm, steps), *((ORDINARY, budget) for budget in budgets))
         if not seeds:
             return None
-        wanted = steps_of_equal_data(with_settings(self.recipe, "train", steps=steps))
+        recipe = self.variants[arm][steps] if arm in self.variants else self.recipe
+        wanted = steps_of_equal_data(with_settings(recipe, "train", steps=self.steps_of(arm, steps)), self.recipe)
         columns = [self.values(ORDINARY, "val_loss", budget, seeds) for budget in budgets]
         curves = [list(zip(budgets, losses, strict=True)) for losses in zip(*columns, strict=True)]
         ordinary = [loss for curve in curves if (loss := loss_at(curve, wanted)) is not None]
         if len(ordinary) < len(seeds):
             return None
-        return paired_difference(ordinary, self.values(TST, "val_loss", steps, seeds))
+        return paired_difference(ordinary, self.values(arm, "val_loss", steps, seeds))
+
+    def variants_against(self, against: str, steps: int | None = None) -> dict[str, Corrected]:
+        """Each variant minus ordinary training or minus TST, at the same budget, corrected for how many were tried.
+
+        TST minus ordinary is what the comparison is about, and is not one of them.
+        """
+        found = {name: self.equal_flops(steps, arm=name, against=against) for name in self.variants}
+        return corrected({name: one for name, one in found.items() if one is not None}, len(self.variants))
 
     @property
     def tst_label(self) -> str:
@@ -209,18 +250,20 @@ class Comparison:
         return rows
 
     def tuning_rows(self) -> list[Row]:
-        """Each learning rate tried: rate, ordinary, TST; the best of an arm is marked."""
+        """Each learning rate tried: rate, ordinary, TST, variants; the best of an arm is marked."""
         rates = sorted({rate for tuning in self.tunings.values() for rate in tuning.losses})
 
         def cell(tuning: Tuning, rate: float) -> str:
             loss = tuning.losses.get(rate)
             return "failed" if loss is None else f"{loss:.4f}" + (" (best)" if rate == tuning.best else "")
 
-        return [(f"{rate:g}", *(cell(self.tunings[arm], rate) for arm in (ORDINARY, TST))) for rate in rates]
+        arms = (ORDINARY, TST, *self.variants)
+        return [(f"{rate:g}", *(cell(self.tunings[arm], rate) for arm in arms)) for rate in rates]
 
     def verdict(self) -> str:
         """The result in words, whichever way it went: equal FLOPs first, then equal loss and equal data."""
-        return " ".join(filter(None, (self._on_flops(), self._on_loss(), self._on_data(), *self.cautions())))
+        answers = self._on_flops(), self._on_loss(), self._on_data(), on_variants(self)
+        return " ".join(filter(None, (*answers, *self.cautions())))
 
     def cautions(self) -> list[str]:
         """What keeps the result from meaning more."""
@@ -289,7 +332,8 @@ class Comparison:
             tables.append(("Budgets", ("steps", "seeds", "ordinary", "TST", *answers), self.budget_rows()))
         if self.tunings:
             title = f"Learning rates, tuned at {self.steps:,} steps with a seed of their own"
-            tables.append((title, ("peak learning rate", "ordinary", "TST"), self.tuning_rows()))
+            tables.append((title, ("peak learning rate", "ordinary", "TST", *self.variants), self.tuning_rows()))
+        tables += variant_tables(self)
         if (control := self.equal_flops(arm=CONTEXT)) is not None:
             title = "Context-matched control: TST that sees no more context than an ordinary row"
             tables.append((title, ("seeds", "control minus ordinary, nats"), [(str(control.seeds), spoken(control))]))
@@ -301,12 +345,17 @@ class Comparison:
         for (name, found), steps in itertools.product(answers.items(), self.budgets(TST)):
             if (value := getattr(self, name)(steps)) is not None:
                 found[str(steps)] = value.record() if isinstance(value, Difference) else asdict(value)
+        answers["variants"] = variant_answers(self)
         written = {
             "format": _FORMAT,
             "verdict": self.verdict(),
             "answers": answers,
             **asdict(self),
             "recipe": self.recipe.model_dump(mode="json"),
+            "variants": {
+                name: {str(budget): recipe.model_dump(mode="json") for budget, recipe in recipes.items()}
+                for name, recipes in self.variants.items()
+            },
             "runs": [{**asdict(run), "directory": os.path.relpath(run.directory, directory)} for run in self.runs],
         }
         write_json(directory / "comparison.json", written)

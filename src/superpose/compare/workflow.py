@@ -29,9 +29,10 @@ def compare(
 ) -> Comparison:
     """Trains ordinarily and with TST, and answers at equal FLOPs, equal loss and equal data.
 
-    Writes comparison.json, summary.md and loss.png into RUNS/NAME, where a seed finished both arms, and links to the
-    runs. A run is trained once, whatever asks for it: called again with more seeds or budgets, this trains just what
-    is missing. Runs that fail are left out and named in `Comparison.failures`.
+    Variants of the design stand beside both. Writes comparison.json, summary.md and loss.png into RUNS/NAME, where a
+    seed finished both arms, and links to the runs. A run is trained once, whatever asks for it: called again with more
+    seeds, budgets or variants, this trains just what is missing. Runs that fail are left out and named in
+    `Comparison.failures`.
 
     Args:
         design: recipe, seeds, budgets and learning rates.
@@ -59,7 +60,7 @@ def compare(
             display.say(f"{run.arm}: {announce(run.recipe, store)}")
         outcomes = train_all(planned, store, runs / POOL, jobs, display, machines)
     link(outcomes, directory)
-    comparison = Comparison.of(design.recipe, outcomes, tunings, store)
+    comparison = Comparison.of(design, outcomes, tunings, store)
     if comparison.seeds:
         comparison.write(directory)
         draw(curves(comparison), ("flops", "raw_tokens"), directory / "loss.png")

@@ -23,7 +23,8 @@ from typing import Any
 
 from superpose.core.fold import Mode
 from superpose.core.loss import Weighting
-from superpose.core.stage import Phase, Stage, StageArgs, Step, exact, expanded, is_whole
+from superpose.core.rates import blended_factor
+from superpose.core.stage import LR_BLEND_STEPS, Phase, Stage, StageArgs, Step, exact, expanded, is_whole
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -90,6 +91,8 @@ class Schedule:
         ratios = [stage.ratio for stage in args]
         if sum(map(exact, ratios)) > 1:
             raise ValueError(f"the ratios {tuple(ratios)} add up to more than 1; they are shares of the same steps")
+        if {stage.lr_factor for stage in args} <= {1} and {stage.lr_blend_steps for stage in args} - {LR_BLEND_STEPS}:
+            raise ValueError("no stage has an lr_factor, so lr_blend_steps would be ignored; leave it out")
         for stage in self._described:
             if stage.start == stage.stop:
                 raise ValueError(
@@ -242,7 +245,7 @@ class Schedule:
 
         A pure function of the step and the schedule's seed; whatever trains a step asks it.
         """
-        return self.stage_at(step).at(step, self.seed)
+        return replace(self.stage_at(step).at(step, self.seed), lr_factor=blended_factor(self.stages, step))
 
     def bag_size_at(self, step: int) -> int:
         """Tokens in a bag at step `step`, counted from 0; 1 during recovery."""

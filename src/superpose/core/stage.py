@@ -23,6 +23,9 @@ from superpose.core.loss import Weighting, bag_shares
 Phase = Literal["superposition", "recovery", "ordinary"]
 """A run without superposition has nothing to recover from: all of it is ordinary."""
 
+LR_BLEND_STEPS = 20
+"""As many as AdamW's second moment looks back at a beta of 0.95."""
+
 _Key = TypeVar("_Key")
 
 
@@ -47,7 +50,8 @@ class _Settings:
         weighting_end: the weights at the stage's end; None keeps them. Both are scaled to sum to 1, and go from one to
             the other linearly in the step.
         pooling: of the tokens in an input bag, see `superpose.embed_bags`.
-        lr_factor: of the learning rate.
+        lr_factor: of the learning rate; what is left of the steps has 1.
+        lr_blend_steps: steps after the stage's end on the way to the next factor, see `superpose.core.rates`.
         ordinary_rows: share of a step's rows that hold single tokens, in as many latents, and predict the next. All
             positions of a step count the same in its loss, whichever row they are of.
         mixture: shares of named sources; None takes the text as it is.
@@ -64,6 +68,7 @@ class _Settings:
     weighting_end: Weighting | Sequence[float] | None = None
     pooling: Pooling = "mean"
     lr_factor: float = 1.0
+    lr_blend_steps: int = LR_BLEND_STEPS
     ordinary_rows: float = 0.0
     mixture: Mapping[str, float] | None = None
     extra_heads: int = 0
@@ -90,6 +95,11 @@ class _Settings:
         rows = self.ordinary_rows
         if isinstance(rows, bool) or not isinstance(rows, (int, float)) or not 0 <= rows < 1:
             raise ValueError(f"ordinary_rows is {rows!r}; give a share of the rows of 0 or more and less than 1")
+        factor = self.lr_factor
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+            raise ValueError(f"lr_factor is {factor!r}; give a number above 0, 1 for the learning rate as it is")
+        if not is_whole(self.lr_blend_steps) or self.lr_blend_steps < 0:
+            raise ValueError(f"lr_blend_steps is {self.lr_blend_steps!r}; give a whole number of steps, 0 or more")
         if self.mode not in MODES:
             raise ValueError(f"mode is {self.mode!r}; choose one of {', '.join(MODES)}")
         check_pooling(self.pooling)
@@ -193,7 +203,6 @@ class StageArgs(_Settings):
         _check_extra_heads(self)
         if self.mixture is not None:
             exact_mixture(self.mixture)
-        _refuse_unserved(self)
 
     def __repr__(self) -> str:
         return f"StageArgs({', '.join(f'{name}={value!r}' for name, value in self.to_dict().items())})"
@@ -289,14 +298,6 @@ def _check_extra_heads(stage: StageArgs) -> None:
             raise ValueError(f"{name} weighs extra heads, and the stage has none, so it would be ignored; leave it out")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise ValueError(f"{name} is {weight!r}; give a number of 0 or more")
-
-
-def _refuse_unserved(stage: StageArgs) -> None:
-    """Settings that have a name and a place, and nothing yet that follows them."""
-    for name in ("lr_factor",):
-        value = getattr(stage, name)
-        if value != _Settings.__dataclass_fields__[name].default:
-            raise ValueError(f"{name} of a stage is not served yet; leave it out")
 
 
 def _check_ratio(ratio: object) -> None:

@@ -83,11 +83,12 @@ class SwitchCallback(TrainerCallback, ExportableState):
 
 
 class StepCallback(TrainerCallback):
-    """Before training, compares the schedule with the checkpoint's; after each step, evens the load of experts and
-    counts the tokens read."""
+    """Before training, compares the schedule with the checkpoint's; around each step, has it taken at its stage's share
+    of the learning rate; after it, evens the load of experts and counts the tokens read."""
 
     def __init__(self, trainer: "SuperposeTrainer") -> None:
         self.trainer = trainer
+        self.scheduled: list[float] = []
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -113,9 +114,20 @@ class StepCallback(TrainerCallback):
         else:
             stream.load_state_dict(stored)
 
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        groups, factor = kwargs["optimizer"].param_groups, self.trainer.schedule.step_at(state.global_step).lr_factor
+        self.scheduled = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = group["lr"] * factor
+
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # Put back, so that the scheduler finds what it left.
+        for group, lr in zip(kwargs["optimizer"].param_groups, self.scheduled, strict=True):
+            group["lr"] = lr
         self.trainer.lm.balance()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -319,6 +331,8 @@ class SuperposeTrainer(Trainer):
                 logs["mixed_loss"] = logs.pop("loss")
             elif sizes != {1}:
                 logs["bag_loss"] = logs.pop("loss")
+            if "learning_rate" in logs:
+                logs["learning_rate"] *= self.schedule.step_at(step - 1).lr_factor
             logs["raw_tokens"] = self.plan.raw_tokens(step)
             logs["latents"] = step * self.plan.rows * self.plan.latents
         super().log(logs, *arguments, **named)

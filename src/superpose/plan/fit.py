@@ -40,6 +40,7 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
         if left:
             raise UserError(f"{devices} devices cannot be divided into parallel.replicas = {parallel.replicas}")
     unusual = ["continued pre-training (model.init_from)"] if recipe.model.init_from else []
+    unusual += [f"train.embedding_lr_factor = {f:g}"] if (f := train.embedding_lr_factor) != 1 else []
     for name, usual in {"mode": "full", "variant": "mce"}.items():
         if (value := getattr(superposition, name)) != usual:
             unusual.append(f"superposition.{name} = {value!r}")

@@ -74,9 +74,14 @@ def _of_comparison(place: Path) -> Section:
     settings = {
         "versions": comparison.runs[0].result.get("versions", {}),
         "recipe": comparison.recipe.model_dump(mode="json"),
+        **{
+            f"variant {name}": recipes[comparison.steps].model_dump(mode="json")
+            for name, recipes in comparison.variants.items()
+        },
         "text": comparison.store,
     }
-    title = f"{place.name}: ordinary training and {comparison.tst_label}"
+    arms = ["ordinary training", comparison.tst_label, *comparison.variants]
+    title = f"{place.name}: {', '.join(arms[:-1])} and {arms[-1]}"
     return Section(title, comparison.verdict(), all_charts(comparison), comparison.tables(), _texts(settings))
 
 

@@ -14,7 +14,10 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
-from superpose.compare.experiment import ORDINARY, TST, Design, best_rates, plan_tuning
+from superpose.compare.comparison import Comparison
+from superpose.compare.experiment import ORDINARY, TST, Design, best_rates, plan_runs, plan_tuning
+from superpose.compare.variants import Changes
+from superpose.compare.workflow import compare
 from superpose.data.config import prepare
 from superpose.data.information import PowerLaw, fit_power_law
 from superpose.data.store import TokenStore
@@ -158,7 +161,8 @@ def reproduce(
     engine: Engine | None = None,
     display: Display | None = None,
     command: str = "superpose.reproduce.reproduce",
-    listener: Callable[[Reproduction], None] = lambda done: None,
+    listener: Callable[[Reproduction | Comparison], None] = lambda done: None,
+    variants: Mapping[str, Changes] | None = None,
 ) -> list[Reproduction]:
     """Runs the paper's experiments again, and says which of its findings hold here.
 
@@ -174,17 +178,20 @@ def reproduce(
         name: of the results; by default reproduce-SCALE.
         runs, jobs, engine, display: as of `superpose.compare.compare`.
         command: what reproduction.json says it was made with.
-        listener: called with each experiment when it is done.
+        listener: called with each experiment when it is done, and with the comparison of the variants.
+        variants: of the scale's recipe, see `superpose.compare.Design`: compared with its ordinary and TST arms after
+            the experiments, in a comparison called NAME-variants, which trains no run again.
 
     Raises:
-        UserError: there is no such experiment, the scale needs a recipe, its model cannot be built, its text cannot be
-            read, or all learning rates failed.
+        UserError: there is no such experiment, a variant cannot be compared, the scale needs a recipe, its model
+            cannot be built, its text cannot be read, or all learning rates failed.
     """
     if unknown := [key for key in experiments if key not in EXPERIMENTS]:
         raise UserError(f"there is no experiment {unknown[0]!r}; choose of {', '.join(EXPERIMENTS)}")
-    design = Design(recipe or scale_recipe(scale), seeds, rates=rates)
+    design, name = Design(recipe or scale_recipe(scale), seeds, rates=rates), name or f"reproduce-{scale}"
+    plan_runs(replace(design, variants=variants or {}), {})  # says what is wrong before any work
     check_recipe(design.recipe)
-    directory, display = named_directory(runs, name or f"reproduce-{scale}"), display or Display()
+    directory, display = named_directory(runs, name), display or Display()
     done: list[Reproduction] = []
     begun: list[str] = []
     with engine or Local() as machines:
@@ -208,6 +215,12 @@ def reproduce(
             done.append(reproduction(key, scale, arms, text, outcomes, law, tuned))
             save(done, command, directory)
             listener(done[-1])
+    if variants:
+        beside = replace(design, variants=variants)
+        name = f"{name}-variants"
+        compared = compare(beside, runs=runs, name=name, jobs=jobs, engine=engine, display=display)
+        if compared.seeds:
+            listener(compared)
     return done
 
 

@@ -45,10 +45,12 @@ class Run:
     Attributes:
         arm: what it stands for, such as "ordinary" or "tst"; runs of an arm differ in seed and steps alone.
         recipe: all of its settings, with the precision chosen.
+        mark: what else its name says, where arm, steps and seed do not tell it from another.
     """
 
     arm: str
     recipe: Recipe
+    mark: str = ""
 
     @property
     def seed(self) -> int:
@@ -60,7 +62,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.arm}-{self.steps}-seed{self.seed}"
+        return "-".join(filter(None, (self.arm, str(self.steps), self.mark, f"seed{self.seed}")))
 
     def key(self, store: TokenStore) -> str:
         """The same for runs that compute the same, 16 hexadecimal digits."""

@@ -37,7 +37,8 @@ _Ratio = Annotated[float, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
-_SHORT_FORM = ("bag_size", "ratio", "mode", "weighting")
+SHORT_FORM = ("bag_size", "ratio", "mode", "weighting")
+"""Settings of superposition that say in short what `stages` spells out."""
 
 
 def _described(stages: Any) -> Any:
@@ -82,7 +83,7 @@ class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=Fa
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
         if self.stages:
-            for name in _SHORT_FORM:
+            for name in SHORT_FORM:
                 if getattr(self, name) != SuperpositionArgs.model_fields[name].default:
                     raise ValueError(_one_form(name))
         return self
@@ -284,31 +285,62 @@ def load_recipe(path: Path | str | None = None, overrides: list[str] | None = No
     return override(recipe, overrides or [])
 
 
-def override(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """A recipe with some settings changed; for what is wrong there is a UserError, see `load_recipe`."""
+def override(recipe: Recipe, overrides: Sequence[str], source: str = "--set") -> Recipe:
+    """A recipe with some settings changed; for what is wrong there is a UserError, see `load_recipe`.
+
+    Args:
+        source: where they stand, in the error.
+    """
     if not overrides:
         return recipe
     settings = recipe.model_dump(mode="json")
     for text in overrides:
         name, equals, value = text.partition("=")
         if not equals:
-            raise UserError(f"--set {text}: expected NAME=VALUE, such as train.lr=1e-3")
+            raise UserError(f"{source} {text}: expected NAME=VALUE, such as train.lr=1e-3")
         name = name.strip()
         *sections, last = name.split(".")
         if not sections:
-            raise UserError(f"--set: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
+            raise UserError(f"{source}: {name!r} is not a setting; write SECTION.NAME=VALUE, such as train.lr=1e-3")
         table: Any = settings
         for section in sections:
             table = table.get(section)
             if not isinstance(table, dict):
-                raise UserError(f"--set: there is no setting {name!r}{did_you_mean(name, _names())}")
+                raise UserError(f"{source}: there is no setting {name!r}{did_you_mean(name, _names())}")
         if sections == ["superposition"]:
-            _check_one_form(settings, {last}, "--set")
-        try:
-            table[last] = tomllib.loads(f"value = {value.strip()}")["value"]
-        except (ValueError, RecursionError):
-            table[last] = value.strip()  # what is no TOML is text
-    return _validate(settings, "--set")
+            _check_one_form(settings, {last}, source)
+        table[last] = parsed(value)
+    return _validate(settings, source)
+
+
+def parsed(value: str) -> Any:
+    """A setting's value, written as in TOML; what is no TOML is text."""
+    try:
+        return tomllib.loads(f"value = {value.strip()}")["value"]
+    except (ValueError, RecursionError):
+        return value.strip()
+
+
+def read_sections(path: Path) -> dict[str, Any]:
+    """Sections of a recipe's TOML file, which may be some of them alone; a UserError if it cannot be read."""
+    return _read(path)
+
+
+def with_sections(recipe: Recipe, sections: Mapping[str, Any], source: str) -> Recipe:
+    """A recipe with what `read_sections` gave in place of its own, setting by setting; tables keep what is not named.
+
+    Raises:
+        UserError: a name, a value or a combination is wrong; it begins with `source`.
+    """
+    settings = _merged(recipe.model_dump(mode="json"), sections)
+    _check_one_form(settings, sections.get("superposition"), source)
+    return _validate(settings, source)
+
+
+def _merged(settings: Any, changes: Any) -> Any:
+    if not (isinstance(settings, dict) and isinstance(changes, Mapping)):
+        return changes
+    return {**settings, **{name: _merged(settings.get(name), value) for name, value in changes.items()}}
 
 
 def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
@@ -325,7 +357,7 @@ def _check_one_form(settings: Any, given: Any, source: str) -> None:
     table = settings.get("superposition")
     if not isinstance(table, dict) or not table.get("stages") or not isinstance(given, Collection):
         return
-    for name in _SHORT_FORM:
+    for name in SHORT_FORM:
         if name in given:
             raise UserError(f"{source}: {_one_form(name)}")
 

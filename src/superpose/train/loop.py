@@ -194,8 +194,8 @@ def _steps(run: Running) -> HeldOutLoss:
                 state.reinit_embeddings(random_bits(args.seed, "reinit", step))
             # Random numbers (dropout) are a function of the step and the rank, like all else.
             torch.manual_seed(random_bits(args.seed, "step", step, ranks.rank))
-            lr = learning_rate(args, step, args.steps, schedule.boundaries)
             computed = schedule.step_at(step)
+            lr = learning_rate(args, step, args.steps, schedule.boundaries) * computed.lr_factor
             results.append(optimizer_step(state, args, computed, window, lr))
             done = step + 1
             for watcher in run.watchers:

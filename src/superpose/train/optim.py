@@ -1,7 +1,8 @@
 """Optimizers and learning rates: AdamW or Muon, warmup-stable-decay or cosine, an average of the weights."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
@@ -10,6 +11,8 @@ from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
 Optimizer = Literal["adamw", "muon"]
+_PER_LAYER = "embed_tokens_per_layer"
+"""Of Gemma 3n and 4, by its name in transformers: vectors of all layers for each token, folded like the embedding."""
 
 
 class OptimArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -34,6 +37,8 @@ class OptimArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """muon: matrices inside the blocks by Muon, scaled so that AdamW's `lr` suits it; the rest by AdamW."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
     """Of Muon."""
+    embedding_lr_factor: Annotated[float, Field(gt=0)] = 1.0
+    """Of the learning rate of embedding and head, tied or not, and of per-layer embeddings; see `token_tables`."""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999; 0 for none. It is exported as well."""
     rewarm_steps: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -78,6 +83,8 @@ def build_optimizers(args: OptimArgs, model: nn.Module) -> list[torch.optim.Opti
 
     Muon takes matrices that map hidden states to hidden states. The embedding, the head, tables of positions, and
     experts that are stacked into one tensor are left to AdamW.
+
+    A group's `lr_factor` is what a step's learning rate is multiplied by for it, its `lr` the peak with that in it.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizers: list[torch.optim.Optimizer] = []
@@ -89,16 +96,36 @@ def build_optimizers(args: OptimArgs, model: nn.Module) -> list[torch.optim.Opti
         parameters = [p for p in parameters if p.dim() != 2 or id(p) in kept]
         decay, momentum = args.weight_decay, args.momentum
         optimizers.append(torch.optim.Muon(inner, args.lr, decay, momentum, adjust_lr_fn="match_rms_adamw"))
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": args.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    tables = token_tables(model) if args.embedding_lr_factor != 1 else []
+    factors = {p: args.embedding_lr_factor for module in tables for p in module.parameters()}
+    groups = list[dict[str, Any]]()
+    for factor, decays in itertools.product(dict.fromkeys((1.0, args.embedding_lr_factor)), (True, False)):
+        chosen = [p for p in parameters if factors.get(p, 1.0) == factor and (p.dim() >= 2) == decays]
+        decay = args.weight_decay if decays else 0.0
+        groups.append({"params": chosen, "weight_decay": decay, "lr": args.lr * factor, "lr_factor": factor})
     return [*optimizers, build_adamw(args, groups)]
 
 
 def build_adamw(args: OptimArgs, groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     """AdamW as all parameters have it that no other optimizer takes; extra heads, which are no part of a model, too."""
     return torch.optim.AdamW(groups, args.lr, args.betas, args.eps, args.weight_decay, fused=True)
+
+
+def set_rates(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Gives all groups the learning rate of a step, each times its `lr_factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
+def token_tables(model: nn.Module) -> list[nn.Module]:
+    """What has a row for each entry of the vocabulary: the embedding, the head, and the per-layer embeddings of Gemma.
+
+    All of these move by the tokens that occur, so they share `embedding_lr_factor`. Tables of positions do not.
+    """
+    found: Any = model
+    per_layer = [module for name, module in model.named_modules() if name.endswith(_PER_LAYER)]
+    return [found.get_input_embeddings(), found.get_output_embeddings(), *per_layer]
 
 
 def clip_gradients(parameters: list[nn.Parameter], largest: float) -> Tensor:

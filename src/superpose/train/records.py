@@ -48,6 +48,7 @@ class Training(Record):
         bag_size: of the last of the steps.
         loss, bag_loss: mean cross-entropy in nats, of single tokens or of bags. They are not comparable, so the two
             have different names. Where steps draw their bag sizes, the mean over those with the last one's.
+        lr, embedding_lr: of the last step; the second is there where embedding and head have one of their own.
         grad_norm: of the last step, before clipping.
         extra_loss: mean cross-entropy of the extra heads, which predict further ahead.
         expert_load_max, expert_load_min: load of the busiest and the idlest expert over an even share.
@@ -61,6 +62,7 @@ class Training(Record):
     loss: FiniteFloat | None = None
     bag_loss: FiniteFloat | None = None
     lr: FiniteFloat | None = None
+    embedding_lr: FiniteFloat | None = None
     grad_norm: FiniteFloat | None = None
     extra_loss: FiniteFloat | None = None
     router_loss: FiniteFloat | None = None

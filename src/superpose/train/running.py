@@ -154,6 +154,7 @@ class Running:
         loss = float(ranks.mean(torch.stack([result.loss for result in alike])).mean())
         extra = [result.extra_loss for result in alike if result.extra_loss is not None]  # all of a stage, or none
         load = None if last.expert_load is None else ranks.mean(last.expert_load)
+        factor = self.recipe.train.embedding_lr_factor
         now = self._since = Progress(done, self.clock.seconds)
         before, spent = self._spent(since.step), self._spent(done)
         raw_tokens = self.windows.raw_tokens(done)
@@ -165,6 +166,7 @@ class Running:
             loss=loss if step.bag_size == 1 else None,
             bag_loss=None if step.bag_size == 1 else loss,
             lr=lr,
+            embedding_lr=None if factor == 1 else lr * factor,
             grad_norm=float(last.grad_norm),
             router_loss=None if last.router_loss is None else float(ranks.mean(last.router_loss)),
             extra_loss=float(ranks.mean(torch.stack(extra)).mean()) if extra else None,

@@ -28,7 +28,7 @@ from superpose.models.load import load_weights
 from superpose.train.checkpoint import Parts, State, training_state
 from superpose.train.config import Recipe, TrainArgs
 from superpose.train.distributed import Ranks, blocks, shard, share_gradients
-from superpose.train.optim import Average, build_adamw, build_optimizers, clip_gradients
+from superpose.train.optim import Average, build_adamw, build_optimizers, clip_gradients, set_rates
 
 
 @dataclass
@@ -218,9 +218,8 @@ def optimizer_step(state: TrainState, args: TrainArgs, step: Step, window: Tenso
     """One optimizer step on this rank's rows [rows / ranks, length]."""
     total, outputs = accumulate_gradients(state, args, step, window)
     grad_norm = clip_gradients([*state.model.parameters(), *state.lm.extra_heads.parameters()], args.grad_clip)
+    set_rates(state.optimizers, lr)
     for optimizer in state.optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     state.lm.balance()

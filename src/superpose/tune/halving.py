@@ -41,6 +41,8 @@ Execute = Callable[[Sequence[Run]], Sequence[Outcome]]
 SEARCHED = ("superposition.bag_size", "superposition.ratio", "train.steps", "train.lr")
 """Settings the recipe spells out, be they defaults or not."""
 RECIPE = "recipe.toml"
+TST_RECIPE = "tst.toml"
+"""Of the best of TST, where that is a variant and ordinary training won: no option of a command could say it."""
 _AGREE = 0.5
 """Rank correlation of two rungs below which the shorter one is said to have told little."""
 
@@ -160,7 +162,7 @@ class Tuned:
     @property
     def recipe(self) -> Recipe:
         """That of the search with the winner's bag size, ratio and learning rate, and with its own seed."""
-        return self.winner.trial.applied(self.search.recipe)
+        return self.winner.trial.applied(self.search.recipe, self.search.variants)
 
     @property
     def correlations(self) -> tuple[float | None, ...]:
@@ -224,9 +226,11 @@ class Tuned:
                 )
         # A better setting may lie beyond those tried.
         tst, ordinary, trials = self.best_tst.trial, self.best_ordinary.trial, self.search.trials
+        # A variant has bags of its own, of which there are no more to try.
+        plain = [] if tst.variant else [trial for trial in trials if not trial.variant]
         for option, whose, value, tried in (
-            ("--bag-sizes", "TST's best bag size", tst.bag_size, {trial.bag_size for trial in trials}),
-            ("--ratios", "TST's best ratio", tst.ratio, {trial.ratio for trial in trials}),
+            ("--bag-sizes", "TST's best bag size", tst.bag_size, {trial.bag_size for trial in plain}),
+            ("--ratios", "TST's best ratio", tst.ratio, {trial.ratio for trial in plain}),
             ("--lrs", "TST's best learning rate", tst.lr, {trial.lr for trial in trials}),
             ("--lrs", "Ordinary training's best learning rate", ordinary.lr, set(self.search.rates)),
         ):
@@ -262,13 +266,19 @@ class Tuned:
                 trials.append((str(trial), *short, full + best_of_all))
         return [(title, ("trial", *steps), trials), (best, header, rungs)]
 
+    @property
+    def _beaten_variant(self) -> bool:
+        return self.winner is self.best_ordinary and bool(self.best_tst.trial.variant)
+
     def next_command(self, recipe: Path, runs: Path) -> str:
         """The comparison that tells what the winner is worth: seeds that took no part, each arm at its best rates."""
         used = self.search.rungs[-1].seeds
         seeds = [seed for seed in range(1, len(used) + 6) if seed not in used][:5]
         rates = sorted({self.best_tst.trial.lr, self.best_ordinary.trial.lr})
         words = ["superpose", "compare", str(recipe)]
-        if self.winner is self.best_ordinary:
+        if self._beaten_variant:
+            words[-1] = str(recipe.with_name(TST_RECIPE))
+        elif self.winner is self.best_ordinary:
             # The recipe knows nothing of bags, so the command tells what was tried.
             tst = self.best_tst.trial
             words += ["--bag-size", str(tst.bag_size), "--ratio", f"{tst.ratio!r}"]
@@ -297,6 +307,11 @@ class Tuned:
             self.verdict().replace(". ", ".\n"),
         ]
         write_recipe(self.recipe, directory / RECIPE, comments, SEARCHED)
+        if self._beaten_variant:
+            tst = self.best_tst.trial.applied(search.recipe, search.variants)
+            write_recipe(
+                tst, directory / TST_RECIPE, [f"Found by: {command}", "Best of TST; ordinary training was better."]
+            )
         written = {
             "format": "superpose tuning 1",
             "command": command,
@@ -343,7 +358,7 @@ def tune(
     display: Display | None = None,
     command: str = "superpose.tune.tune",
 ) -> Tuned:
-    """Searches bag size, ratio and learning rate within a budget, and writes the recipe that is best.
+    """Searches bag size, ratio, variants and learning rate within a budget, and writes the recipe that is best.
 
     Writes recipe.toml, tuning.json, summary.md and links to the runs into RUNS/NAME. Called again, it goes on where it
     stopped.

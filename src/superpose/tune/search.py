@@ -15,11 +15,12 @@ is left to do is to sort, and to keep the first few.
 import itertools
 import random
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
-from superpose.compare.experiment import ORDINARY
+from superpose.compare.experiment import CONTEXT, ORDINARY, TST
+from superpose.compare.variants import Changes, changed_recipe, check_variants, steps_of_equal_flops
 from superpose.data.config import vocabulary_size
 from superpose.errors import UserError
 from superpose.plan.evidence import RULE, Setting
@@ -34,25 +35,45 @@ BAG_SIZES, RATIOS = (2, 4, 6, 8, 12, 16), (0.1, 0.2, 0.3, 0.4)
 
 @dataclass(frozen=True, order=True)
 class Trial:
-    """One candidate: a bag size and a ratio at a peak learning rate; ordinary training has bag size 1 and ratio 0."""
+    """One candidate: a bag size and a ratio at a peak learning rate; ordinary training has bag size 1 and ratio 0.
+
+    Attributes:
+        variant: name of the variant it is; "" for none. Its bag size is then the largest of its stages, and its ratio
+            the share of all of them.
+    """
 
     bag_size: int
     ratio: float
     lr: float
+    variant: str = ""
 
     @property
     def ordinary(self) -> bool:
-        return self.bag_size == 1
+        return self.bag_size == 1 and not self.variant
 
     def __str__(self) -> str:
-        return f"{ORDINARY if self.ordinary else f's {self.bag_size}, r {self.ratio:g}'}, learning rate {self.lr:g}"
+        bags = ORDINARY if self.ordinary else self.variant or f"s {self.bag_size}, r {self.ratio:g}"
+        return f"{bags}, learning rate {self.lr:g}"
 
-    def applied(self, recipe: Recipe) -> Recipe:
+    @property
+    def arm(self) -> str:
+        """What its runs are named by."""
+        bags = f"variant-{self.variant}" if self.variant else f"s{self.bag_size}-r{self.ratio!r}"
+        return f"{ORDINARY if self.ordinary else bags}-lr{self.lr!r}"
+
+    def applied(self, recipe: Recipe, variants: Mapping[str, Changes] | None = None) -> Recipe:
         """A recipe with this candidate's settings.
+
+        Args:
+            variants: of which it may be one.
 
         Raises:
             UserError: they do not fit the rest of it.
         """
+        if self.variant:
+            return with_settings(
+                changed_recipe(recipe, self.variant, (variants or {})[self.variant]), "train", lr=self.lr
+            )
         recipe = with_settings(recipe, "train", lr=self.lr)
         if self.ordinary:
             return recipe.ordinary()
@@ -77,17 +98,22 @@ class Search:
         trials: candidates of TST on the first rung.
         rates: learning rates of ordinary training.
         rungs: by steps, ascending; the last is of full runs, and alone may have several seeds.
+        variants: of the recipe, by the names that trials have.
 
     Raises:
-        UserError: a candidate's phases, warmup and decay do not fit into the steps of the shortest rung.
+        UserError: a variant cannot be compared with the rest, or a candidate's phases, warmup and decay do not fit into
+            the steps of the shortest rung.
     """
 
     recipe: Recipe
     trials: tuple[Trial, ...]
     rates: tuple[float, ...]
     rungs: tuple[Rung, ...]
+    variants: Mapping[str, Changes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        arms = {ORDINARY: self.recipe.ordinary(), TST: None, CONTEXT: None}
+        check_variants(self.recipe, self.variants, arms, own_rate=False)
         first = self.rungs[0]
         try:
             self.runs(self.trials, self.rungs[-1])
@@ -106,11 +132,14 @@ class Search:
         return tuple(Trial(1, 0.0, rate) for rate in self.rates)
 
     def runs(self, trials: Sequence[Trial], rung: Rung) -> list[Run]:
-        """Complete runs of some trials on a rung, seed by seed of each."""
+        """Complete runs of some trials on a rung, seed by seed of each; a variant's take the rung's FLOPs."""
         runs = []
-        for trial, seed in itertools.product(trials, rung.seeds):
-            name = f"{ORDINARY if trial.ordinary else f's{trial.bag_size}-r{trial.ratio!r}'}-lr{trial.lr!r}"
-            runs.append(Run(name, with_settings(trial.applied(self.recipe), "train", steps=rung.steps, seed=seed)))
+        for trial in trials:
+            base = with_settings(self.recipe, "train", steps=rung.steps)
+            recipe = trial.applied(base, self.variants)
+            if trial.variant:
+                recipe = with_settings(recipe, "train", steps=steps_of_equal_flops(recipe, base.ordinary()))
+            runs += [Run(trial.arm, with_settings(recipe, "train", seed=seed)) for seed in rung.seeds]
         return runs
 
     @property
@@ -173,12 +202,14 @@ def candidates(
     bag_sizes: Sequence[int] | None = None,
     ratios: Sequence[float] | None = None,
     rates: Sequence[float] | None = None,
+    variants: Mapping[str, Changes] | None = None,
 ) -> tuple[Trial, ...]:
-    """Each bag size and ratio at each learning rate, in an order that does not depend on theirs.
+    """Each bag size and ratio, and each variant, at each learning rate, in an order that does not depend on theirs.
 
     Args:
         bag_sizes, ratios: by default those of `likely_settings`; if one of them is given, all usual ones of the other.
         rates: peak learning rates; by default half, one and two times the recipe's.
+        variants: of the recipe, with its own bag size and ratio where they bring none.
 
     Raises:
         UserError: a number is out of range.
@@ -201,7 +232,14 @@ def candidates(
             raise UserError(f"--ratios {ratio:g}: expected shares between 0 and 1, without either")
     if min(rates, default=1.0) <= 0:
         raise UserError(f"--lrs {min(rates):g}: expected learning rates above 0")
-    return tuple(sorted({Trial(s, r, rate) for s, r in pairs for rate in rates}))
+    found = {Trial(s, r, rate) for s, r in pairs for rate in rates}
+    for name, changes in (variants or {}).items():
+        schedule = changed_recipe(recipe, name, changes).schedule
+        stages = [stage for stage in schedule.stages if stage.superposes]
+        share = sum(stage.steps for stage in stages) / schedule.total_steps
+        largest = max((stage.largest for stage in stages), default=1)
+        found |= {Trial(largest, share, rate, name) for rate in rates}
+    return tuple(sorted(found))
 
 
 def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float], ...]:
@@ -223,7 +261,7 @@ def likely_settings(recipe: Recipe, vocabulary: int) -> tuple[tuple[int, float],
 
 
 def draw(trials: Sequence[Trial], count: int, seed: int) -> tuple[Trial, ...]:
-    """Some of the trials by chance, but such that each bag size, ratio and learning rate comes up about as often.
+    """Some of the trials by chance, but such that each bag size, ratio, variant and learning rate comes up as often.
 
     A longer draw begins with the shorter ones, so that a search with more trials finds the runs of one with fewer.
     """
@@ -232,7 +270,8 @@ def draw(trials: Sequence[Trial], count: int, seed: int) -> tuple[Trial, ...]:
     random.Random(seed).shuffle(left)
 
     def parts(trial: Trial) -> list[tuple[object, ...]]:
-        return [("s", trial.bag_size), ("r", trial.ratio), ("lr", trial.lr), ("s, r", trial.bag_size, trial.ratio)]
+        s, r = (trial.variant or trial.bag_size, trial.variant or trial.ratio)
+        return [("s", s), ("r", r), ("lr", trial.lr), ("s, r", s, r)]
 
     while left and len(drawn) < count:
         drawn.append(min(left, key=lambda trial: sum(used[part] for part in parts(trial))))
@@ -251,6 +290,7 @@ def plan_search(
     count: int | None = None,
     budget: float | None = None,
     draw_seed: int = 0,
+    variants: Mapping[str, Changes] | None = None,
 ) -> Search:
     """A search within a budget.
 
@@ -263,11 +303,12 @@ def plan_search(
         count: how many trials are drawn of the candidates; all if neither it nor `budget` is given.
         budget: training steps in full runs; as many trials are drawn as it has room for.
         draw_seed: of the draw.
+        variants: of the recipe, by the names that trials have.
 
     Raises:
         UserError: a number is out of range, or the budget has no room for a single trial.
     """
-    trials, steps = candidates(recipe) if trials is None else trials, recipe.train.steps
+    trials, steps = candidates(recipe, variants=variants) if trials is None else trials, recipe.train.steps
     rates = tuple(sorted({trial.lr for trial in trials}))
     min_steps = -(-steps // 4) if min_steps is None else min_steps
     if eta < 2:
@@ -285,7 +326,8 @@ def plan_search(
     by_steps = rung_steps(steps, min_steps, eta)
 
     def search(count: int) -> Search:
-        return Search(recipe, draw(trials, count, draw_seed), rates, rungs_of(count, by_steps, eta, seeds))
+        rungs = rungs_of(count, by_steps, eta, seeds)
+        return Search(recipe, draw(trials, count, draw_seed), rates, rungs, variants or {})
 
     if budget is None:
         return search(min(count or len(trials), len(trials)))
