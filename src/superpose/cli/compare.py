@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from superpose.cli.options import (
     A_RECIPE,
@@ -19,12 +19,17 @@ from superpose.cli.options import (
     load_settings,
     numbers,
 )
+from superpose.errors import UserError
 
 _Steps = Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
 
 
 def compare(
-    recipe: Annotated[Path | None, Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
+    context: Context,
+    recipe: Annotated[
+        list[str] | None,
+        Argument(metavar="[RECIPE]", help=f"{A_RECIPE}; by default cpu-tiny. With --logs, more of its NAME=FILES."),
+    ] = None,
     corpus: Corpus = None,
     steps: Annotated[int | None, Option(help="Optimizer steps of each run: the main budget.")] = None,
     bag_size: Annotated[int | None, Option(help="Tokens in a bag (s).")] = None,
@@ -50,7 +55,17 @@ def compare(
         bool, Option("--context-control", help="Also train TST with no more context than an ordinary row.")
     ] = False,
     variant: Variants = None,
-    name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, or 'demo'.")] = None,
+    logs: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME=FILES",
+            help="Train nothing: compare what an arm's runs logged elsewhere (CSV, JSON lines, TensorBoard, exports of "
+            "W&B); for each arm, the ordinary one first.",
+        ),
+    ] = None,
+    metric: Annotated[str | None, Option(help="With --logs: what is compared; by default val_loss.")] = None,
+    x: Annotated[str | None, Option(help="With --logs: what it is compared over; by default steps.")] = None,
+    name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, 'logs' or 'demo'.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
     engine: EngineName = "local",
@@ -69,6 +84,23 @@ def compare(
     from superpose.engine import open_engine
     from superpose.results.progress import Display, print_results
 
+    if logs:
+        sources = {option: context.get_parameter_source(option) for option in context.params}
+        given = {option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        if ignored := sorted(given - {"logs", "recipe", "metric", "x", "name", "runs"}):
+            raise UserError(f"--{ignored[0].replace('_', '-')}: with --logs nothing is trained; leave it out")
+        logged = workflow.compare_logs(
+            [*logs, *(recipe or [])], metric or "val_loss", x, runs=runs, name=name or "logs"
+        )
+        display = Display()
+        print_results(display.console, logged.tables(), logged.verdict())
+        display.say(f"Tables, curve and all values: {runs / (name or 'logs')}/")
+        return
+    if metric or x:
+        raise UserError("--metric and --x are of runs logged elsewhere; give these with --logs")
+    if recipe and len(recipe) > 1:
+        raise UserError(f"{' '.join(recipe)}: one recipe is compared; give one, and change its settings with --set")
+    file = Path(recipe[0]) if recipe else None
     shortcuts = {
         "data.corpus": corpus,
         "train.steps": steps,
@@ -78,7 +110,7 @@ def compare(
     }
     ordinary = (ordinary_budgets or "").split(",")
     design = workflow.Design(
-        load_settings(recipe, shortcuts, stages, overrides),
+        load_settings(file, shortcuts, stages, overrides),
         numbers("--seeds", seeds, int),
         numbers("--budgets", budgets or "", int),
         numbers("--ordinary-budgets", ",".join(budget for budget in ordinary if budget != "auto"), int),
@@ -96,6 +128,8 @@ def compare(
         engine=open_engine(engine, cores_per_run, gpus_per_run),
         display=display,
     )
+    name, display = name or (file.stem if file else "demo"), Display()
+    comparison = workflow.compare(design, runs=runs, name=name, jobs=jobs, display=display)
     if comparison.seeds:
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")

@@ -13,8 +13,18 @@ from superpose import lazy
 if TYPE_CHECKING:
     from superpose.compare.comparison import Comparison
     from superpose.compare.experiment import Design
+    from superpose.compare.logged import Logged, compare_logs
     from superpose.compare.workflow import compare
 
-__all__ = ["Comparison", "Design", "compare"]
+__all__ = ["Comparison", "Design", "Logged", "compare", "compare_logs"]
 
-__getattr__ = lazy.names(__name__, {"Comparison": "comparison", "Design": "experiment", "compare": "workflow"})
+__getattr__ = lazy.names(
+    __name__,
+    {
+        "Comparison": "comparison",
+        "Design": "experiment",
+        "Logged": "logged",
+        "compare": "workflow",
+        "compare_logs": "logged",
+    },
+)

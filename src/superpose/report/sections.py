@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from superpose.compare.charts import all_charts
 from superpose.compare.comparison import Comparison
+from superpose.compare.logged import Logged
 from superpose.data.information import PowerLaw
 from superpose.errors import UserError
 from superpose.files import read_json
@@ -55,6 +56,10 @@ def read_sections(places: Sequence[Path]) -> list[Section]:
             sections.append(_of_comparison(place))
         elif (place / "reproduction.json").is_file():
             sections += map(_of_reproduction, Reproduction.load(place / "reproduction.json"))
+        elif (place / "logged.json").is_file():
+            logged = Logged.load(place)
+            title = f"Runs of {' and '.join(logged.arms)}"
+            sections.append(Section(title, logged.verdict(), [logged.chart()], logged.tables(), []))
         elif (place / "plan.json").is_file():
             sections.append(_of_plan(place / "plan.json"))
         elif place in runs:
@@ -62,7 +67,8 @@ def read_sections(places: Sequence[Path]) -> list[Section]:
         else:
             raise UserError(
                 f"{place} holds nothing to report; give the directory of a plan (plan.json), of a comparison "
-                f"(comparison.json), of a reproduction (reproduction.json) or of a finished run (result.json)"
+                f"(comparison.json, or logged.json), of a reproduction (reproduction.json) or of a finished run "
+                f"(result.json)"
             )
     return sections
 

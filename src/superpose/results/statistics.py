@@ -83,10 +83,7 @@ def corrected(differences: Mapping[str, Difference], tried: int | None = None) -
         tried: how many were looked at, if some came to nothing and are missing here; they count.
     """
     tried = len(differences) if tried is None else tried
-    raw = {name: p for name, one in differences.items() if (p := _p_value(one)) is not None}
-    found, largest = dict[str, float](), 0.0
-    for place, name in enumerate(sorted(raw, key=lambda name: raw[name])):
-        largest = found[name] = max(largest, min(1.0, (tried - place) * raw[name]))
+    found = holm({name: p for name, one in differences.items() if (p := _p_value(one)) is not None}, tried)
     answers = {}
     for name, one in differences.items():
         low = high = None
@@ -95,6 +92,14 @@ def corrected(differences: Mapping[str, Difference], tried: int | None = None) -
             low, high = one.value - half, one.value + half
         answers[name] = Corrected(one.value, low, high, found.get(name), tried, one.seeds)
     return answers
+
+
+def holm(values: Mapping[str, float], tried: int) -> dict[str, float]:
+    """Values of p, corrected for how many were tried (Holm, 1979); of some of these there may be none."""
+    found, largest = dict[str, float](), 0.0
+    for place, name in enumerate(sorted(values, key=lambda name: values[name])):
+        largest = found[name] = max(largest, min(1.0, (tried - place) * values[name]))
+    return found
 
 
 def _p_value(difference: Difference) -> float | None:
@@ -136,7 +141,7 @@ class Speedup:
     low: float | None
     high: float | None
     advice: str | None
-    curve: tuple[tuple[int, float], ...]
+    curve: tuple[tuple[float, float], ...]
 
     def ends(self) -> str:
         """The interval in words."""
@@ -152,7 +157,9 @@ class Speedup:
         return f"{self.ratio:.2f} x{interval}"
 
 
-def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps: int) -> Speedup:
+def speedup(
+    ordinary: Mapping[int, Sequence[float]] | Mapping[float, Sequence[float]], tst: Sequence[float], steps: float
+) -> Speedup:
     """Reads off an ordinary run's loss curve at how many steps it reaches TST's loss, in log steps between budgets.
 
     Args:
@@ -161,7 +168,7 @@ def speedup(ordinary: Mapping[int, Sequence[float]], tst: Sequence[float], steps
         steps: of the TST runs.
     """
     budgets = sorted(ordinary)
-    losses = np.array([ordinary[budget] for budget in budgets], dtype=float)
+    losses = np.array([values for _, values in sorted(ordinary.items())], dtype=float)
     reached = np.array(tst, dtype=float)
     if len(budgets) < 2 or losses.shape[1:] != reached.shape:
         raise ValueError("give two or more ordinary budgets, and the same seeds for all of them and for TST")
@@ -221,13 +228,13 @@ def _falling(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return falling
 
 
-def _steps_at(budgets: Sequence[int], curve: npt.NDArray[np.float64], loss: float) -> float:
+def _steps_at(budgets: Sequence[float], curve: npt.NDArray[np.float64], loss: float) -> float:
     """Where a falling curve first reaches a loss; 0 before its first point, infinity after its last."""
     places = np.log(budgets)[::-1]
     return float(np.exp(np.interp(loss, curve[::-1], places, left=math.inf, right=-math.inf)))
 
 
-def _missing_budget(points: Sequence[tuple[int, float]], loss: float) -> str:
+def _missing_budget(points: Sequence[tuple[float, float]], loss: float) -> str:
     """Which ordinary budget to add so that its curve reaches a loss."""
     (steps, last), (before, above) = points[-1], points[-2]
     slope = (above - last) / math.log(steps / before)
