@@ -135,7 +135,9 @@ class TestStages:
     def test_the_table_says_what_differs(self, recipe):
         recipe = with_settings(recipe, "superposition", bag_size=8)
         made = made_up(recipe, {n: LOSSES[n] for n in (ORDINARY, TST)}, {"a": ["superposition.lr_factor=0.5"]})
-        assert changes_of(made, "a") == ['superposition.stages = [{"ratio": 0.4, "bag_size": 8, "lr_factor": 0.5}]']
+        assert changes_of(made, "a") == ["superposition.stages = s 8, r 0.4, lr factor 0.5"]
+        deep = made_up(recipe, {n: LOSSES[n] for n in (ORDINARY, TST)}, {"a": ["model.config.num_hidden_layers=2"]})
+        assert changes_of(deep, "a") == ['model.config = {"num_hidden_layers": 2}']
 
 
 def test_two_variants_that_compute_the_same_are_refused(recipe):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from superpose.compare.experiment import ORDINARY, TST
 from superpose.results.intervals import ends, spoken
 from superpose.results.statistics import Corrected
-from superpose.results.tables import Row, Table
+from superpose.results.tables import Row, Table, describe
 from superpose.train.config import SHORT_FORM, Recipe
 
 if TYPE_CHECKING:  # it asks for these
@@ -31,8 +31,13 @@ def variant_tables(comparison: Comparison) -> list[Table]:
         for budget in comparison.budgets(TST)
         if (rows := _ending_rows(comparison, budget))
     ]
-    about = ("arm", "changes", "steps", "FLOPs", "raw tokens", "parameters", "equal loss, steps", "equal data, nats")
-    return [*tables, ("What the variants are", about, _about_rows(comparison))]
+    about = ("arm", "steps", "FLOPs", "raw tokens", "parameters", "equal loss, steps", "equal data, nats")
+    changes: list[Row] = [(name, "; ".join(changes_of(comparison, name))) for name in comparison.variants]
+    return [
+        *tables,
+        ("What the arms take", about, _about_rows(comparison)),
+        ("What the variants change", ("variant", "settings"), changes),
+    ]
 
 
 def _ending_rows(comparison: Comparison, budget: int) -> list[Row]:
@@ -59,10 +64,9 @@ def _about_rows(comparison: Comparison) -> list[Row]:
         )
         flops = _times(measured.get("flops"), ordinary.get("flops"))
         tokens, parameters = (f"{n:,}" if (n := measured.get(of)) else "-" for of in ("raw_tokens", "parameters"))
-        changes = "-" if arm == TST else "; ".join(changes_of(comparison, arm))
         answers = loss.spoken() if loss else "-", spoken(data) if data else "-"
         steps = f"{comparison.steps_of(arm, comparison.steps):,}"
-        rows.append((arm, changes, steps, flops, tokens, parameters, *answers))
+        rows.append((arm, steps, flops, tokens, parameters, *answers))
     return rows
 
 
@@ -71,7 +75,7 @@ def changes_of(comparison: Comparison, name: str) -> list[str]:
     recipe = comparison.variants[name][comparison.steps]
     unsaid = {f"superposition.{setting}" for setting in SHORT_FORM} if recipe.superposition.stages else set()
     return [
-        f"{place} = {_short(recipe, place)}"
+        f"{place} = {_short(recipe, comparison.recipe, place)}"
         for place in recipe.changes(comparison.recipe)
         if place not in unsaid and place != "train.steps" and not (place == "train.lr" and comparison.tunings)
     ]
@@ -159,7 +163,13 @@ def _times(amount: float | None, of: float | None) -> str:
     return f"{amount / of:.2f} x" if amount and of else "-"
 
 
-def _short(recipe: Recipe, place: str) -> str:
+def _short(recipe: Recipe, base: Recipe, place: str) -> str:
+    """A setting's value: stages in the paper's letters, of a table what differs."""
+    if place == "superposition.stages" and recipe.superposition.stages:
+        return describe(recipe.schedule)
     section, name = place.split(".", 1)
-    text = json.dumps(recipe.model_dump(mode="json")[section][name], ensure_ascii=False)
+    value, before = (one.model_dump(mode="json")[section][name] for one in (recipe, base))
+    if isinstance(value, dict) and isinstance(before, dict):
+        value = {key: inner for key, inner in value.items() if before.get(key) != inner}
+    text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 120 else f"{text[:117]}..."
