@@ -168,8 +168,8 @@ def test_a_run_of_several_gpus_is_trained_by_ranks_that_save_and_go_on_together(
     def listener(run, record):
         if record["kind"] == "training":
             steps.append(record["step"])
-        if steps == list(range(1, 11)):
-            raise KeyboardInterrupt
+            if steps == list(range(1, 11)):
+                raise KeyboardInterrupt
 
     with TwoRanks() as engine:
         with pytest.raises(KeyboardInterrupt):

@@ -119,7 +119,7 @@ def compare(
         context_control,
         parse_variants(variant or []),
     )
-    name, display = name or (recipe.stem if recipe else "demo"), Display()
+    name, display = name or (file.stem if file else "demo"), Display()
     comparison = workflow.compare(
         design,
         runs=runs,
