@@ -61,8 +61,6 @@ class MultiHotLoss(CrossEntropyLoss):
 
     def __init__(self, config: Config, *, compile_config: CompileConfig | None = None) -> None:
         super().__init__(config)
-        if not 0 <= config.z_loss < float("inf"):
-            raise ValueError(f"z_loss is {config.z_loss}; give a number of 0 or more")
         self.weighting: Weighting | Sequence[float] = config.weighting
         self.z_loss = config.z_loss
         self.fn = sum_of_losses

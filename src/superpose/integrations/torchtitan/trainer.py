@@ -237,11 +237,18 @@ def _bound(config: Any, schedule: Schedule) -> Any:
         validator = replace(validator, dataloader=held_out)
     return replace(
         config,
+        loss=_map_loss(config.loss, _checked),
         checkpoint=_with_schedule(config.checkpoint, schedule, expand),
         dataloader=reader,
         validator=validator,
         hf_assets_path=config.hf_assets_path or str(store.tokenizer_path),
     )
+
+
+def _checked(loss: Any) -> Any:
+    if not 0 <= loss.z_loss < math.inf:
+        raise ValueError(f"z_loss is {loss.z_loss}; give a number of 0 or more")
+    return loss
 
 
 def _with_schedule(checkpoint: Any, schedule: Schedule, expand: Expand) -> Any:
