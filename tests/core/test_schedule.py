@@ -179,3 +179,11 @@ def test_a_schedule_that_moves_the_switch_is_refused_with_both_named():
         assert str(other) in str(caught.value)
     with pytest.raises(ValueError, match="is no schedule"):
         began.check_same({"steps": 20})
+
+
+def test_a_run_of_uniform_weights_does_not_go_on_by_others():
+    stored = Schedule(10, 4, 0.5).to_dict()
+    with pytest.raises(ValueError, match="the run began by"):
+        Schedule(10, 4, 0.5, weighting="power").check_same(stored)
+    del stored["weighting"]  # as it was written before weights were part of a schedule
+    Schedule(10, 4, 0.5, weighting="power").check_same(stored)

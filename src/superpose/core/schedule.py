@@ -135,7 +135,10 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold of it, to the bit: how it was given, by name; see `from_dict`."""
-        given = {name: list(value) if isinstance(value, tuple) else value for name, value in self._given.items()}
+        # A weighting is told even if it is uniform: schedules of before it was part of them do not tell one.
+        weighting = {} if "stages" in self._given else {"weighting": self.weighting}
+        settings = {**self._given, **weighting}
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         return given | ({"stages": [stage.to_dict() for stage in self.args]} if "stages" in given else {})
 
     @classmethod
