@@ -1,4 +1,4 @@
-"""Code as strangers write it, judged as it is: no error is found where none is, and each that was made is found alone."""
+"""Code as strangers write it: no error is found where none is, and each that was made is found, alone."""
 
 from pathlib import Path
 
