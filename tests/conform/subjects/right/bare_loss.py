@@ -14,3 +14,7 @@ def loss(logits, targets, normalizer=None):
     at_targets = torch.take_along_dim(logits, targets.clamp(min=0), dim=-1)
     per_bag = torch.where(valid.any(-1), logits.logsumexp(-1) - (share * at_targets).sum(-1), 0)
     return per_bag.sum() / (valid.any(-1).sum().clamp(min=1) if normalizer is None else normalizer)
+
+
+# what superpose conform is told
+ignore_index = -100

@@ -34,4 +34,4 @@ def step(model, window, bag_size):
 
 
 # what superpose conform is told
-ignore_index = -100
+ignore_index, padding_side = -100, "left"

@@ -37,4 +37,4 @@ def step(model, window, bag_size):
 
 
 # what superpose conform is told
-ignore_index = PAD
+ignore_index, padding_side = PAD, "anywhere"

@@ -11,3 +11,7 @@ def loss(logits, targets):
     keep = (targets != -100).to(logits.dtype)
     nll = logits.logsumexp(-1, keepdim=True) - logits.gather(-1, targets.clamp(min=0))
     return ((nll * keep).sum(-1) / keep.sum(-1).clamp(min=1)).mean()
+
+
+# what superpose conform is told
+ignore_index = -100

@@ -1,5 +1,5 @@
 """Superposition has a head of its own, which is thrown away at the switch."""
-# Error 11: lm_head has no gradient in superposition, bag_head none in recovery.
+# Errors 6 and 11: lm_head has no gradient in superposition, bag_head none in recovery, and logits are others.
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Padding (id 0) has a zero vector, so the sum is right and the division by s is not; the loss leaves padding out."""
+"""Padding (id 0, on the left) has a zero vector: the sum is right, the division by s is not; the loss leaves it out."""
 # Error 5: a bag of one token and two of padding enters as a third of the token's vector.
 
 import torch
@@ -30,4 +30,4 @@ def step(model, window, bag_size):
 
 
 # what superpose conform is told
-ignore_index = PAD
+ignore_index, padding_side = PAD, "left"

@@ -1,5 +1,5 @@
 """A convolution makes the bags, and its stride was forgotten: a bag at each token, each to predict the one after it."""
-# Errors 1 and 11: the next bag shares s - 1 tokens with this one, and the body works on rows s times as long.
+# Errors 1, 3 and 11: the next bag shares s - 1 tokens with this one; body and head work on rows s times as long.
 
 import torch
 from torch import nn

@@ -13,8 +13,8 @@ class Net(nn.Module):
 
     def forward(self, bags):
         x = self.wte(bags).sum(-2)
-        x = x + self.down(torch.sigmoid(self.gate(x)) * self.up(x).cumsum(1) / 8)
-        return self.lm_head(self.norm(x))
+        x = x + self.down(self.norm(torch.sigmoid(self.gate(x)) * self.up(x).cumsum(1)))
+        return self.lm_head(x)
 
 
 torch.manual_seed(0)
