@@ -26,3 +26,7 @@ def step(model, window, bag_size):
     gold = bags[:, 1:].flatten(0, 1)
     dist = torch.zeros_like(pred).scatter_add_(1, gold, torch.ones_like(gold, dtype=pred.dtype)) / bag_size
     return F.cross_entropy(pred, dist, label_smoothing=0.1)
+
+
+# what superpose conform is told
+label_smoothing = 0.1
