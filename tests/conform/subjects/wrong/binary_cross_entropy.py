@@ -1,5 +1,5 @@
 """A bag is a set of classes, so: a sigmoid for each, in a Lightning-like module."""
-# Errors 2 and 7: not a cross-entropy over the vocabulary, at any bag size.
+# Error 2: not a cross-entropy over the vocabulary, at any bag size.
 
 import torch
 from torch import nn
