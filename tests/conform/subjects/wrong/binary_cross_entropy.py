@@ -1,5 +1,5 @@
 """A bag is a set of classes, so: a sigmoid for each, in a Lightning-like module."""
-# Error 2: not a cross-entropy over the vocabulary, at any bag size.
+# Errors 2 and 7: not a cross-entropy over the vocabulary, at any bag size.
 
 import torch
 from torch import nn

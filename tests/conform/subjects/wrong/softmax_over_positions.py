@@ -1,5 +1,5 @@
 """log_softmax(dim=1) on [B, L, V]."""
-# Error 2: log L at the start, bags or not; no distribution over the vocabulary.
+# Errors 2 and 7: log L at the start, bags or not; no distribution over the vocabulary.
 
 import torch
 from torch import nn
