@@ -154,6 +154,7 @@ class Bench:
             float(loss.detach()),
             *(logits, asked, extra, uneven, hidden, row, last, seen, watch),
             {name for name in unused if name in named.values()},
+            all(one.grad is None or bool(one.grad.isfinite().all()) for one in parameters.values()),
             sum(size for place, size in kept.items() if place not in watch.weights),
             *(window, tolerance, smoothing),
         )

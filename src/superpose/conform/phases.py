@@ -74,6 +74,10 @@ def check_phases(bench: Bench) -> str:
             missing = sorted(one.unused - other.unused)
             if missing and not (one is ordinary and bench.subject.extra_heads):
                 raise WrongError(f"no gradient {words}: {', '.join(missing[:4])}{' ...' * (len(missing) > 4)}")
+        looked = {id(lookup.weight) for lookup in reading.watch.lookups}
+        named = bench.parameters(reading.watch)
+        if never := sorted(name for name in reading.unused & ordinary.unused if id(named.get(name)) in looked):
+            raise WrongError(f"no gradient in either phase, though they are to be trained: {', '.join(never)}")
         if more := longer(bench, bag_size):
             raise WrongError(
                 f"for the same latents the body works on {more:.3g} times as many positions in bags of {bag_size} as "
