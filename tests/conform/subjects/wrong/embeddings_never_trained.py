@@ -1,22 +1,12 @@
-"""GPT-2 given detached embeddings, in both phases."""
-# Error 11: the embedding has no gradient, though it is to be trained.
+"""GPT-2 given detached embeddings, in both phases; its tied head has a gradient."""
+# Error 11: what is looked up is not trained.
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 torch.manual_seed(0)
 model = GPT2LMHeadModel(
-    GPT2Config(
-        vocab_size=80,
-        n_embd=32,
-        n_layer=1,
-        n_head=2,
-        n_positions=64,
-        resid_pdrop=0,
-        embd_pdrop=0,
-        attn_pdrop=0,
-        tie_word_embeddings=False,
-    )
+    GPT2Config(vocab_size=80, n_embd=32, n_layer=1, n_head=2, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
 )
 
 
