@@ -374,7 +374,10 @@ def prepared(subject: Subject, ordinary: bool = False) -> Bench:
         try:
             model = model()
         except Exception as error:
-            raise UserError(f"model() raised {type(error).__name__}: {first_line(error)}") from error
+            raise UserError(
+                f"model() raised {type(error).__name__}: {first_line(error)}; give a model, or a function without "
+                f"arguments that makes it"
+            ) from error
     bench = Bench(subject, model, ordinary)
     if elsewhere := {str(one.device) for one in bench.parameters().values() if one.device.type != "cpu"}:
         raise UserError(
