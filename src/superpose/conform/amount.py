@@ -75,6 +75,8 @@ def check_first_loss(bench: Bench) -> str:
     said = ""
     for bag_size in bench.sizes:
         reading = bench.plain(bag_size)
+        if not (reading.finite and math.isfinite(reading.value)):
+            raise WrongError(f"bags of {bag_size}: the loss is {reading.value}, and its gradients are not all finite")
         terms, total = terms_of(reading), total_of(bench, reading, bag_size)
         size = f" at s {bag_size}" if bag_size > 1 else ""
         if not math.isclose(total, 1, rel_tol=10 * reading.tolerance):

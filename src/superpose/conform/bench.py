@@ -154,6 +154,7 @@ class Bench:
             float(loss.detach()),
             *(logits, asked, extra, uneven, hidden, row, last, seen, watch),
             {name for name in unused if name in named.values()},
+            all(one.grad is None or bool(one.grad.isfinite().all()) for one in parameters.values()),
             sum(size for place, size in kept.items() if place not in watch.weights),
             *(window, tolerance, smoothing),
         )
@@ -373,7 +374,10 @@ def prepared(subject: Subject, ordinary: bool = False) -> Bench:
         try:
             model = model()
         except Exception as error:
-            raise UserError(f"model() raised {type(error).__name__}: {first_line(error)}") from error
+            raise UserError(
+                f"model() raised {type(error).__name__}: {first_line(error)}; give a model, or a function without "
+                f"arguments that makes it"
+            ) from error
     bench = Bench(subject, model, ordinary)
     if elsewhere := {str(one.device) for one in bench.parameters().values() if one.device.type != "cpu"}:
         raise UserError(

@@ -75,6 +75,11 @@ def _not_read(bench: Bench, window: Tensor, padding: Tensor, bag_size: int) -> N
 def _compare_padded(bench: Bench, window: Tensor, padding: Tensor, bag_size: int, first: int) -> None:
     """Against ordinary training on the means of what is left of each bag."""
     reading = padded_reading(bench, window, padding, bag_size)
+    if not (reading.finite and math.isfinite(reading.value)):
+        places = padding[1].nonzero().flatten().tolist()
+        raise WrongError(
+            f"with padding at {tokens_at(places)} the loss is {reading.value}, and gradients are not all finite"
+        )
     _not_asked(bench, reading, padding)
     ordinary = bench.window(1)
     empty = torch.zeros_like(ordinary, dtype=torch.bool)

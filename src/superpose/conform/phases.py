@@ -12,7 +12,7 @@ import torch
 from superpose.conform.amount import terms_of
 from superpose.conform.bench import Bench
 from superpose.conform.positions import latents_of, need_shift, weights_of
-from superpose.conform.reading import LATENTS, WrongError, uneven_from
+from superpose.conform.reading import LATENTS, Reading, WrongError, uneven_from
 
 
 def check_recovery(bench: Bench) -> str:
@@ -74,12 +74,21 @@ def check_phases(bench: Bench) -> str:
             missing = sorted(one.unused - other.unused)
             if missing and not (one is ordinary and bench.subject.extra_heads):
                 raise WrongError(f"no gradient {words}: {', '.join(missing[:4])}{' ...' * (len(missing) > 4)}")
+        cut = _cut_off(reading) & _cut_off(ordinary)
+        if never := sorted(name for name, one in bench.parameters(reading.watch).items() if id(one) in cut):
+            raise WrongError(f"what is looked up gets no gradient, in neither phase: {', '.join(never)}")
         if more := longer(bench, bag_size):
             raise WrongError(
                 f"for the same latents the body works on {more:.3g} times as many positions in bags of {bag_size} as "
                 f"in ordinary training"
             )
     return "the same parameters have gradients in both phases, and the body sees as many positions"
+
+
+def _cut_off(reading: Reading) -> set[int]:
+    """Tables whose vectors get no gradient, also where a tied head's does get one."""
+    trained = [one for one in reading.watch.lookups if one.output.grad is not None and one.output.grad.any()]
+    return {id(one.weight) for one in reading.watch.lookups} - {id(one.weight) for one in trained}
 
 
 def longer(bench: Bench, bag_size: int) -> float:

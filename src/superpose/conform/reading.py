@@ -54,6 +54,7 @@ class Reading:
         seen: [R, T], on which places.
         watch: what was seen on the way.
         unused: parameters without a gradient, by name.
+        finite: whether all gradients are.
         kept: V-wide numbers that are kept for the backward pass.
         window: [B, T].
         tolerance: of shares and losses.
@@ -71,6 +72,7 @@ class Reading:
     seen: Tensor
     watch: Watch
     unused: set[str]
+    finite: bool
     kept: int
     window: Tensor
     tolerance: float
