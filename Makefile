@@ -3,13 +3,18 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Python compiles what it imports when it does, which is a small part of what is installed.
+INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+# The lower bounds hold on the lowest Python.
+LOWEST_TOO = $(shell $(PYTHON) -c 'import sys; print(".venv-lowest/ready" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: demo test test-commands test-wheel test-extras test-remote test-lowest docs mutants bench-loss bench-data gpu clean
+.PHONY: demo test environments test-commands test-wheel test-extras test-remote test-lowest docs mutants bench-loss bench-data gpu clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
 
-test: .venv/ready
+test:
+	$(MAKE) -j 2 environments
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -18,8 +23,10 @@ test: .venv/ready
 	$(MAKE) test-wheel
 	$(MAKE) test-extras
 	$(MAKE) test-remote
-	if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then $(MAKE) test-lowest; fi
+	$(if $(LOWEST_TOO),$(MAKE) test-lowest)
 	$(MAKE) docs
+
+environments: .venv/ready .venv-extras/ready .venv-remote/ready .venv-docs/ready $(LOWEST_TOO)
 
 # What the documentation shows, carried out on a little text: processes, comparisons and searches, so apart.
 test-commands: .venv/ready
@@ -42,7 +49,7 @@ test-remote: .venv-remote/ready
 		tests/data/test_text_streams.py tests/engine/test_ray.py
 
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
-# Newer packages below them may call what they use deprecated, which is no fault. On Python 3.11, the lowest as well.
+# Newer packages below them may call what they use deprecated, which is no fault.
 # `make test-lowest LOWEST=tests` runs all.
 LOWEST ?= tests/cli/test_plan.py tests/cli/test_runs.py tests/cli/test_share.py tests/data tests/integrations/test_rows.py \
 	tests/integrations/test_trainer_settings.py tests/models tests/report tests/results tests/share \
@@ -65,7 +72,7 @@ bench-loss: .venv/ready
 
 # Preparing text against datasets.map, and its memory: docs/data.md. Some 20 minutes.
 bench-data: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/data.py
 
 # All that is measured on a GPU, in eight minutes on one card: docs/gpu.md.
@@ -77,31 +84,31 @@ gpu: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "superpose needs Python 3.11 or newer; name one: PYTHON=python3.12 make $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python $(INSTALL) -c constraints.txt -e '.[dev]'
 	touch .venv/ready
 
 .venv-lowest/ready: pyproject.toml constraints-lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python $(INSTALL) -c constraints-lowest.txt -e '.[dev]'
 	touch .venv-lowest/ready
 
 .venv-extras/ready: pyproject.toml constraints-extras.txt
 	$(PYTHON) -m venv .venv-extras
-	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-extras.txt \
+	.venv-extras/bin/python $(INSTALL) -c constraints-extras.txt \
 		-e '.[torchtitan,evaluate]' pytest pytest-xdist hypothesis lightning jsonargparse
 	# Its model needs none of what litgpt asks for in versions that do not fit the others.
-	.venv-extras/bin/python -m pip install --quiet --disable-pip-version-check --no-deps litgpt==0.5.13
+	.venv-extras/bin/python $(INSTALL) --no-deps litgpt==0.5.13
 	touch .venv-extras/ready
 
 .venv-remote/ready: pyproject.toml constraints-remote.txt
 	$(PYTHON) -m venv .venv-remote
-	.venv-remote/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-remote.txt \
+	.venv-remote/bin/python $(INSTALL) -c constraints-remote.txt \
 		-e '.[remote,stream,ray]' s3fs 'moto[s3]' flask flask-cors pytest pytest-xdist hypothesis
 	touch .venv-remote/ready
 
 .venv-docs/ready: constraints-docs.txt
 	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-docs.txt
+	.venv-docs/bin/python $(INSTALL) -r constraints-docs.txt
 	touch .venv-docs/ready
 
 clean:

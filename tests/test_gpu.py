@@ -24,7 +24,7 @@ def measure(out, *arguments):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     out = tmp_path_factory.mktemp("gpu")
-    return measure(out, "--minutes", "1"), json.loads((out / "gpu.json").read_text())
+    return measure(out, "--minutes", "0.5"), json.loads((out / "gpu.json").read_text())
 
 
 def test_all_parts_end_and_what_they_check_is_right(small):

@@ -294,7 +294,9 @@ def compare_logs(
         raise UserError(f"{short.run} has one value of {metric}; a curve takes two or more")
     for arm in found:
         if len(logged.values(arm)) < len(_longest(logged.arms[arm])):
-            raise UserError(f"--logs {arm}: a run begins behind {logged.x} {logged.at:g}, where another arm ends")
+            raise UserError(
+                f"--logs {arm}: a run begins behind {logged.x} {logged.at:g}, where another arm ends; leave it out"
+            )
     logged.write(runs / name)
     return logged
 
