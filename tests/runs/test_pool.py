@@ -2,6 +2,7 @@ import signal
 import time
 from collections import defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
@@ -12,7 +13,7 @@ from superpose.engine import Engine, Event, Local, Resources
 from superpose.errors import UserError
 from superpose.files import one_at_a_time, read_json
 from superpose.runs import pool as runs
-from superpose.runs.pool import Outcome, Run, execute, link, settled
+from superpose.runs.pool import Outcome, Run, execute, link, named_directory, settled
 from superpose.train.config import with_settings
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
@@ -264,3 +265,9 @@ def test_a_run_that_somebody_else_trains_is_waited_for(recipe, store, tmp_path):
                 waiting.result(timeout=1)
             assert not (tmp_path / "run").exists()
         assert waiting.result()["steps"] == recipe.train.steps
+
+
+def test_a_bucket_is_no_folder_for_runs():
+    with pytest.raises(UserError, match="s3:/bucket is no folder"):
+        named_directory(Path("s3://bucket"), "mine")
+    assert named_directory(Path("runs"), "mine") == Path("runs/mine")

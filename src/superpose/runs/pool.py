@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import json
 import os
+import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -88,6 +89,10 @@ def named_directory(runs: Path, name: str) -> Path:
     """The folder of a comparison, a search or a reproduction: RUNS/NAME, which is not the folder all runs share."""
     if name == POOL:
         raise UserError(f"--name {name} is where runs are kept; choose another name")
+    if re.fullmatch(r"[a-z][a-z0-9+]+:", runs.parts[0] if runs.parts else ""):
+        raise UserError(
+            f"--runs {runs} is no folder: runs lock and rename files; give one that all nodes see, such as NFS 4"
+        )
     return runs / name
 
 
