@@ -130,7 +130,8 @@ def test_training_goes_on_from_a_model(recipe, store, tmp_path):
     records = []
     again = type(recipe).model_validate(settings)
     train(again, store, tmp_path / "second", listener=records.append)
-    assert records[0]["val_loss"] == pytest.approx(first["val_loss"], abs=1e-6)
+    begun = next(record for record in records if record["kind"] == "validation")
+    assert begun["val_loss"] == pytest.approx(first["val_loss"], abs=1e-6)
     assert not any(record["kind"] == "warning" for record in records)
     stored = json.loads((tmp_path / "second" / "config.json").read_text())
     assert type(recipe).model_validate(stored) == again
@@ -155,9 +156,12 @@ def test_blocks_are_compiled_once_for_both_phases(recipe, store, tmp_path, monke
     compile_block = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_block(self, backend=backend))
     counts = []
-    result = train(
-        changed(recipe, "train", compile=True), store, tmp_path / "run", listener=lambda _: counts.append(len(compiled))
-    )
+
+    def listener(record):
+        if record["kind"] in ("training", "validation"):
+            counts.append(len(compiled))
+
+    result = train(changed(recipe, "train", compile=True), store, tmp_path / "run", listener=listener)
     assert result["compile_seconds"] > 0
     # Validation has rows of its own, without gradients: it may compile one graph more, in either phase the same.
     assert counts[0] >= 1

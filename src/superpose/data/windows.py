@@ -45,8 +45,7 @@ from superpose.data.uneven import StepRows, UnevenRows, spread
 from superpose.errors import UserError
 
 UNEVEN = (
-    "where bag sizes are drawn or ordinary_rows are given, rows differ in length, which neither documents = 'aligned' "
-    "nor a mixture of sources is for"
+    "where bag sizes are drawn or ordinary_rows are given, rows differ in length, which documents = 'aligned' is not for"
 )
 
 Expand = Literal["sequence", "batch"]
@@ -168,8 +167,8 @@ class WindowPlan:
     sources: Mapping[str, NamedSource] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if any(map(_is_uneven, self.schedule.stages)) and (self.offsets is not None or self.schedule.mixes):
-            raise UserError(f"{UNEVEN}; leave them out")
+        if self.offsets is not None and any(map(_is_uneven, self.schedule.stages)):
+            raise UserError(f"{UNEVEN}; leave one of the two out")
         for stage, _ in self.schedule.counts():
             rows, latents = self.shape(stage)
             if latents == 0 or rows * latents != self.rows * self.latents:
