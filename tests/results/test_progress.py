@@ -1,7 +1,8 @@
 import io
+import re
 
 import pytest
-from rich.console import Console
+from rich.console import Console, Group
 
 from superpose.results.progress import Display
 
@@ -39,3 +40,43 @@ def test_a_quiet_display_shows_nothing(capsys):
         display.say("something")
         display.record("one", 20, TRAINING)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("at_work", [1, 8, 64])
+def test_runs_at_work_are_a_line_each_that_holds_all_it_should(at_work, width):
+    out = io.StringIO()
+    display = Display(Console(file=out, force_terminal=True, width=width, height=24))
+    names = [f"ordinary-6000-seed{seed}" for seed in range(at_work)]
+    display.expect([*names, "waiting"], lambda: 5400.0)
+    for name in names:
+        display.record(name, 6000, {**TRAINING, "step": 1440})
+    page = Console(file=io.StringIO(), width=width, height=24)
+    page.print(Group(*display._progress.get_renderables()))
+    lines = [line.rstrip() for line in page.file.getvalue().splitlines() if line.strip()]
+    assert lines[0] == f"0 of {at_work + 1} runs done, 0 failed, about 1.5 h left"
+    rows = lines[1 : 1 + min(at_work, 21)]
+    for name, line in zip(names, rows, strict=False):
+        assert re.fullmatch(rf"{name} +recovery +[━╸╺ ]{{6,24}} 1440/6000 +\S+ +(10.0k tok/s|loss 3.000 .*)", line), (
+            line
+        )
+    assert lines[1 + len(rows) :] == (["and 43 more at work"] if at_work == 64 else [])
+    assert len(lines) < 24
+
+
+def test_what_failed_is_named_at_once_and_at_the_end():
+    out = io.StringIO()
+    with Display(Console(file=out, width=80)) as display:
+        display.expect(["one", "two", "three"], lambda: 90.0)
+        for name in ("one", "two"):
+            display.record(name, 20, TRAINING)
+        display.record("two", 20, {"kind": "failure", "message": "Traceback:\nOSError: disk full"})
+        display.record("one", 20, {"kind": "result", "result": {"val_loss": 3.0}})
+    assert out.getvalue().splitlines() == [
+        "two failed: Traceback:",
+        "OSError: disk full",
+        "0 of 3 runs done, 1 failed, about 1.5 min left",
+        "1 of 3 runs done, 1 failed, about 1.5 min left",
+        "1 of 3 runs failed:",
+        "  two: OSError: disk full",
+    ]

@@ -1,3 +1,5 @@
+import pytest
+
 from superpose.runs.forecast import Forecast, Planned, forecast
 from superpose.runs.pool import Run, _planned
 from superpose.train.records import Pace
@@ -27,20 +29,39 @@ def test_one_run_is_one(recipe):
 
 def test_the_line_is_said_once_when_those_at_work_have_told(recipe):
     said = []
-    heard = Forecast([Planned(recipe)] * 5, 2, said.append)
-    for record in ({"kind": "result"}, {"kind": "training"}, pace(1.0).as_json()):
-        heard.hear(record)
+    heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, said.append)
+    for record in ({"kind": "validation", "step": 0}, pace(1.0).as_json()):
+        heard.hear("a", record)
     assert said == []
-    for _ in range(3):
-        heard.hear(pace(1.0).as_json())
+    for name in "bcd":
+        heard.hear(name, pace(1.0).as_json())
     assert len(said) == 1
+
+
+def test_what_is_left_follows_the_records(recipe):
+    """20 steps at 2 s and 4 validations at 1 s are 44 s; five of them, two at a time."""
+    heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, lambda line: None)
+    assert heard.left() is None
+    heard.hear("a", {**pace(2.0).as_json(), "step": 0})
+    assert heard.left() == pytest.approx(5 * 44 / 2)
+    heard.hear("a", {"kind": "training", "step": 5, "seconds": 10.0})
+    assert heard.left() == pytest.approx(95 * 2.2 / 2)
+    heard.hear("a", {"kind": "training", "step": 10, "seconds": 30.0})  # twice as slow
+    assert heard.left() == pytest.approx(90 * 4.2 / 2)
+    for name in "abc":
+        heard.hear(name, {"kind": "failure", "message": "died"})
+    assert heard.left() == pytest.approx(40 * 4.2 / 2)
+    heard.hear("d", {"kind": "result"})
+    assert heard.left() == pytest.approx(20 * 4.2)  # nothing is beside the last
+    heard.hear("e", {"kind": "result"})
+    assert heard.left() == 0
 
 
 def test_a_run_that_ends_first_is_enough(recipe):
     said = []
-    heard = Forecast([Planned(recipe)] * 5, 2, said.append)
-    heard.hear(pace(1.0).as_json())
-    heard.hear({"kind": "result"})
+    heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, said.append)
+    heard.hear("a", pace(1.0).as_json())
+    heard.hear("a", {"kind": "result"})
     assert len(said) == 1
 
 
@@ -52,4 +73,4 @@ def test_what_is_finished_is_left_out_and_what_is_shared_counts_once(recipe, sto
     finished.mkdir()
     (finished / "result.json").write_text("{}")
     planned = _planned([*runs, runs[-1]], store, tmp_path)
-    assert [(run.recipe.train.steps, run.shared) for run in planned] == [(40, 18), (80, 36), (20, 0)]
+    assert [(run.recipe.train.steps, run.shared) for run in planned.values()] == [(40, 18), (80, 36), (20, 0)]

@@ -360,3 +360,7 @@ class Comparison:
         }
         write_json(directory / "comparison.json", written)
         write_text(directory / "summary.md", markdown(self.tables(), self.verdict()))
+
+    def write_summary(self, directory: Path, state: str) -> None:
+        """Writes summary.md of what has finished so far; `state` is its first line."""
+        write_text(directory / "summary.md", f"{state}\n\n{markdown(self.tables(), self.verdict())}")

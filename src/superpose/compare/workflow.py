@@ -3,19 +3,25 @@
 Design -> learning rates, where some are tried -> runs in RUNS/pool -> Comparison -> files in RUNS/NAME
 """
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from superpose.compare.charts import curves
 from superpose.compare.comparison import Comparison
-from superpose.compare.experiment import Design, best_rates, plan_runs, plan_tuning
+from superpose.compare.experiment import Design, Tuning, best_rates, plan_runs, plan_tuning
 from superpose.data.config import prepare
+from superpose.data.store import TokenStore
 from superpose.engine.jobs import Engine
 from superpose.engine.local import Local
 from superpose.results.charts import draw
 from superpose.results.progress import Display
-from superpose.runs.pool import POOL, link, named_directory, settled, train_all
+from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, settled, train_all
 from superpose.train.loop import announce, check_recipe
+
+_SECONDS_BETWEEN_SUMMARIES = 20.0
 
 
 def compare(
@@ -30,9 +36,9 @@ def compare(
     """Trains ordinarily and with TST, and answers at equal FLOPs, equal loss and equal data.
 
     Variants of the design stand beside both. Writes comparison.json, summary.md and loss.png into RUNS/NAME, where a
-    seed finished both arms, and links to the runs. A run is trained once, whatever asks for it: called again with more
-    seeds, budgets or variants, this trains just what is missing. Runs that fail are left out and named in
-    `Comparison.failures`.
+    seed finished both arms, and links to the runs; summary.md also while runs are at work. A run is trained once,
+    whatever asks for it: called again with more seeds, budgets or variants, this trains just what is missing. Runs that
+    fail are left out and named in `Comparison.failures`.
 
     Args:
         design: recipe, seeds, budgets and learning rates.
@@ -58,10 +64,44 @@ def compare(
         planned = plan_runs(design, tunings)
         for run in {run.arm: run for run in reversed(planned)}.values():
             display.say(f"{run.arm}: {announce(run.recipe, store)}")
-        outcomes = train_all(planned, store, runs / POOL, jobs, display, machines)
+        page = _Page(design, planned, tunings, store, runs / POOL, directory)
+        outcomes = train_all(planned, store, runs / POOL, jobs, display, machines, (), page.hear)
     link(outcomes, directory)
     comparison = Comparison.of(design, outcomes, tunings, store)
     if comparison.seeds:
         comparison.write(directory)
         draw(curves(comparison), ("flops", "raw_tokens"), directory / "loss.png")
     return comparison
+
+
+class _Page:
+    """summary.md while runs are at work: of what has finished, in the process that trains nothing."""
+
+    def __init__(
+        self,
+        design: Design,
+        planned: Sequence[Run],
+        tunings: dict[str, Tuning],
+        store: TokenStore,
+        pool: Path,
+        to: Path,
+    ) -> None:
+        self._design, self._tunings, self._store, self._pool, self._to = design, tunings, store, pool, to
+        self._all = {run.key(store) for run in planned}
+        self._outcomes: dict[str, Outcome] = {}
+        self._written = -_SECONDS_BETWEEN_SUMMARIES
+
+    def hear(self, run: Run, record: dict[str, Any]) -> None:
+        if record["kind"] not in ("result", "failure"):
+            return
+        key = run.key(self._store)
+        self._outcomes[key] = Outcome(run, self._pool / key, record.get("result"), record.get("message"))
+        known = [*self._outcomes.values()]
+        if len(known) == len(self._all) or time.monotonic() - self._written < _SECONDS_BETWEEN_SUMMARIES:
+            return
+        comparison = Comparison.of(self._design, known, self._tunings, self._store)
+        if comparison.seeds:
+            self._written = time.monotonic()
+            done = sum(outcome.result is not None for outcome in known)
+            state = f"{done} of {len(self._all)} runs done, {len(known) - done} failed; this is of those that are done."
+            comparison.write_summary(self._to, state)

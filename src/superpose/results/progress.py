@@ -1,25 +1,75 @@
 """What runs look like while they work: bars on a terminal, lines elsewhere."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import Progress, Task, TaskID
+from rich.progress_bar import ProgressBar
 from rich.table import Table as Grid
+from rich.text import Text
 
 from superpose.results.tables import Row, Table, of_words
+from superpose.train.forecast import spoken_seconds
 
 # Without a terminal a line is printed for each validation, and this often for preparation.
 _SECONDS_BETWEEN_LINES = 5.0
+_WIDE = 140
+"""Columns from which there is room for more than the speed."""
+
+
+class _Bars(Progress):
+    """A line for the whole command, then one for each run at work, as many as the terminal has room for."""
+
+    summary: Callable[[], str] = staticmethod(lambda: "")
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        tasks = self.tasks
+        summary = self.summary()
+        if not tasks and not summary:
+            return
+        if summary:
+            yield Text(summary, style="bold", no_wrap=True, overflow="ellipsis")
+        # One line is left for the cursor: a block as high as the terminal would scroll with each refresh.
+        room = max(1, self.console.height - 1 - bool(summary))
+        shown = tasks if len(tasks) <= room else tasks[: max(1, room - 1)]
+        if shown:
+            yield self._rows(shown)
+        if len(shown) < len(tasks) and room > 1:
+            yield Text(f"and {len(tasks) - len(shown)} more at work", style="dim")
+
+    def _rows(self, tasks: Sequence[Task]) -> Grid:
+        wide = self.console.width >= _WIDE
+        cells = [
+            (
+                task.description,
+                task.fields["phase"],
+                f"{task.completed:.0f}/{task.total or 0:.0f}",
+                _clock(task.time_remaining),
+                task.fields["status"] if wide else task.fields["speed"],
+            )
+            for task in tasks
+        ]
+        name, phase, amount, left, speed = (max(map(len, column)) for column in zip(*cells, strict=True))
+        # Fixed widths do not move when a figure gets a digit; what room there is goes to the name, then to the bar.
+        phase, left, speed = max(phase, 10), max(left, 7), max(speed, 12)
+        room = self.console.width - phase - amount - left - speed - 5
+        name = max(1, min(name, room - 6))
+        bar = max(1, min(24, room - name))
+        grid = Grid.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        for width, justify in ((name, "left"), (phase, "left"), (bar, "left"), (amount, "right"), (left, "right")):
+            grid.add_column(width=width, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
+        grid.add_column(width=speed, no_wrap=True, overflow="ellipsis")
+        for task, (title, stage, count, clock, status) in zip(tasks, cells, strict=True):
+            drawn = ProgressBar(total=task.total, completed=task.completed, width=bar)
+            grid.add_row(Text(title), Text(stage), drawn, count, clock, Text(status))
+        return grid
+
+
+def _clock(seconds: float | None) -> str:
+    return "-:--:--" if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
 class Display:
@@ -37,17 +87,13 @@ class Display:
         self.console = console = console or Console(markup=False, highlight=False)
         self.failed: list[str] = []
         self._live = console.is_terminal and not console.quiet
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}", markup=False),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-            transient=True,
-        )
+        # Runs may tell of themselves minutes apart.
+        self._progress = _Bars(console=console, disable=not self._live, transient=True, speed_estimate_period=1800)
+        self._progress.summary = self._summary
+        self._expected: set[str] = set()
+        self._reasons: dict[str, str] = {}
+        self._done: set[str] = set()
+        self._left: Callable[[], float | None] = lambda: None
         self._tasks: dict[str, TaskID] = {}
         self._last_line = -_SECONDS_BETWEEN_LINES
 
@@ -59,6 +105,25 @@ class Display:
         self._progress.stop()
         while self._tasks:
             self._progress.remove_task(self._tasks.popitem()[1])
+        if self._expected and self._reasons:
+            self.console.print(f"{len(self._reasons)} of {len(self._expected)} runs failed:", style="red")
+            for name, reason in self._reasons.items():
+                self.console.print(f"  {name}: {reason.strip().splitlines()[-1]}", style="red")
+        self._expected, self._reasons, self._done = set(), {}, set()
+
+    def expect(self, names: Iterable[str], left: Callable[[], float | None]) -> None:
+        """Tells which runs are still to come in this command, and how many seconds are left, if that is known."""
+        self._expected = self._done | self._reasons.keys() | set(names)
+        self._left = left
+
+    def _summary(self) -> str:
+        if not self._expected:
+            return ""
+        failed, left = len(self._reasons), self._left()
+        time_left = "" if left is None or len(self._done) + failed == len(self._expected) else spoken_seconds(left)
+        return f"{len(self._done)} of {len(self._expected)} runs done, {failed} failed" + (
+            f", about {time_left} left" if time_left else ""
+        )
 
     def say(self, line: str, style: str | None = None) -> None:
         """Prints a line, above the bars if there are any."""
@@ -77,12 +142,13 @@ class Display:
         kind = record["kind"]
         if kind == "training":
             bag = record["bag_size"]
-            phase = f"superposition, bags of {bag}" if record["phase"] == "superposition" else record["phase"]
+            phase = f"bags of {bag}" if record["phase"] == "superposition" else record["phase"]
             loss = f"bag loss {record['bag_loss']:.3f}" if "bag_loss" in record else f"loss {record['loss']:.3f}"
             self._progress.update(
                 self._task(name, total_steps),
                 completed=record["step"],
-                description=f"{name} · {phase}",
+                phase=phase,
+                speed=f"{_thousands(record['raw_tokens_per_second'])} tok/s",
                 status=(
                     f"{loss} · {_thousands(record['raw_tokens_per_second'])} tokens/s raw, "
                     f"{_thousands(record['latents_per_second'])} latent · MFU {record['mfu']:.0%} · "
@@ -98,20 +164,28 @@ class Display:
             self.console.print(f"{name}: {record['message']}", style="yellow")
         elif kind == "failure":
             self.failed.append(name)
+            self._reasons[name] = str(record["message"])
             self.console.print(f"{name} failed: {record['message']}", style="red")
-        elif kind == "result" and name in self._tasks:
-            self._progress.update(
-                self._tasks[name],
-                completed=total_steps,
-                description=f"{name} · done",
-                status=f"validation loss {record['result']['val_loss']:.3f}",
-            )
+            self._ended(name)
+        elif kind == "result":
+            self._done.add(name)
+            if name in self._tasks and self._live:
+                self.console.print(f"{name}: done, validation loss {record['result']['val_loss']:.3f}")
+            self._ended(name)
+
+    def _ended(self, name: str) -> None:
+        """Makes room for a run at work; lines elsewhere say how far the command is."""
+        worked = name in self._tasks
+        if worked:
+            self._progress.remove_task(self._tasks.pop(name))
+        if not self._live and self._expected and worked:
+            self.console.print(self._summary())
 
     def _task(self, name: str, total: int) -> TaskID:
         if name not in self._tasks:
             if "prepare" in self._tasks:  # runs begin when it is done
                 self._progress.remove_task(self._tasks.pop("prepare"))
-            self._tasks[name] = self._progress.add_task(name, total=total, status="")
+            self._tasks[name] = self._progress.add_task(name, total=total, phase="", speed="", status="")
         return self._tasks[name]
 
 

@@ -119,34 +119,40 @@ def train_all(
     display: "Display",
     engine: Engine,
     later: Sequence[Run] = (),
+    listener: Listener = lambda run, record: None,
 ) -> list[Outcome]:
     """Trains runs and shows them at work: `execute`, `jobs` at a time or as many as the engine has room for.
 
     Args:
         later: what the same command trains afterwards, for the forecast of how long all takes.
+        listener: told of every record after the display.
     """
     if done := sum((pool / run.key(store) / "result.json").exists() for run in runs):
         display.say(f"{done} of {len(runs)} runs are finished already; their results are in {pool}")
     forecast = Forecast(_planned([*runs, *later], store, pool), _room(runs, engine, jobs)[0], display.say)
+    display.expect({run.key(store): run.name for run in reversed([*runs, *later])}.values(), forecast.left)
 
-    def listener(run: Run, record: dict[str, Any]) -> None:
+    def heard(run: Run, record: dict[str, Any]) -> None:
+        forecast.hear(run.name, record)
         display.record(run.name, run.steps, record)
-        forecast.hear(record)
+        listener(run, record)
 
     try:
         with ended_in_order():
-            return execute(runs, store, pool, engine, jobs, listener)
+            return execute(runs, store, pool, engine, jobs, heard)
     except (KeyboardInterrupt, SystemExit):
         display.say("stopped; the same command goes on from the last checkpoints")
         raise
 
 
-def _planned(runs: Sequence[Run], store: TokenStore, pool: Path) -> list[Planned]:
-    """Those that are not finished, each once, with the steps that another of them has."""
-    by_key = {run.key(store): run for run in runs}
+def _planned(runs: Sequence[Run], store: TokenStore, pool: Path) -> dict[str, Planned]:
+    """Those that are not finished, each once, by name, with the steps that another of them has."""
+    by_key: dict[str, Run] = {}
+    for run in runs:
+        by_key.setdefault(run.key(store), run)
     shared = {key: by_key[trunk].recipe.stable_steps for key, trunk in _trunks(by_key).items()}
     waiting = (key for key in by_key if not (pool / key / "result.json").exists())
-    return [Planned(by_key[key].recipe, shared.get(key, 0)) for key in waiting]
+    return {by_key[key].name: Planned(by_key[key].recipe, shared.get(key, 0)) for key in waiting}
 
 
 def execute(
