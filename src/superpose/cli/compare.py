@@ -128,8 +128,6 @@ def compare(
         engine=open_engine(engine, cores_per_run, gpus_per_run),
         display=display,
     )
-    name, display = name or (file.stem if file else "demo"), Display()
-    comparison = workflow.compare(design, runs=runs, name=name, jobs=jobs, display=display)
     if comparison.seeds:
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")
