@@ -20,11 +20,10 @@ test:
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/test_commands.py --ignore tests/test_wheel.py
 	$(MAKE) test-commands
-	$(MAKE) test-wheel
+	$(MAKE) -j 2 test-wheel docs
 	$(MAKE) test-extras
 	$(MAKE) test-remote
 	$(if $(LOWEST_TOO),$(MAKE) test-lowest)
-	$(MAKE) docs
 
 environments: .venv/ready .venv-extras/ready .venv-remote/ready .venv-docs/ready $(LOWEST_TOO)
 
@@ -51,9 +50,10 @@ test-remote: .venv-remote/ready
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
 # Newer packages below them may call what they use deprecated, which is no fault.
 # `make test-lowest LOWEST=tests` runs all.
-LOWEST ?= tests/cli/test_plan.py tests/cli/test_runs.py tests/cli/test_share.py tests/data tests/integrations/test_rows.py \
-	tests/integrations/test_trainer_settings.py tests/models tests/report tests/results tests/share \
-	tests/train/test_checkpoint.py tests/train/test_config.py
+LOWEST ?= tests/cli/test_plan.py tests/cli/test_runs.py tests/cli/test_share.py tests/data/test_compressed.py \
+	tests/data/test_config.py tests/data/test_formats.py tests/data/test_readers.py tests/data/test_record_files.py \
+	tests/data/test_store.py tests/data/test_token_files.py tests/data/test_tokenizer.py tests/integrations/test_rows.py \
+	tests/models tests/report tests/share tests/train/test_checkpoint.py tests/train/test_config.py
 test-lowest: .venv-lowest/ready
 	.venv-lowest/bin/pytest -n 2 --dist loadfile -W ignore::DeprecationWarning $(LOWEST)
 

@@ -45,7 +45,7 @@ from superpose.data.uneven import StepRows, UnevenRows, spread
 from superpose.errors import UserError
 
 UNEVEN = (
-    "where bag sizes are drawn or ordinary_rows are given, rows differ in length, which documents = 'aligned' is not for"
+    "where bag sizes are drawn or ordinary_rows are given, rows differ in length, and documents = 'aligned' has none"
 )
 
 Expand = Literal["sequence", "batch"]
