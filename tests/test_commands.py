@@ -20,6 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from superpose import cli
+from superpose.compare import compare_logs
 from superpose.data.store import is_store
 from superpose.data.tokenizer import train_tokenizer
 from superpose.recipes import find_recipe
@@ -48,7 +49,7 @@ def smaller(command):
         return re.sub(r"--vocab-size \d+", "--vocab-size 400", command)
     if verb in ("export", "generate"):
         return re.sub(r"tokens \d+", "tokens 4", command.replace("--checkpoint 2000", "--checkpoint 18"))
-    if verb not in TRAINING and "--calibrate" not in command:
+    if "--logs" in command or (verb not in TRAINING and "--calibrate" not in command):
         return command
     if verb == "tune":
         command = re.sub(r"--steps \d+", "", re.sub(r"--trials \d+", "--trials 4", command))
@@ -83,7 +84,7 @@ def given(tmp_path_factory, run, compared):
     # Documents so short that two kilobytes of them can be held out: validating is most of a run of few steps.
     sources = "\n".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py"))[::3])
     texts = [sources[start : start + 300] for start in range(0, 150_000, 300)]
-    for name in ("dump", "dclm", "elsewhere", "path", "my_package"):
+    for name in ("dump", "dclm", "elsewhere", "path", "my_package", "a", "b"):
         (given / name).mkdir()
     for name in ("texts", "my-texts", "src"):
         (linked / name).mkdir()
@@ -115,8 +116,17 @@ def given(tmp_path_factory, run, compared):
     training = subjects["my_tst.py"].replace("def step", "def compute_loss")
     (given / "my_package/training.py").write_text(training, encoding="utf-8")
 
+    for seed in (1, 2):
+        curve = [(100 * step, 5 - seed / 10 - step / 10) for step in (1, 2, 3)]
+        lines = "".join(f"{tokens},{loss}\n" for tokens, loss in curve)
+        (given / f"a/seed{seed}.csv").write_text(f"tokens,val_loss\n{lines}", encoding="utf-8")
+        records = [json.dumps({"tokens": tokens, "val_loss": loss - 0.1 * seed}) for tokens, loss in curve]
+        (given / f"b/seed{seed}.jsonl").write_text("\n".join(records), encoding="utf-8")
+
     named, _ = compared
     shutil.copytree(named.parent, given / "runs", symlinks=True)
+    arms = (f"ordinary={given}/a/*.csv", f"tst={given}/b/*.jsonl")
+    compare_logs(arms, "val_loss", "tokens", runs=given / "runs", name="theirs")
     (given / "runs/named").rename(given / "runs/demo")
     shutil.copytree(given / "runs/demo", given / "runs/mine", symlinks=True)
     for name, path in ("one", run), ("tst", run), ("ordinary", named / "ordinary-20-seed1"):
