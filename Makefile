@@ -3,8 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Python compiles what it imports when it does, which is a small part of what is installed.
-INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL := -m pip install --quiet --disable-pip-version-check
 # The lower bounds hold on the lowest Python.
 LOWEST_TOO = $(shell $(PYTHON) -c 'import sys; print(".venv-lowest/ready" if sys.version_info[:2] == (3, 11) else "")')
 
