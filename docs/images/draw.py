@@ -11,6 +11,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from superpose import Schedule, StageArgs
+from superpose.core.rates import blended_factor
+from superpose.core.stage import Stage
+
 STYLE = """
   svg { --ink: #111827; --soft: #4b5563; --line: #9ca3af; --paper: #f9fafb; --frame: #e5e7eb;
         --a: #dbeafe; --a-line: #2563eb; --b: #fef3c7; --b-line: #b45309; --c: #dcfce7; --c-line: #15803d;
@@ -174,6 +178,123 @@ def heads() -> str:
     return picture(760, 274, "Two extra heads: which bag each is asked for at each of three latents", parts)
 
 
+def bars(x: float, y: float, heights: Sequence[float], labels: Sequence[str], colour: str, step: float) -> list[str]:
+    """Bars that stand at height y, each with its label below."""
+    wide, parts = step - 8, []
+    for at, (height, label) in enumerate(zip(heights, labels, strict=True)):
+        left = x + step * at
+        parts += [area([(left, y), (left, y - height), (left + wide, y - height), (left + wide, y)], colour)]
+        parts += [text(left + wide / 2, y + 17, label, "small soft middle")]
+    return [*parts, curve([(x - 6, y), (x + step * len(heights) - 2, y)], "line")]
+
+
+def area(points: Sequence[tuple[float, float]], colour: str) -> str:
+    path = "L".join(f"{x:g} {y:g}" for x, y in points)
+    return f'<path d="M{path}z" style="fill:var(--{colour});stroke:var(--{colour}-line);stroke-width:1.3"/>'
+
+
+def curve(points: Sequence[tuple[float, float]], colour: str, dashed: bool = False) -> str:
+    path = "L".join(f"{x:g} {y:g}" for x, y in points)
+    dash = ";stroke-dasharray:5 4" if dashed else ""
+    return f'<path d="M{path}" style="fill:none;stroke:var(--{colour});stroke-width:2{dash}"/>'
+
+
+def pooling() -> str:
+    """What each token of a bag of four is multiplied by before their vectors are added."""
+    total = sum(1 / place for place in range(1, 5))
+    kinds = (
+        ("mean", [1 / 4] * 4, "each times 1/4: the paper"),
+        ("sqrt", [1 / 2] * 4, "each times 1/2"),
+        ("power", [1 / place / total for place in range(1, 5)], "as 1, 1/2, 1/3, 1/4; sum 1"),
+    )
+    parts = [text(20, 32, "What the embeddings of a bag of 4 are multiplied by", "bold")]
+    for at, (name, factors, words) in enumerate(kinds):
+        left = 26 + 220 * at
+        parts += [text(left, 62, name, "bold"), text(left, 82, words, "small soft")]
+        parts += bars(left, 196, [190 * factor for factor in factors], [f"t{i}" for i in range(4)], BAGS[at], 46)
+    return picture(676, 230, "Three poolings of a bag of four tokens", parts)
+
+
+def weights() -> str:
+    """The weights of three targets at five moments of a stage."""
+    begin, end = (4 / 7, 2 / 7, 1 / 7), (2 / 3, 1 / 3, 0)
+    parts = [text(20, 32, "Weights of the next three tokens, from [1, 0.5, 0.25] to [1, 0.5, 0]", "bold")]
+    for at, moment in enumerate(("the stage begins", "1/4", "1/2", "3/4", "it ends")):
+        now = [(1 - at / 4) * first + at / 4 * last for first, last in zip(begin, end, strict=True)]
+        left = 26 + 130 * at
+        parts += [text(left, 62, moment, "small soft")]
+        parts += bars(left, 190, [170 * weight for weight in now], ["t1", "t2", "t3"], "b", 34)
+    return picture(676, 224, "Weights of target tokens that go over a stage", parts)
+
+
+def drawn() -> str:
+    """How likely each size is over a stage, and what one seed draws in its twelve steps."""
+    left, right, top, bottom = 24, 652, 50, 170
+    start, half, end = (left, bottom), (left, (top + bottom) / 2), (right, top)
+    parts = [text(20, 32, "Probability of each size, from { 8 = 1, 4 = 1 } to { 2 = 1 }", "bold")]
+    parts += [area([(left, top), half, end], "a"), area([half, start, end], "b")]
+    parts += [area([start, (right, bottom), end], "c")]
+    parts += [text(left + 14, top + 34, "size 8"), text(left + 14, top + 90, "size 4")]
+    parts += [text(right - 64, bottom - 20, "size 2")]
+    stage = StageArgs(0.3, bag_size={8: 1, 4: 1}, bag_size_end={2: 1})
+    schedule = Schedule(40, stages=[stage], seed=1)
+    sizes = [schedule.step_at(step).bag_size for step in range(schedule.stages[0].steps)]
+    wide = (right - left) / len(sizes)
+    parts += [text(left, 198, f"Drawn in {len(sizes)} steps by seed 1:", "small soft")]
+    for step, size in enumerate(sizes):
+        parts += [box(left + wide * step, 210, wide - 6, 30, str(size), {8: "a", 4: "b", 2: "c"}[size])]
+    return picture(676, 260, "Bag sizes drawn for each step", parts)
+
+
+def mixed() -> str:
+    """Four rows of a step at s 4, one of them of single tokens: as many latents in each."""
+    parts = [text(20, 32, "A step of 4 rows at s 4, ordinary_rows = 0.25: four latents in each", "bold")]
+    for row in range(4):
+        y, ordinary = 50 + 40 * row, row == 3
+        parts += [text(20, y + 20, f"row {row}", "bold")]
+        for latent in range(4):
+            label = f"t{latent}" if ordinary else f"t{4 * latent} to t{4 * latent + 3}"
+            parts += [box(80 + 104 * latent, y, 96, 30, label, "c" if ordinary else "a")]
+        parts += [text(508, y + 20, "predicts the next token" if ordinary else "predicts the next bag", "small soft")]
+    return picture(676, 224, "Ordinary rows beside rows of bags", parts)
+
+
+def rates() -> str:
+    """The learning rate of a run whose first stage has a factor of 2, beside the rate as it is."""
+
+    def rate(step: int) -> float:
+        return min((step + 1) / 20, 1, (300 - step) / 60)
+
+    def line(stages: Sequence[Stage]) -> list[tuple[float, float]]:
+        return [(60 + 1.9 * step, 200 - 72 * rate(step) * blended_factor(stages, step)) for step in range(300)]
+
+    stages = Schedule(300, stages=[StageArgs(0.3, bag_size=4, lr_factor=2.0, lr_blend_steps=20)]).stages
+    plain = Schedule(300, 4, 0.3).stages
+    switch = 60 + 1.9 * stages[1].start
+    parts = [text(20, 32, "Learning rate with lr_factor = 2 in the bags", "bold")]
+    parts += [curve([(switch, 46), (switch, 200)], "line", dashed=True), text(switch + 6, 60, "switch", "small soft")]
+    parts += [curve(line(plain), "b-line", dashed=True), curve(line(stages), "a-line")]
+    parts += [curve([(60, 46), (60, 200), (630, 200)], "line")]
+    parts += [text(52, 132, "1", "small soft"), text(52, 60, "2", "small soft")]
+    parts += [text(switch + 34, 96, "blended over lr_blend_steps", "small"), text(130, 148, "as it is", "small")]
+    parts += [text(60, 222, "first step", "small soft"), text(580, 222, "last step", "small soft")]
+    return picture(676, 240, "Learning rate of a stage, blended into the next", parts)
+
+
+def mixture() -> str:
+    """Which source each row of three steps is of, at 0.75 and 0.25."""
+    parts = [text(20, 32, "mixture = { web = 0.75, code = 0.25 }: rows are shared out in turn", "bold")]
+    next_row = {"w": 0, "c": 0}
+    for step in range(3):
+        left = 24 + 216 * step
+        parts += [text(left, 60, f"step {step}", "small soft")]
+        for row, source in enumerate("wcww"):
+            words = f"{'web' if source == 'w' else 'code'} row {next_row[source]}"
+            parts += [box(left, 72 + 36 * row, 190, 30, words, "a" if source == "w" else "b")]
+            next_row[source] += 1
+    return picture(676, 234, "Which source each row of three steps is of", parts)
+
+
 def architecture() -> str:
     """The rooms of src/superpose by floor, out of the table of docs/architecture.md."""
     page = (Path(__file__).parents[1] / "architecture.md").read_text(encoding="utf-8")
@@ -194,5 +315,6 @@ def architecture() -> str:
 
 
 if __name__ == "__main__":
-    for draw in (folding, phases, shifts, heads, architecture):
+    method = (folding, phases, shifts, heads)
+    for draw in (*method, pooling, weights, drawn, mixed, rates, mixture, architecture):
         (Path(__file__).parent / f"{draw.__name__}.svg").write_text(draw(), encoding="utf-8")
