@@ -7,7 +7,7 @@ INSTALL := -m pip install --quiet --disable-pip-version-check
 # The lower bounds hold on the lowest Python.
 LOWEST_TOO = $(shell $(PYTHON) -c 'import sys; print(".venv-lowest/ready" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: demo test environments test-commands test-wheel test-extras test-remote test-lowest docs mutants bench-loss bench-data gpu clean
+.PHONY: demo test environments test-commands test-wheel test-extras test-remote test-faults test-lowest docs mutants bench-loss bench-data gpu clean
 
 demo: .venv/ready
 	$(BIN)/superpose compare --name demo
@@ -44,7 +44,11 @@ test-extras: .venv-extras/ready
 # machine: in an environment apart.
 test-remote: .venv-remote/ready
 	.venv-remote/bin/pytest -n 2 --dist loadfile tests/test_places.py tests/test_copies.py tests/data/test_remote.py \
-		tests/data/test_text_streams.py tests/engine/test_ray.py
+		tests/data/test_text_streams.py tests/engine/test_ray.py -m 'not faults'
+
+# Nodes and drivers of that cluster that are killed: two minutes of their own.
+test-faults: .venv-remote/ready
+	.venv-remote/bin/pytest tests/engine/test_ray.py -m faults
 
 # The lower bounds of pyproject.toml, true: what reads text, models and settings, in an environment of just these versions.
 # Newer packages below them may call what they use deprecated, which is no fault.

