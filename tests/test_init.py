@@ -23,3 +23,8 @@ def test_the_core_imports_nothing_of_the_trainer_nor_transformers():
         "assert not loaded, loaded\nassert 'transformers' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_processes_that_prepare_text_load_no_pytorch():
+    code = "import superpose.data.prepare, sys\nassert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

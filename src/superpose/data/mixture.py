@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from superpose.core.stage import exact_mixture
 from superpose.data.tokens import TokenText
 from superpose.data.uneven import StepRows
 from superpose.errors import UserError
@@ -151,6 +150,8 @@ def exact_shares(mixture: Mixture | None, sources: Mapping[str, NamedSource], wh
     if mixture is None:
         total = sum(source.num_tokens for source in sources.values())
         return {name: Fraction(source.num_tokens, total) for name, source in sources.items() if source.num_tokens}
+    from superpose.core.stage import exact_mixture  # imports PyTorch, which preparing text has no use for
+
     shares = exact_mixture(mixture)
     for name, share in shares.items():
         if not sources[name].num_tokens:
