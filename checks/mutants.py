@@ -277,7 +277,7 @@ MUTANTS = [
     Mutant(
         5,
         "a document's open places are filled with the next document",
-        "data/windows.py",
+        "data/grid.py",
         "count = min(left, length - filled)",
         "count = min(room, length - filled)",
         "tests/data/test_windows.py",

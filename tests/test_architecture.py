@@ -14,8 +14,8 @@ FLOORS = {
     for floor, rooms in re.findall(r"^\| (\d+) \| (.+?) \|", PAGE, re.MULTILINE)
     for room in re.findall(r"`(\w+)`", rooms)
 } | {"__main__": 11}
-LAZY = {"cli", "__main__", "data"}
-"""Rooms that import inside functions: a command starts at once, and the processes that prepare text load no PyTorch."""
+LAZY = {"cli", "__main__"}
+"""Rooms that import inside functions."""
 
 
 def room_of(path):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from superpose import IGNORE_INDEX, Schedule, StageArgs, split_window
 from superpose.core.draws import random_bits
-from superpose.data.mixture import RowShares, SourceTokens, exact_shares, sources_of
+from superpose.data.mixture import RowShares, exact_shares
+from superpose.data.sources import SourceTokens, sources_of
 from superpose.data.stream import WindowStream
 from superpose.data.tokens import TokenArray
 from superpose.data.windows import WindowPlan

@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from superpose.data import prepare as module
 from superpose.data import shards
-from superpose.data.mixture import SourceTokens
 from superpose.data.prepare import Preparation, prepare_store, train_on_sources
 from superpose.data.readers import Source
+from superpose.data.sources import SourceTokens
 from superpose.data.tokenizer import END_OF_TEXT, load_tokenizer, save_tokenizer, train_tokenizer
 from superpose.errors import UserError
 

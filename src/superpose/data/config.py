@@ -6,9 +6,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
-from superpose.data.mixture import checked_names
 from superpose.data.prepare import Preparation, prepare_store
 from superpose.data.readers import PYTHON_SOURCES, Source
+from superpose.data.sources import checked_names
 from superpose.data.store import TokenStore, is_store
 from superpose.data.text_streams import Streams
 from superpose.data.token_files import TokenType

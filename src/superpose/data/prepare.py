@@ -4,7 +4,7 @@
                (1)      (2)                   (3)                    (4)
 
     1. Sources are cut into parts that any process can read by itself (`readers`); streams are first written to disk
-       (`text_streams`).
+       (`stream_parts`).
     2. Every part is read once for its index: a fingerprint of each document. All indexes together decide which
        documents are used, on which side, and where each will stand (`selection`).
     3. Every part is read again; its chosen documents are tokenized and spilled to disk, sorted by their places.
@@ -44,9 +44,8 @@ from superpose.data.account import (
     note,
 )
 from superpose.data.compressed import UntrustedError
-from superpose.data.mixture import checked_names
 from superpose.data.nodes import on_nodes
-from superpose.data.readers import RANGE, Part, Source, find_parts, read_part
+from superpose.data.readers import Part, Source, find_parts, read_part
 from superpose.data.selection import INDEX, Selection, index_entry, select
 from superpose.data.shards import (
     Job,
@@ -58,9 +57,11 @@ from superpose.data.shards import (
     plan_shards,
     spill,
 )
+from superpose.data.sources import checked_names
 from superpose.data.store import FORMAT, TokenStore, is_store
+from superpose.data.stream_parts import kept_streams, opened_streams
 from superpose.data.text_files import PIECE
-from superpose.data.text_streams import Stream, Streams, keep, open_stream
+from superpose.data.text_streams import Stream, Streams
 from superpose.data.tokenizer import TRAINING_BYTES, TextTokenizer, load_tokenizer, train_tokenizer
 from superpose.data.workers import Progress, Run, workers
 from superpose.engine.jobs import Engine
@@ -140,7 +141,7 @@ def prepare_store(
     parts = [part for source in preparation.sources for part in find_parts(source, streams=streams, **tells)]
     if given is None and any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already; name the tokenizer they were made with")
-    opened = _opened(parts, streams)
+    opened = opened_streams(parts, streams)
     inputs = _hash_of_inputs(preparation, parts, opened)
     path = Path(path or cache_directory() / "stores" / inputs[:16])
     if not path.exists():
@@ -198,7 +199,7 @@ def _prepare(
         for folder in ("index", "spill", "shards"):
             (work / folder).mkdir(parents=True)
         write_json(mark, {"inputs": inputs})
-    kept = _keep_streams(parts, opened, work, run)
+    kept = kept_streams(parts, opened, work, run)
     selection, jobs, accounts = _select(preparation, kept, work, given.end_of_text if given else None, run)
     if not len(selection.train.documents) or not len(selection.val.documents):
         where = ", ".join(source.location for source in preparation.sources)
@@ -253,42 +254,6 @@ def _prepare(
     sync(path.parent)
 
 
-def _opened(parts: list[Part], streams: Streams) -> dict[str, Stream]:
-    """The streams among some parts, by location."""
-    locations = dict.fromkeys(part.source.location for part in parts if part.kind == "stream")
-    return {location: open_stream(location, streams) for location in locations}
-
-
-def _keep_streams(parts: list[Part], opened: dict[str, Stream], work: Path, run: Run) -> list[Part]:
-    """Step 1: the parts, with those of streams written to disk."""
-    folders: dict[int, Path] = {}
-    from_hub, ours = [], []
-    for number, part in enumerate(parts):
-        if part.kind != "stream":
-            continue
-        folders[number] = work / "streams" / f"{number:06d}"
-        folders[number].mkdir(parents=True, exist_ok=True)
-        stream = opened[part.source.location]
-        if stream.has_state:
-            from_hub.append((folders[number], (stream.location, part.start), part.source.field, RANGE))
-        else:
-            ours.append((folders[number], stream.shard(part.start), part.source.field, RANGE))
-    if from_hub:
-        run(keep, from_hub, "reading the stream")
-    # What a caller gives may be of his script alone, which other processes do not run.
-    for job in ours:
-        keep(job)
-    return [
-        whole
-        for number, part in enumerate(parts)
-        for whole in (
-            [Part("arrow", (str(file),), part.source) for file in sorted(folders[number].glob("*.arrow"))]
-            if number in folders
-            else [part]
-        )
-    ]
-
-
 def train_on_sources(
     sources: tuple[Source, ...],
     vocab_size: int,
@@ -301,10 +266,10 @@ def train_on_sources(
     parts = [part for source in sources for part in find_parts(source)]
     if any(part.is_tokens for part in parts):
         raise UserError("a source holds tokens already, and a tokenizer is trained on text")
-    opened = _opened(parts, {})
+    opened = opened_streams(parts, {})
     with workers(_processes(processes, parts), progress) as run, TemporaryDirectory() as folder:
         (Path(folder) / "index").mkdir()
-        kept = _keep_streams(parts, opened, Path(folder), run)
+        kept = kept_streams(parts, opened, Path(folder), run)
         selection, jobs, _ = _select(preparation, kept, Path(folder), None, run)
         if not len(selection.train.documents):
             raise UserError(f"{', '.join(source.location for source in sources)}: no text was found to train on")

@@ -25,7 +25,7 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_va
 
 from superpose.copies import local_copy
 from superpose.data.account import Account
-from superpose.data.mixture import MOST_SOURCES, SOURCE_NAME, NamedSource, SourceTokens, sources_of
+from superpose.data.sources import MOST_SOURCES, SOURCE_NAME, NamedSource, SourceTokens, sources_of
 from superpose.data.tokens import TokenArray, TokenText
 from superpose.errors import UserError
 from superpose.files import file_sha256, read_json

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from superpose.core.draws import random_bits
 from superpose.data.permute import permute
 
 
@@ -96,8 +97,6 @@ class UnevenRows:
             return in_order
         index = self._before(_Row(step, number), tokens) - self._before(first, tokens)
         longer = sum(length * count for length, count in counts.items() if length > tokens)
-        from superpose.core.draws import random_bits  # imports PyTorch, which preparing text has no use for
-
         moved = permute(index, counts[tokens], random_bits(*self.key, turn, tokens))
         return begin + longer + moved * tokens
 

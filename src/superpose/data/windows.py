@@ -13,11 +13,7 @@ are shuffled, so that the rows of a batch come from all over it and not from one
 Windows are S x L tokens apart and a bag longer, so each token is input once and target once. No token is read
 again before all N were: a stretch that is longer than what is left of the corpus is shuffled in parts.
 
-A grid turns places, in which windows are cut, into tokens::
-
-    tokens    d d d d d e d d e          two documents, ended by e
-    joined    d d d d|d e d d|e ..       places are tokens; bags of 4 run across documents
-    aligned   d d d d|d e . .|d d e .    documents fill whole bags; the places marked . hold nothing
+Windows are cut in the places of a grid (`superpose.data.grid`): tokens, or whole bags of each document.
 
 Where stages have a mixture, each named source is such a stream of its own, and a row is of one of them
 (`superpose.data.mixture`).
@@ -38,8 +34,10 @@ from superpose.core.draws import random_bits
 from superpose.core.fold import IGNORE_INDEX, window_length
 from superpose.core.schedule import Schedule
 from superpose.core.stage import Stage, Step
-from superpose.data.mixture import NamedSource, RowShares, SourceTokens, exact_shares, rows_of_source
+from superpose.data.grid import Grid
+from superpose.data.mixture import RowShares, exact_shares, rows_of_source
 from superpose.data.permute import permute
+from superpose.data.sources import NamedSource, SourceTokens
 from superpose.data.tokens import TokenText
 from superpose.data.uneven import StepRows, UnevenRows, spread
 from superpose.errors import UserError
@@ -50,70 +48,6 @@ UNEVEN = (
 
 Expand = Literal["sequence", "batch"]
 """How a superposition step takes in s times more tokens: by longer rows, or by more of them."""
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Documents that each fill whole bags, from the document `first` on, round and round.
-
-    Joined tokens are one document, which starts where the stream does, in bags of one.
-    """
-
-    offsets: npt.NDArray[np.int64]
-    """Start of each document and end of the last."""
-    first: int
-    bag_size: int
-
-    @cached_property
-    def _token_bounds(self) -> npt.NDArray[np.int64]:
-        """Tokens before each document of a pass, [documents + 1]."""
-        return np.concatenate([[0], np.cumsum(np.roll(np.diff(self.offsets), -self.first))])
-
-    @cached_property
-    def _place_bounds(self) -> npt.NDArray[np.int64]:
-        """Places before each document of a pass, [documents + 1]."""
-        return np.concatenate([[0], np.cumsum(-(-np.diff(self._token_bounds) // self.bag_size) * self.bag_size)])
-
-    @property
-    def places(self) -> int:
-        """Places of one pass; they are counted on and on over many."""
-        return int(self._place_bounds[-1])
-
-    def read(self, tokens: TokenText, start: int, length: int) -> npt.NDArray[np.int64]:
-        """What stands in `length` places from `start` on: tokens, and `IGNORE_INDEX` where nothing does."""
-        window = np.full(length, IGNORE_INDEX, dtype=np.int64)
-        filled = 0
-        while filled < length:
-            _, document, offset = self._found(self._place_bounds, start + filled)
-            room = int(self._place_bounds[document + 1] - self._place_bounds[document]) - offset
-            left = int(self._token_bounds[document + 1] - self._token_bounds[document]) - offset
-            count = min(left, length - filled)
-            if count > 0:
-                token = int(self._token_bounds[document]) + offset + int(self.offsets[self.first])
-                window[filled : filled + count] = tokens.read(token, count)
-            filled += room
-        return window
-
-    def tokens_before(self, place: int) -> int:
-        """Tokens in all places before this one, where a bag starts; earlier passes included."""
-        passes, document, offset = self._found(self._place_bounds, place)
-        return passes * int(self._token_bounds[-1]) + int(self._token_bounds[document]) + offset
-
-    def place_at(self, token: int) -> int:
-        """The first place at which a bag may start that leaves nothing before this token unread.
-
-        Inside a document that is the next bag's start, so fewer than `bag_size` tokens are skipped.
-        """
-        passes, document, offset = self._found(self._token_bounds, token)
-        place = int(self._place_bounds[document]) + -(-offset // self.bag_size) * self.bag_size
-        return passes * self.places + min(place, int(self._place_bounds[document + 1]))
-
-    @staticmethod
-    def _found(bounds: npt.NDArray[np.int64], number: int) -> tuple[int, int, int]:
-        """The pass a place or token is in, its document, and where in that it stands."""
-        passes, within = divmod(number, int(bounds[-1]))
-        document = int(np.searchsorted(bounds, within, "right")) - 1
-        return passes, document, within - int(bounds[document])
 
 
 @dataclass(frozen=True)
@@ -309,8 +243,15 @@ class WindowPlan:
         return [rows_of[self.schedule.bag_size_at(step)] for step in range(stage.start, stage.stop)]
 
     def _tokens(self, until: int) -> int:
-        """Places of the windows of steps 0 to `until - 1`, those that hold nothing included."""
-        return self.schedule.raw_tokens(self.rows * self.latents, until)
+        """Places of this text's windows of steps 0 to `until - 1`, those that hold nothing included."""
+        total = 0
+        for number, stage in enumerate(self.schedule.stages):
+            steps = max(0, min(until, stage.stop) - stage.start)
+            if number in self._uneven:
+                total += self._uneven[number].tokens_until(steps)
+            else:
+                total += self._own(number, steps * self.shape(stage)[0]) * self._width(stage)
+        return total
 
     @cached_property
     def _shares(self) -> tuple[RowShares, ...] | None:
@@ -373,14 +314,14 @@ class WindowPlan:
         return stage.raw_tokens_per_latent * self.shape(stage)[1]
 
     @cached_property
-    def _grids(self) -> dict[int, _Grid]:
+    def _grids(self) -> dict[int, Grid]:
         """By the tokens of a bag."""
         origin = random_bits(self.seed, "origin")
         sizes = {stage.raw_tokens_per_latent for stage, _ in self.schedule.counts()}
         if self.offsets is None:
             start = origin % self.num_tokens
-            return dict.fromkeys(sizes, _Grid(np.array([start, start + self.num_tokens]), 0, 1))
-        return {size: _Grid(self.offsets, origin % (len(self.offsets) - 1), size) for size in sizes}
+            return dict.fromkeys(sizes, Grid(np.array([start, start + self.num_tokens]), 0, 1))
+        return {size: Grid(self.offsets, origin % (len(self.offsets) - 1), size) for size in sizes}
 
     def _start(self, stage: int, row: int) -> int:
         number = bisect_right(self._stretches, (stage, row), key=lambda stretch: (stretch.stage, stretch.first_row)) - 1
@@ -450,16 +391,6 @@ class _SourcePlan(WindowPlan):
 
     def _steps_of(self, number: int) -> Sequence[StepRows]:
         return rows_of_source(self.shares[number], self.name, self.whole._steps_of(number))
-
-    def _tokens(self, until: int) -> int:
-        total = 0
-        for number, stage in enumerate(self.schedule.stages):
-            steps = max(0, min(until, stage.stop) - stage.start)
-            if number in self._uneven:
-                total += self._uneven[number].tokens_until(steps)
-            else:
-                total += self._own(number, steps * self.shape(stage)[0]) * self._width(stage)
-        return total
 
     def _text(self, tokens: TokenText) -> TokenText:
         return SourceTokens(tokens, self.source)
