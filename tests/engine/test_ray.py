@@ -112,6 +112,14 @@ def test_a_run_that_no_node_has_room_for_is_refused(engine, monkeypatch):
         engine.room(count=10, on_gpu=True)
 
 
+def test_an_engine_that_was_left_may_be_entered_again(cluster, engine, tmp_path):
+    again = Ray(cluster.address)
+    for number in (1, 2):
+        with again:
+            again.share(tmp_path)
+            assert again.call(abs, -number) == number
+
+
 def test_preparing_on_two_nodes_gives_the_same_store_with_any_number_of_workers(engine, data_args, tmp_path):
     alone = prepare_store(data_args.preparation, tmp_path / "alone", processes=1)
     for workers in (1, 2, 4):
