@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -142,7 +143,7 @@ def main() -> None:
         else:
             # Peaks are a process's: that of the driver alone is measured in one of its own.
             if options.only is None:
-                os.system(f"{sys.executable} {__file__} --runs {options.runs} --only driver")  # noqa: S605
+                subprocess.run([sys.executable, __file__, "--runs", str(options.runs), "--only", "driver"], check=True)
                 saved = json.loads(RESULTS.read_text())
             with Cluster([2, 2]) as cluster:
                 if options.only != "prepare":

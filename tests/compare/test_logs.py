@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from typer.testing import CliRunner
 
+from superpose import cli
 from superpose.compare.logged import Logged, _difference, compare_logs
 from superpose.compare.logs import Curve, read_arms, read_curves
 from superpose.errors import UserError
@@ -203,3 +205,8 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
         found = _difference([(None, value) for value in first], [(None, value) for value in other], 1)
         held += found.low <= 0.5 <= found.high
     assert 0.93 <= held / 600 <= 0.99
+
+
+def test_an_option_of_training_is_refused_by_its_name():
+    result = CliRunner().invoke(cli.app, ["compare", "--logs", "a=a.csv", "b=b.csv", "--set", "train.lr=1"])
+    assert str(result.exception) == "--set: with --logs nothing is trained; leave it out"

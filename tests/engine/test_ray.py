@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes on this machine. One is cut off in the middle of a run, and so is a driver."""
 
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -112,6 +112,14 @@ def test_a_run_that_no_node_has_room_for_is_refused(engine, monkeypatch):
         engine.room(count=10, on_gpu=True)
 
 
+def test_an_engine_that_was_left_may_be_entered_again(cluster, engine, tmp_path):
+    again = Ray(cluster.address)
+    for number in (1, 2):
+        with again:
+            again.share(tmp_path)
+            assert again.call(abs, -number) == number
+
+
 def test_preparing_on_two_nodes_gives_the_same_store_with_any_number_of_workers(engine, data_args, tmp_path):
     alone = prepare_store(data_args.preparation, tmp_path / "alone", processes=1)
     for workers in (1, 2, 4):
@@ -147,16 +155,18 @@ def test_a_node_that_is_cut_off_costs_steps_since_the_last_checkpoint_alone(
 def test_a_driver_that_is_killed_goes_on_when_it_is_started_again(cluster, engine, long, store, undisturbed, tmp_path):
     script = tmp_path / "driver.py"
     script.write_text(
-        "import pickle, sys\n"
+        "import json, sys\n"
         "from pathlib import Path\n"
         "from superpose.data.store import TokenStore\n"
         "from superpose.engine.ray import Ray\n"
-        "from superpose.runs.pool import execute\n"
-        "runs, store, pool = pickle.loads(Path(sys.argv[1]).read_bytes())\n"
-        f"with Ray({cluster.address!r}) as engine: execute(runs, TokenStore.open(store), pool, engine)\n"
+        "from superpose.runs.pool import Run, execute\n"
+        "from superpose.train.config import Recipe\n"
+        "store, pool, recipes = sys.argv[1:]\n"
+        "runs = [Run(arm, Recipe.model_validate(recipe)) for arm, recipe in json.loads(recipes).items()]\n"
+        f"with Ray({cluster.address!r}) as engine: execute(runs, TokenStore.open(Path(store)), Path(pool), engine)\n"
     )
-    (tmp_path / "given").write_bytes(pickle.dumps((long, store.path, tmp_path / "pool")))
-    driver = subprocess.Popen([sys.executable, script, tmp_path / "given"])
+    recipes = json.dumps({run.arm: run.recipe.model_dump(mode="json") for run in long})
+    driver = subprocess.Popen([sys.executable, script, store.path, tmp_path / "pool", recipes])
     directories = [tmp_path / "pool" / run.key(store) for run in long]
     wait_for(lambda: any(list((path / "checkpoints").glob("step-*")) for path in directories))
     driver.send_signal(signal.SIGKILL)

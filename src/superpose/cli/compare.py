@@ -85,16 +85,8 @@ def compare(
     from superpose.results.progress import Display, print_results
 
     if logs:
-        sources = {option: context.get_parameter_source(option) for option in context.params}
-        given = {option for option, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-        if ignored := sorted(given - {"logs", "recipe", "metric", "x", "name", "runs"}):
-            raise UserError(f"--{ignored[0].replace('_', '-')}: with --logs nothing is trained; leave it out")
-        logged = workflow.compare_logs(
-            [*logs, *(recipe or [])], metric or "val_loss", x, runs=runs, name=name or "logs"
-        )
-        display = Display()
-        print_results(display.console, logged.tables(), logged.verdict())
-        display.say(f"Tables, curve and all values: {runs / (name or 'logs')}/")
+        _refuse_training(context)
+        _compare_logs([*logs, *(recipe or [])], metric or "val_loss", x, runs, name or "logs")
         return
     if metric or x:
         raise UserError("--metric and --x are of runs logged elsewhere; give these with --logs")
@@ -132,3 +124,21 @@ def compare(
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")
     expect_all(display)
+
+
+def _refuse_training(context: Context) -> None:
+    """A UserError if options were given that would be ignored, because nothing is trained."""
+    for option in context.command.params:
+        source = context.get_parameter_source(str(option.name))
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and option.name not in ("logs", "recipe", "metric", "x", "name", "runs"):
+            raise UserError(f"{option.opts[0]}: with --logs nothing is trained; leave it out")
+
+
+def _compare_logs(arms: list[str], metric: str, x: str | None, runs: Path, name: str) -> None:
+    from superpose.compare import compare_logs
+    from superpose.results.progress import Display, print_results
+
+    logged, display = compare_logs(arms, metric, x, runs=runs, name=name), Display()
+    print_results(display.console, logged.tables(), logged.verdict())
+    display.say(f"Tables, curve and all values: {runs / name}/")

@@ -4,7 +4,6 @@ curves of each arm -> their values where all have come -> differences to the fir
 are known, and the spread of an arm's own runs -> tables, verdict, chart -> RUNS/NAME/logged.json, summary.md, loss.png
 """
 
-import bisect
 import itertools
 import math
 import statistics
@@ -23,7 +22,7 @@ from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
 from superpose.results.charts import Chart, Role, Series, draw
 from superpose.results.intervals import Interval, ends, spoken
-from superpose.results.statistics import Speedup, holm, loss_at, speedup
+from superpose.results.statistics import Speedup, half_width, holm, loss_at, losses_at, p_value, seeds_needed, speedup
 from superpose.results.tables import Row, Table, markdown
 
 _FORMAT = "superpose logged runs 1"
@@ -86,13 +85,18 @@ class Logged:
         return [*self.arms][1:]
 
     @cached_property
+    def longest(self) -> dict[str, list[Curve]]:
+        """The runs of each arm that are compared: those of its greatest length, in their order."""
+        return {arm: _longest(curves) for arm, curves in self.arms.items()}
+
+    @cached_property
     def at(self) -> float:
         """Where values are compared: the furthest x that every arm's longest runs have all come to."""
-        return min(curve.end for curves in self.arms.values() for curve in _longest(curves))
+        return min(curve.end for curves in self.longest.values() for curve in curves)
 
     def values(self, arm: str) -> list[tuple[int | None, float]]:
         """Seed and value at `at` of each of an arm's longest runs."""
-        values = [(curve.seed, loss_at(curve.points, self.at)) for curve in _longest(self.arms[arm])]
+        values = [(curve.seed, loss_at(curve.points, self.at)) for curve in self.longest[arm]]
         return [(seed, value) for seed, value in values if value is not None]
 
     @cached_property
@@ -140,12 +144,8 @@ class Logged:
         else:
             fewest = min(len(first), len(values))
             chosen, reached = list(first[:fewest]), [value for _, value in values[:fewest]]
-        end = min(curve.end for curve in chosen)
-        places = sorted({place for place, _ in chosen[0].points if place <= end})
-        columns = {place: [loss_at(curve.points, place) for curve in chosen] for place in places}
-        known = {place: [loss for loss in losses if loss is not None] for place, losses in columns.items()}
-        whole = {place: losses for place, losses in known.items() if len(losses) == len(chosen)}
-        return speedup(whole, reached, self.at) if len(whole) > 1 else None
+        losses = _together(chosen)
+        return speedup(losses, reached, self.at) if len(losses) > 1 else None
 
     def rows(self) -> list[Row]:
         """Each arm: runs, mean, its difference, p, equal loss."""
@@ -162,13 +162,14 @@ class Logged:
 
     def tables(self) -> list[Table]:
         header = ("", "runs", "mean", f"minus {self.first}", "p", f"equal {self.metric}, {self.x}")
-        tables: list[Table] = [(f"{self.metric} at {self.x} {self.at:,.6g}", header, self.rows())]
-        runs = [(arm, curve) for arm, curves in self.arms.items() for curve in curves]
         rows: list[Row] = []
-        for arm, curve in runs:
+        for arm, curve in ((arm, curve) for arm, curves in self.arms.items() for curve in curves):
             seed, (last, value) = "-" if curve.seed is None else str(curve.seed), curve.points[-1]
             rows.append((arm, seed, f"{last:,.6g}", f"{value:.4f}", curve.run))
-        return [*tables, ("Runs", ("", "seed", f"last {self.x}", f"last {self.metric}", "file"), rows)]
+        return [
+            (f"{self.metric} at {self.x} {self.at:,.6g}", header, self.rows()),
+            ("Runs", ("", "seed", f"last {self.x}", f"last {self.metric}", "file"), rows),
+        ]
 
     def verdict(self) -> str:
         """What came out, in words; the first other arm first."""
@@ -192,7 +193,7 @@ class Logged:
 
     def cautions(self) -> list[str]:
         """What keeps the result from meaning more."""
-        notes = []
+        notes, of_one_length = [], len(_lengths(self.arms[self.first])) < 2
         if self.noise is not None:
             deviation, freedom = self.noise
             apart = float(stats.t.ppf(0.975, freedom)) * math.sqrt(2) * deviation
@@ -203,44 +204,35 @@ class Logged:
         if len(self.others) > 1:
             notes.append(f"{len(self.others)} arms were tried; intervals and p are corrected for that.")
         for arm in self.others:
-            known = {seed for seed, _ in self.values(self.first)} & {seed for seed, _ in self.values(arm)} - {None}
-            left = len(self.values(self.first)) + len(self.values(arm)) - 2 * len(known)
-            if self.differences[arm].paired and left:
+            one = self.differences[arm]
+            left = len(self.values(self.first)) + len(self.values(arm)) - 2 * one.runs
+            if one.paired and left:
                 notes.append(f"{left} runs of {self.first} and {arm} have no partner of their seed and are left out.")
         shorter = sum(
-            curve.end < longest[0].end * (1 - _SAME) for arm, longest in self._ends for curve in self.arms[arm]
+            curve.end < longest[0].end * (1 - _SAME)
+            for arm, longest in self.longest.items()
+            for curve in self.arms[arm]
         )
-        if shorter and len(_lengths(self.arms[self.first])) < 2:
+        if shorter and of_one_length:
             notes.append(f"{shorter} runs are shorter than the longest of their arm and are not compared.")
-        if any(longest[0].end > self.at * (1 + _SAME) for _, longest in self._ends):
+        if any(longest[0].end > self.at * (1 + _SAME) for longest in self.longest.values()):
             notes.append(
                 f"Not all arms end at {self.x} {self.at:,.6g}: a run that goes on has not let its learning rate fall "
                 f"there, which makes its value higher than that of a run that ends."
             )
-        if len(_lengths(self.arms[self.first])) < 2 and any(self.speedups.values()):
+        if of_one_length and any(self.speedups.values()):
             notes.append(
                 f"Equal {self.metric} is read off the curves of {self.first} themselves, not off runs that end there: "
                 f"with a learning rate that falls, those would be lower, and the factor smaller."
             )
         return notes
 
-    @property
-    def _ends(self) -> list[tuple[str, list[Curve]]]:
-        return [(arm, _longest(curves)) for arm, curves in self.arms.items()]
-
     def chart(self) -> Chart:
         """All runs thinly, and the mean of each arm as far as all of it have come."""
         series: list[Series] = []
-        for number, (arm, curves) in enumerate(self.arms.items()):
+        for number, (arm, longest) in enumerate(self.longest.items()):
             role: Role = "ordinary" if number == 0 else "tst" if number == 1 else "other"
-            longest = _longest(curves)
-            end = min(curve.end for curve in longest)
-            places = [place for place, _ in longest[0].points if place <= end]
-            means = {}
-            for place in places:
-                losses = [loss for curve in longest if (loss := loss_at(curve.points, place)) is not None]
-                if len(losses) == len(longest):
-                    means[place] = statistics.fmean(losses)
+            means = {place: statistics.fmean(losses) for place, losses in _together(longest).items()}
             if len(longest) > 1 and role != "other":
                 for curve in longest:
                     x, y = zip(*curve.points, strict=True)
@@ -293,7 +285,7 @@ def compare_logs(
     if short is not None:
         raise UserError(f"{short.run} has one value of {metric}; a curve takes two or more")
     for arm in found:
-        if len(logged.values(arm)) < len(_longest(logged.arms[arm])):
+        if len(logged.values(arm)) < len(logged.longest[arm]):
             raise UserError(
                 f"--logs {arm}: a run begins behind {logged.x} {logged.at:g}, where another arm ends; leave it out"
             )
@@ -311,9 +303,15 @@ def _lengths(curves: Sequence[Curve]) -> dict[float, list[Curve]]:
 
 
 def _longest(curves: Sequence[Curve]) -> list[Curve]:
-    """The runs of the greatest length, in their order."""
-    longest = [*_lengths(curves).values()][-1]
+    *_, longest = _lengths(curves).values()
     return [curve for curve in curves if curve in longest]
+
+
+def _together(curves: Sequence[Curve]) -> dict[float, list[float]]:
+    """The values of all these runs at each x that the first logged, where every one of them has come to it."""
+    places = [place for place, _ in curves[0].points]
+    found = [losses_at(curve.points, places) for curve in curves]
+    return {place: [losses[place] for losses in found] for place in places if all(place in losses for losses in found)}
 
 
 def _known(by_seed: dict[int | None, Any]) -> set[int]:
@@ -334,7 +332,6 @@ def _difference(
     first: Sequence[tuple[int | None, float]], other: Sequence[tuple[int | None, float]], tried: int
 ) -> LoggedDifference:
     """Other minus first, not yet corrected by Holm."""
-    level = 1 - 0.05 / tried
     pairs = _pairs(first, other)
     paired = len(pairs) > 1 or (bool(pairs) and len(first) == len(other) == 1)
     if paired:
@@ -355,19 +352,6 @@ def _difference(
         squares = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
         freedom = sum(parts) ** 2 / squares if squares else float(runs - 2)  # Welch and Satterthwaite
         spread = math.sqrt(statistics.variance(a) + statistics.variance(b))
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    p = float(2 * stats.t.sf(abs(mean) / error, freedom)) if error else float(mean == 0)
-    needed = _runs_needed(spread, abs(mean) / 2, paired)
-    return LoggedDifference(mean, mean - half, mean + half, p, paired, runs, needed)
-
-
-def _runs_needed(spread: float, precision: float, paired: bool, most: int = 10_000) -> int | None:
-    """Fewest runs of each arm whose 95 % interval is expected to reach this far to either side; None if over `most`."""
-
-    def reaches(count: int) -> bool:
-        freedom = count - 1 if paired else 2 * (count - 1)
-        return float(stats.t.ppf(0.975, freedom)) * spread / math.sqrt(count) <= precision
-
-    counts = range(2, most + 1)
-    place = bisect.bisect_left(counts, True, key=reaches)
-    return counts[place] if place < len(counts) else None
+    half = half_width(error, 1, freedom, tried)
+    needed = seeds_needed(spread, abs(mean) / 2, paired=paired)
+    return LoggedDifference(mean, mean - half, mean + half, p_value(mean, error, freedom), paired, runs, needed)

@@ -4,6 +4,9 @@
 
 A job is a call of a module's function, `work(tell, *arguments)`, that travels as bytes: only where it is done does it
 import what it needs. What it tells is heard while it works.
+
+Calls, records and exceptions are pickled, because they go from one process of this program to another: through a pipe
+or by Ray, never by way of a file. Nothing that is read from a disk is unpickled.
 """
 
 import pickle
@@ -73,7 +76,7 @@ class Event:
 
 
 class Engine(ABC):
-    """Does jobs; a context manager. What is under way when it is left is stopped."""
+    """Does jobs; a context manager, which may be entered again. What is under way when it is left is stopped."""
 
     def __enter__(self) -> Self:
         return self
@@ -126,7 +129,7 @@ def without_records(tell: Tell, work: Callable[..., Any], *arguments: Any) -> An
 def carry_out(call: bytes, tell: Tell) -> tuple[Kind, Any]:
     """Makes a job's call: "done" and what it returned, or "failed" and the exception, with a note of where it was."""
     try:
-        work, arguments = pickle.loads(call)  # noqa: S301  # of the process that submitted it
+        work, arguments = pickle.loads(call)  # noqa: S301  # of `Job.of` in the process that submitted it
         return "done", work(tell, *arguments)
     except Exception as error:
         return "failed", _portable(error)
@@ -136,7 +139,7 @@ def _portable(error: Exception) -> Exception:
     """An exception that other processes can be sent."""
     trace = "".join(traceback.format_exception(error))
     try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301
+        pickle.loads(pickle.dumps(error))  # noqa: S301  # made here: whether it can be done at all
     except Exception:
         error = RuntimeError(str(error))
     if not isinstance(error, UserError):

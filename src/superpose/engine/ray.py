@@ -52,12 +52,6 @@ class Ray(Engine):
 
     def __init__(self, address: str = "auto", cores: int = 0, gpus: float = 0) -> None:
         self._address, self._cores, self._gpus = address, cores, gpus
-        self._marks: list[Mark] = []
-        self._written: list[Path] = []
-        self._shared_paths: set[Path] = set()
-        self._tasks: dict[str, Any] = {}
-        self._answers: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
-        self._events: deque[Event] = deque()
 
     def __enter__(self) -> "Ray":
         try:
@@ -75,6 +69,13 @@ class Ray(Engine):
                     f"no Ray cluster answers at {self._address} ({first_line(error)}); "
                     f"start one with 'ray start --head', or give its address as --engine ray://HOST:PORT"
                 ) from None
+        # Each time it is entered: marks are removed when it is left, and what was still to be heard is of no interest.
+        self._marks: list[Mark] = []
+        self._written: list[Path] = []
+        self._shared_paths: set[Path] = set()
+        self._tasks: dict[str, Any] = {}
+        self._answers: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
+        self._events: deque[Event] = deque()
         retried = {"max_retries": _TRIES, "retry_exceptions": [LostError]}
         self._alone, self._shared = ray.remote(**retried)(_alone), ray.remote(**retried)(_shared)
         self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
@@ -170,7 +171,8 @@ class Ray(Engine):
         self._when_known("records", None, self._mailbox.take.remote())
 
     def _when_known(self, what: str, about: Any, reference: Any) -> None:
-        reference.future().add_done_callback(lambda future: self._answers.put((what, about, future)))
+        answers = self._answers
+        reference.future().add_done_callback(lambda future: answers.put((what, about, future)))
 
     def _records(self, future: Any) -> None:
         # If the mailbox is lost with its node, Ray makes another; what was in it was for eyes only.

@@ -191,18 +191,16 @@ def reproduce(
     design, name = Design(recipe or scale_recipe(scale), seeds, rates=rates), name or f"reproduce-{scale}"
     plan_runs(replace(design, variants=variants or {}), {})  # says what is wrong before any work
     check_recipe(design.recipe)
-    directory, display = named_directory(runs, name), display or Display()
+    directory, display, keys = named_directory(runs, name), display or Display(), list(dict.fromkeys(experiments))
     done: list[Reproduction] = []
-    begun: list[str] = []
     with engine or Local() as machines:
         with display:
             design = replace(design, recipe=settled(design.recipe, machines))
             store = prepare(design.recipe.data, display.prepare)
-            tuning, later = plan_tuning(design), _expected(experiments, design.recipe, seeds, {})
+            tuning, later = plan_tuning(design), _expected(keys, design.recipe, seeds, {})
             tunings = best_rates(design, train_all(tuning, store, runs / POOL, jobs, display, machines, later))
             tuned = {arm: tuning.best for arm, tuning in tunings.items()}
-        for key in dict.fromkeys(experiments):
-            begun.append(key)
+        for place, key in enumerate(keys):
             experiment, arms, text = EXPERIMENTS[key], design.recipe, store
             with display:
                 if experiment.data_bound:
@@ -210,7 +208,7 @@ def reproduce(
                     text = prepare(arms.data, display.prepare)
                 planned, law = experiment_runs(experiment, arms, text, seeds, tuned)
                 display.say(f"{experiment.title}: {len(planned)} runs")
-                later = _expected([other for other in experiments if other not in begun], design.recipe, seeds, tuned)
+                later = _expected(keys[place + 1 :], design.recipe, seeds, tuned)
                 outcomes = train_all(planned, text, runs / POOL, jobs, display, machines, later)
             done.append(reproduction(key, scale, arms, text, outcomes, law, tuned))
             save(done, command, directory)
@@ -266,7 +264,7 @@ def experiment_runs(
 
 def _expected(keys: Sequence[str], recipe: Recipe, seeds: Sequence[int], rates: Mapping[str, float]) -> list[Run]:
     """The runs of experiments that are to come, but for weights that are not measured yet."""
-    return [run for key in dict.fromkeys(keys) for run in _runs(EXPERIMENTS[key], recipe, seeds, rates, None)]
+    return [run for key in keys for run in _runs(EXPERIMENTS[key], recipe, seeds, rates, None)]
 
 
 def _runs(

@@ -1,5 +1,6 @@
 """What several seeds say, and how sure it is."""
 
+import bisect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,7 @@ def paired_difference(ordinary: Sequence[float], tst: Sequence[float]) -> Differ
     if count == 1:
         return Difference(mean)
     deviation = statistics.stdev(differences)
-    half = _half_width(deviation, count)
+    half = half_width(deviation, count, count - 1)
     low, high = np.quantile(np.array(differences)[_resampled(count)].mean(axis=1), tails(count))
     return Difference(mean, mean - half, mean + half, count, deviation, (float(low), float(high)))
 
@@ -88,7 +89,7 @@ def corrected(differences: Mapping[str, Difference], tried: int | None = None) -
     for name, one in differences.items():
         low = high = None
         if one.deviation is not None:
-            half = _half_width(one.deviation, one.seeds, 1 - (1 - _LEVEL) / tried)
+            half = half_width(one.deviation, one.seeds, one.seeds - 1, tried)
             low, high = one.value - half, one.value + half
         answers[name] = Corrected(one.value, low, high, found.get(name), tried, one.seeds)
     return answers
@@ -106,20 +107,36 @@ def _p_value(difference: Difference) -> float | None:
     """Two-sided, of no difference; None for a single seed."""
     if difference.deviation is None:
         return None
-    error = difference.deviation / math.sqrt(difference.seeds)
+    return p_value(difference.value, difference.deviation / math.sqrt(difference.seeds), difference.seeds - 1)
+
+
+def p_value(value: float, error: float, freedom: float) -> float:
+    """Two-sided, of no difference, by Student's t; `error` is the standard error of `value`."""
     if error == 0:
-        return 1.0 if difference.value == 0 else 0.0
-    return float(2 * stats.t.sf(abs(difference.value) / error, difference.seeds - 1))
+        return 1.0 if value == 0 else 0.0
+    return float(2 * stats.t.sf(abs(value) / error, freedom))
 
 
-def seeds_needed(deviation: float, precision: float, most: int = 10_000) -> int | None:
-    """Fewest pairs whose 95 % interval is expected to be `precision` to either side; None if more than `most`.
+def half_width(deviation: float, count: int, freedom: float, tried: int = 1) -> float:
+    """Half of a mean's 95 % interval, by Student's t; where several were tried, they hold together (Bonferroni)."""
+    level = 1 - (1 - _LEVEL) / tried
+    return float(stats.t.ppf((1 + level) / 2, freedom)) * deviation / math.sqrt(count)
+
+
+def seeds_needed(deviation: float, precision: float, most: int = 10_000, paired: bool = True) -> int | None:
+    """Fewest seeds whose 95 % interval is expected to be `precision` to either side; None if more than `most`.
 
     Args:
-        deviation: standard deviation of paired differences, from the seeds there are.
+        deviation: standard deviation of paired differences, from the seeds there are; without pairs, the root of the
+            sum of both arms' variances.
         precision: half the width of the interval, in the same unit.
+        paired: whether both arms are trained at the same seeds; else each has as many of its own.
     """
-    return next((count for count in range(2, most + 1) if _half_width(deviation, count) <= precision), None)
+    counts, degrees = range(2, most + 1), 1 if paired else 2
+    place = bisect.bisect_left(
+        counts, True, key=lambda count: half_width(deviation, count, degrees * (count - 1)) <= precision
+    )
+    return counts[place] if place < len(counts) else None
 
 
 @dataclass(frozen=True)
@@ -197,14 +214,15 @@ def loss_at(curve: Sequence[tuple[float, float]], steps: float) -> float | None:
 
     Likewise of FLOPs or tokens: of any amount above 0 that rises along the curve.
     """
-    budgets = [budget for budget, _ in curve]
-    if not budgets[0] <= steps <= budgets[-1]:
-        return None
-    return float(np.interp(math.log(steps), np.log(budgets), [loss for _, loss in curve]))
+    return losses_at(curve, [steps]).get(steps)
 
 
-def _half_width(deviation: float, count: int, level: float = _LEVEL) -> float:
-    return float(stats.t.ppf((1 + level) / 2, count - 1)) * deviation / math.sqrt(count)
+def losses_at(curve: Sequence[tuple[float, float]], steps: Sequence[float]) -> dict[float, float]:
+    """`loss_at` each of these that is not outside."""
+    budgets, losses = zip(*curve, strict=True)
+    within = [place for place in steps if budgets[0] <= place <= budgets[-1]]
+    found = np.interp([math.log(place) for place in within], np.log(budgets), losses)
+    return dict(zip(within, found.tolist(), strict=True))
 
 
 def _resampled(count: int) -> npt.NDArray[np.int64]:

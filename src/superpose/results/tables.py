@@ -31,9 +31,8 @@ def describe(schedule: Schedule) -> str:
 def remarks(stage: Stage) -> list[str]:
     """What a stage is beside its bag sizes and its mode, such as "pooling sqrt": the settings not at their defaults."""
     known = {"start", "stop", "phase", "bag_size", "mode"}
-    told = [(field.name, getattr(stage, field.name)) for field in fields(stage) if field.name not in known]
-    defaults = {field.name: field.default for field in fields(stage)}
-    return [f"{name.replace('_', ' ')} {_told(value)}" for name, value in told if value != defaults[name]]
+    told = [(field, getattr(stage, field.name)) for field in fields(stage) if field.name not in known]
+    return [f"{field.name.replace('_', ' ')} {_told(value)}" for field, value in told if value != field.default]
 
 
 def _told(value: object) -> str:

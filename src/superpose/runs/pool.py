@@ -9,6 +9,7 @@ longer one, so longer ones branch from it where its rate begins to fall, and a b
 
 import hashlib
 import heapq
+import itertools
 import json
 import os
 import re
@@ -288,7 +289,7 @@ def _trunks(runs: dict[str, Run]) -> dict[str, str]:
     return {
         longer: shorter
         for family in families.values()
-        for (_, shorter), (_, longer) in zip(sorted(family), sorted(family)[1:], strict=False)
+        for (_, shorter), (_, longer) in itertools.pairwise(sorted(family))
     }
 
 
