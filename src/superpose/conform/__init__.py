@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 
 from superpose.conform import amount, body, normalisation, padding, phases, positions, run
-from superpose.conform.bench import Bench, prepared
+from superpose.conform.bench import Bench
+from superpose.conform.prepare import prepared
 from superpose.conform.reading import NotCheckedError, WrongError
 from superpose.conform.subject import Subject, load
 from superpose.errors import UserError, first_line

@@ -122,7 +122,7 @@ def check_work(bench: Bench) -> str:
         reading = bench.plain(bag_size)
         positions = len(reading.window) * latents_of(bench, reading.window, bag_size)
         watch, vocab_size = reading.watch, reading.logits.shape[-1]
-        products = [one.product for node in watch.finals() for one in node.ancestors() if one.product]
+        products = [product for node in watch.finals() for product in node.products()]
         rows = sum(product.values.numel() // vocab_size for product in dict.fromkeys(products))
         counts = {
             "rows of the head's product": rows,

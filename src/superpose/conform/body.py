@@ -18,6 +18,7 @@ from superpose.conform.phases import longer
 from superpose.conform.positions import latents_of, need_shift, weights_of
 from superpose.conform.probe import Probe
 from superpose.conform.reading import LATENTS, NotCheckedError, Reading, Replace, WrongError, largest
+from superpose.conform.subject import shares_of_valid
 from superpose.conform.watch import STEPS, Lookup
 
 
@@ -40,8 +41,7 @@ def pooled_into(
     latents = ordinary.shape[1] - 1
     bags = window[:, : latents * bag_size].unflatten(1, (latents, bag_size))
     shares = bench.subject.shares("pooling", bag_size) * factor
-    kept = shares * valid[:, : latents * bag_size].unflatten(1, (latents, bag_size))
-    kept = kept / kept.sum(-1, keepdim=True).clamp(min=1e-9) * shares.sum()
+    kept = shares_of_valid(shares, valid[:, : latents * bag_size].unflatten(1, (latents, bag_size)))
 
     def replace(lookup: Lookup, step: int, vectors: Tensor) -> Tensor:
         if step != at or not of_tokens(bench, lookup, ordinary):

@@ -105,11 +105,7 @@ def check_documents(bench: Bench) -> str:
         window[:, border - 1] = subject.end_of_text
     if subject.takes("document_ids"):
         sides["document_ids"] = (torch.arange(window.shape[1]) >= border).long().expand_as(window)
-    bench.documents = True
-    try:
-        reading = bench.read(window, bag_size, **sides)
-    finally:
-        bench.documents = False
+    reading = bench.read(window, bag_size, documents=True, **sides)
     for number in (reading.last >= border).nonzero().flatten().tolist():
         before = reading.seen[number, : border - 1].nonzero().flatten().tolist()
         if before and reading.asked[number].any():

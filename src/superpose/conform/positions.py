@@ -30,14 +30,12 @@ def find_mode(bench: Bench) -> None:
     """The first mode that the positions are right in, if there is one."""
     for mode in MODES:
         bench.found_mode = mode
-        bench.forget()
         try:
             weights_of(bench, bench.plain(bag_size := min(bench.sizes)), bag_size)
         except (WrongError, NotCheckedError):
             continue
         return
     bench.found_mode = "full"
-    bench.forget()
 
 
 def due(bench: Bench, latent: int, bag_size: int, further: int = 0) -> range:
