@@ -44,6 +44,12 @@ class Bench:
         subject: what is judged.
         model: what its step is given.
         ordinary: whether its step is ordinary training alone.
+        vocab_size: V; None while it isn't known.
+        found_mode: the mode, where the subject declares none.
+        seed: of the random numbers that each call draws.
+        tokens: ids below it may stand in windows.
+        causes: by error, the words for a cause of several verdicts.
+        differences: what `body.difference` found.
     """
 
     subject: Subject
@@ -70,7 +76,7 @@ class Bench:
         """Calls one of the subject's functions, which may print, and draws the same random numbers each time.
 
         Raises:
-            NotCheckedError: it raises, or does not return a loss.
+            NotCheckedError: it raises.
         """
         assert function is not None
         given = (window,) if bag_size is None else (window, bag_size)
@@ -96,11 +102,11 @@ class Bench:
         """The subject's loss of a window."""
         subject = self.subject
         if subject.step is None:
-            return scalar(self._of_fold_and_loss(window, bag_size, **sides), "loss")
+            return _scalar(self._of_fold_and_loss(window, bag_size, **sides), "loss")
         if bag_size == 1 and subject.ordinary is not None:
-            return scalar(self.run("ordinary", subject.ordinary, window, None, **sides), "ordinary")
+            return _scalar(self.run("ordinary", subject.ordinary, window, None, **sides), "ordinary")
         bare = self.ordinary and "bag_size" not in parameters_of(subject.step)
-        return scalar(self.run("step", subject.step, window, None if bare else bag_size, **sides), "step")
+        return _scalar(self.run("step", subject.step, window, None if bare else bag_size, **sides), "step")
 
     def read(
         self, window: Tensor, bag_size: int, replace: Replace | None = None, documents: bool = False, **sides: Any
@@ -147,15 +153,24 @@ class Bench:
         logits, gradient, hidden = gradients_at(nodes, watch, cap)
         tolerance = TOLERANCES.get(watch.dtype, 1e-2)
         asked, extra, uneven, smoothing = asked_for(logits, gradient, window, tolerance, self.subject.label_smoothing)
-        unused = {name for name, parameter in parameters.items() if parameter.grad is None or not parameter.grad.any()}
         row, last, seen = self._places_of(window, bag_size, len(logits), documents, sides)
         return Reading(
-            float(loss.detach()),
-            *(logits, asked, extra, uneven, hidden, row, last, seen, watch),
-            unused,
-            all(one.grad is None or bool(one.grad.isfinite().all()) for one in parameters.values()),
-            sum(size for place, size in kept.items() if place not in watch.weights),
-            *(window, tolerance, smoothing),
+            value=float(loss.detach()),
+            logits=logits,
+            asked=asked,
+            extra=extra,
+            uneven=uneven,
+            hidden=hidden,
+            row=row,
+            last=last,
+            seen=seen,
+            watch=watch,
+            unused={name for name, one in parameters.items() if one.grad is None or not one.grad.any()},
+            finite=all(one.grad is None or bool(one.grad.isfinite().all()) for one in parameters.values()),
+            kept=sum(size for place, size in kept.items() if place not in watch.weights),
+            window=window,
+            tolerance=tolerance,
+            smoothing=smoothing,
         )
 
     def plain(self, bag_size: int, latents: int = LATENTS) -> Reading:
@@ -303,7 +318,7 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
-def scalar(loss: Any, role: str) -> Tensor:
+def _scalar(loss: Any, role: str) -> Tensor:
     """A loss as a number with a graph; of transformers' outputs, `.loss`."""
     value = getattr(loss, "loss", loss)
     if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
