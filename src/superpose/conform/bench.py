@@ -93,7 +93,7 @@ class Bench:
             size = f" at bag size {bag_size}" if isinstance(bag_size, int) else ""
             raised = f"{role} raised {type(error).__name__}{size}: {first_line(error)} ({_place(error, function)})"
             if self.vocab_size is None and isinstance(error, IndexError):
-                raised += "; a vocabulary of less than 20 is too small for the windows"
+                raised += f"; a vocabulary of less than {self.tokens} is too small for the windows"
             if role == "step" and bag_size == 1 and not self.ordinary:
                 raised += "; if it is for bags alone, give ordinary(model, window)"
             raise NotCheckedError(raised) from error
@@ -208,12 +208,16 @@ class Bench:
         if len(usable) < length + 2:
             raise NotCheckedError(
                 f"a vocabulary of {self.vocab_size} has no {length} tokens for a window of {latents} latents in bags "
-                f"of {bag_size}; take one of 64 or more"
+                f"of {bag_size}; take one of {max(64, self.needed(length))} or more"
             )
         order = usable[torch.randperm(len(usable), generator=torch.Generator().manual_seed(length))]
         if len(order) >= rows * length + 2:
             return order[: rows * length].view(rows, length)
         return torch.stack([order[:length].roll(row) for row in range(rows)])
+
+    def needed(self, length: int) -> int:
+        """Ids that windows of a length need: two are put in others' places, and up to six may have a meaning."""
+        return length + 8 + len(self.subject.special_ids)
 
     def usable(self) -> Tensor:
         """Tokens that may stand for text."""

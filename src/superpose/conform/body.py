@@ -200,7 +200,7 @@ def check_logits(bench: Bench) -> str:
     if bench.subject.model is None and bench.subject.step is not None:
         words = "with a scaled embedding, a head's bias and a soft-cap: "
         full = Probe(bias=True, scale=3.0, softcap=2.0)
-        bench = Bench(bench.subject, full, vocab_size=64, found_mode=bench.mode)
+        bench = Bench(bench.subject, full, vocab_size=64, tokens=64, found_mode=bench.mode)
     for bag_size in bench.sizes:
         kind, evidence = difference(bench, bag_size)
         if kind:

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from superpose.conform.bench import Bench
 from superpose.conform.probe import Probe
-from superpose.conform.reading import NotCheckedError
+from superpose.conform.reading import LATENTS, NotCheckedError
 from superpose.conform.subject import Subject, find_weight
 from superpose.conform.watch import Watch
+from superpose.core.fold import window_length
 from superpose.errors import UserError, first_line
 
 
@@ -39,7 +40,8 @@ def prepared(subject: Subject, ordinary: bool = False) -> Bench:
     for owner in (model, subject.step, subject.loss):
         if isinstance(owner, nn.Module):
             _calm(owner)
-    size = 1 if ordinary else min(subject.bag_sizes)
+    size = min(bench.sizes)
+    bench.tokens = max(bench.tokens, bench.needed(window_length(LATENTS, size)))
     try:
         window = bench.window(size)
         watch, loss = bench.watched(window, size)
