@@ -145,6 +145,22 @@ def test_what_the_documentation_shows_passes(name, tmp_path, monkeypatch):
     assert passes(verdicts), [one for one in verdicts if one.promised and one.state != "right"]
 
 
+@pytest.mark.parametrize("bag_size", [5, 8])
+def test_bags_may_be_large(bag_size):
+    def step(model, window, bag_size):
+        bags = bags_of(window, bag_size)
+        vectors = model.get_input_embeddings()(bags[:, :-1]).mean(dim=2)
+        return mean_loss(model(inputs_embeds=vectors).logits, bags[:, 1:])
+
+    verdicts = conform(Subject(step=step, bag_sizes=(bag_size,)))
+    assert passes(verdicts), [one for one in verdicts if one.promised and one.state != "right"]
+
+
+def test_a_vocabulary_that_is_too_small_for_the_bags_is_named():
+    with pytest.raises(UserError, match="a vocabulary of less than 72 is too small"):
+        conform(Subject(step=step, model=Recurrent(), bag_sizes=(16,)))
+
+
 def test_a_mode_that_is_declared_is_not_looked_for():
     found = {one.check: one.state for one in conform(Subject(step=input_only().step, mode="full"))}
     assert found["shift"] == "wrong"

@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 
 from superpose.conform import amount, body, normalisation, padding, phases, positions, run
-from superpose.conform.bench import Bench, prepared
+from superpose.conform.bench import Bench
+from superpose.conform.prepare import prepared
 from superpose.conform.reading import NotCheckedError, WrongError
 from superpose.conform.subject import Subject, load
 from superpose.errors import UserError, first_line
@@ -49,20 +50,8 @@ class Verdict:
     cause: str | None = None
 
 
-@dataclass(frozen=True)
-class Check:
-    """What is checked: the error, its name, the words for it, what carries it out, and what asks for it."""
-
-    error: int
-    name: str
-    words: str
-    carry_out: Callable[[Bench], str]
-    missing: Callable[[Subject], str | None]
-    ordinary: bool = False
-
-
-def _always(subject: Subject) -> str | None:
-    return None
+def _nothing(subject: Subject) -> None:
+    """What is missing of a subject for checks that every subject can be put to."""
 
 
 def _needs(*roles: str) -> Callable[[Subject], str | None]:
@@ -86,43 +75,40 @@ def _needs_ignored(subject: Subject) -> str | None:
     return _needs("labels", "attention_mask", "ignore_index")(subject)
 
 
+@dataclass(frozen=True)
+class Check:
+    """What is checked: the error, its name, what carries it out and asks for it, and whether also without bags."""
+
+    error: int
+    name: str
+    carry_out: Callable[[Bench], str]
+    missing: Callable[[Subject], str | None] = _nothing
+    ordinary: bool = False
+
+
 CHECKS = (
-    Check(1, "shift", "targets leak into the input, or a token is skipped", positions.check_shift, _always, True),
-    Check(2, "first loss", "first loss is not log V", amount.check_first_loss, _always, True),
-    Check(3, "work", "work or memory grows with the bag", amount.check_work, _always),
-    Check(4, "repeats", "repeated targets lose weight", normalisation.check_repeats, _always),
-    Check(4, "ignored", "ignored targets change the normalisation", normalisation.check_ignored, _needs_ignored, True),
-    Check(4, "parts", "parts of a step do not add up", normalisation.check_parts, _needs("normalizer"), True),
-    Check(
-        4,
-        "accumulation",
-        "a step depends on its cut",
-        normalisation.check_accumulation,
-        _needs("accumulate"),
-        True,
-    ),
-    Check(5, "mean", "bags do not enter as their mean", body.check_mean, _needs_a_model),
-    Check(
-        *(5, "padding", "padding enters the mean or the loss", padding.check_padding),
-        _needs("attention_mask", "labels", "ignore_index"),
-        ordinary=True,
-    ),
-    Check(
-        *(5, "documents", "a document reads another", padding.check_documents),
-        _needs("end_of_text", "document_ids"),
-        ordinary=True,
-    ),
-    Check(6, "logits", "scales, biases, caps or z-loss forgotten", body.check_logits, _needs_a_model),
-    Check(6, "positions", "positions are not folded", body.check_positions, _needs("position_ids")),
-    Check(7, "recovery", "bag size 1 is not next-token training", phases.check_recovery, _always),
-    Check(7, "evaluation", "evaluation in bags", phases.check_evaluation, _needs("evaluate")),
-    Check(8, "schedule", "several places decide the phase", run.check_decision, _needs("bag_size_at")),
-    Check(9, "reading", "text read again, at the switch or on resume", run.check_reading, _needs("batches")),
-    Check(10, "speed", "reading cannot keep up", run.check_speed, _needs("step_seconds")),
-    Check(11, "parameters", "parameters or shapes differ between the phases", phases.check_phases, _needs("step")),
-    Check(12, "counts", "raw tokens, latents and FLOPs mixed up", run.check_counts, _needs("counts")),
+    Check(1, "shift", positions.check_shift, ordinary=True),
+    Check(2, "first loss", amount.check_first_loss, ordinary=True),
+    Check(3, "work", amount.check_work),
+    Check(4, "repeats", normalisation.check_repeats),
+    Check(4, "ignored", normalisation.check_ignored, _needs_ignored, ordinary=True),
+    Check(4, "parts", normalisation.check_parts, _needs("normalizer"), ordinary=True),
+    Check(4, "accumulation", normalisation.check_accumulation, _needs("accumulate"), ordinary=True),
+    Check(5, "mean", body.check_mean, _needs_a_model),
+    Check(5, "padding", padding.check_padding, _needs("attention_mask", "labels", "ignore_index"), ordinary=True),
+    Check(5, "documents", padding.check_documents, _needs("end_of_text", "document_ids"), ordinary=True),
+    Check(6, "logits", body.check_logits, _needs_a_model),
+    Check(6, "positions", body.check_positions, _needs("position_ids")),
+    Check(7, "recovery", phases.check_recovery),
+    Check(7, "evaluation", phases.check_evaluation, _needs("evaluate")),
+    Check(8, "schedule", run.check_decision, _needs("bag_size_at")),
+    Check(9, "reading", run.check_reading, _needs("batches")),
+    Check(10, "speed", run.check_speed, _needs("step_seconds")),
+    Check(11, "parameters", phases.check_phases, _needs("step")),
+    Check(12, "counts", run.check_counts, _needs("counts")),
 )
-"""All checks, by the error they look for. Each raises `WrongError` or `NotCheckedError`, or returns what is right."""
+"""All checks, by the error they look for. Each raises `WrongError` with its evidence, or `NotCheckedError` with the
+reason, or returns what it found right."""
 
 
 def conform(subject: Subject, ordinary: bool = False) -> list[Verdict]:
@@ -159,8 +145,9 @@ def _judge(check: Check, bench: Bench) -> Verdict:
     missing = check.missing(bench.subject)
     if missing:
         return Verdict(check.error, check.name, "not checked", f"because {missing}", False)
+    state: State = "right"
     try:
-        state, reason = "right", check.carry_out(bench)
+        reason = check.carry_out(bench)
     except WrongError as wrong:
         state, reason = "wrong", str(wrong)
     except NotCheckedError as error:
@@ -169,7 +156,7 @@ def _judge(check: Check, bench: Bench) -> Verdict:
         at = traceback.extract_tb(error.__traceback__)[-1]
         state = "not checked"
         reason = f"because of {type(error).__name__}: {first_line(error)} ({Path(at.filename).name}, line {at.lineno})"
-    return Verdict(check.error, check.name, state, reason, True)  # type: ignore[arg-type]
+    return Verdict(check.error, check.name, state, reason, True)
 
 
 def _with_causes(verdicts: list[Verdict], bench: Bench) -> list[Verdict]:

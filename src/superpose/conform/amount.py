@@ -1,9 +1,4 @@
-"""How large a loss is, and what it is made of. Errors 2 and 3.
-
-Each check raises `WrongError` with its evidence, `NotCheckedError` with the reason, or returns what it found right.
-
-Shapes: B rows, L latents, S bag, T tokens of a window, R rows of logits, V vocabulary.
-"""
+"""How large a loss is, and what it is made of. Errors 2 and 3."""
 
 import math
 from dataclasses import dataclass
@@ -38,20 +33,17 @@ def terms_of(reading: Reading) -> Terms:
     Raises:
         WrongError: its gradient is not that of one softmax.
     """
-    weight = reading.asked.sum(-1)
-    near = reading.tolerance * max(1.0, abs(reading.value))
-    entropies = reading.cross_entropies
     if reading.uneven > uneven_from(reading.tolerance):
         raise WrongError(
             f"no cross-entropy: tokens that nobody asks for get gradients up to {reading.uneven:.0%} away from their "
             f"probabilities (a hinge, a binary loss, or smoothed labels)"
         )
-    z, coefficient = 0.0, 0.0
-    value = float(entropies.sum())
-    normalizers = reading.logits.logsumexp(-1)
-    if reading.extra.abs().max() > 10 * reading.tolerance * weight.abs().max() or not math.isclose(
-        value, reading.value, abs_tol=near
-    ):
+    weight, near = reading.asked.sum(-1), reading.near
+    heaviest, extra = float(weight.abs().max()), float(reading.extra.abs().max())
+    noticeable = extra > 10 * reading.tolerance * heaviest
+    value, z, coefficient = float(reading.cross_entropies.sum()), 0.0, 0.0
+    if noticeable or not math.isclose(value, reading.value, abs_tol=near):
+        normalizers = reading.logits.logsumexp(-1)
         z = float((reading.extra * normalizers).sum() / 2)
         coefficient = z / max(1e-12, float((weight * normalizers.square()).sum()))
     rest = reading.value - value - z
@@ -60,12 +52,12 @@ def terms_of(reading: Reading) -> Terms:
     for constant in (0.0, float((weight * (reading.asked > 0).sum(-1).clamp(min=1).log()).sum())):
         if abs(rest) > near and abs(reading.value - value - float(entropy) - constant) <= near:
             return Terms(value, 0.0, True, 0.0)
-    if z and abs(rest) > near and reading.extra.abs().max() > 0.05 * weight.abs().max():
+    if z and abs(rest) > near and extra > 0.05 * heaviest:
         raise WrongError(
-            f"a position's gradient sums to {float(reading.extra.abs().max()):.3g} over the vocabulary; that of a "
-            f"softmax's cross-entropy sums to 0 (a binary loss, or a sum of several softmaxes' terms)"
+            f"a position's gradient sums to {extra:.3g} over the vocabulary; that of a softmax's cross-entropy sums "
+            f"to 0 (a binary loss, or a sum of several softmaxes' terms)"
         )
-    if abs(z) < near / 10 and abs(reading.extra).max() < reading.tolerance * 10 * weight.abs().max():
+    if abs(z) < near / 10 and not noticeable:
         rest, coefficient = reading.value - value, 0.0
     return Terms(value, coefficient, False, rest)
 
@@ -77,7 +69,7 @@ def check_first_loss(bench: Bench) -> str:
         reading = bench.plain(bag_size)
         if not (reading.finite and math.isfinite(reading.value)):
             raise WrongError(f"bags of {bag_size}: the loss is {reading.value}, and its gradients are not all finite")
-        terms, total = terms_of(reading), total_of(bench, reading, bag_size)
+        terms, total = terms_of(reading), _total(bench, reading, bag_size)
         size = f" at s {bag_size}" if bag_size > 1 else ""
         if not math.isclose(total, 1, rel_tol=10 * reading.tolerance):
             log = math.log(reading.logits.shape[-1])
@@ -93,20 +85,19 @@ def check_first_loss(bench: Bench) -> str:
                 cause += f"{total:.3g} times the cross-entropy of its logits; log(V) = {log:.2f}"
             bench.causes[2] = cause
             raise WrongError(f"the weights of all targets sum to {total:.4f}{size}; expected 1. {cause}")
-        if abs(terms.rest) > reading.tolerance * max(1.0, abs(reading.value)) and not bench.subject.auxiliary:
+        loss = f"the loss is {reading.value:.4f}{size}"
+        if abs(terms.rest) > reading.near and not bench.subject.auxiliary:
             raise WrongError(
-                f"the loss is {reading.value:.4f}{size}, of which {terms.rest:.4f} comes from elsewhere than the "
-                f"logits; if it is meant (a router's balance), declare `auxiliary = True`"
+                f"{loss}, of which {terms.rest:.4f} comes from elsewhere than the logits; if it is meant (a router's "
+                f"balance), declare `auxiliary = True`"
             )
         extra = f", and a z-loss of {terms.z_loss:.2g}" if terms.z_loss else ""
         extra = " of the bag's total probability (MCEAlt)" if terms.alternative else extra
-        said = (
-            said or f"the loss is {reading.value:.4f}{size}: a mean of cross-entropies{extra}; log V for equal logits"
-        )
+        said = said or f"{loss}: a mean of cross-entropies{extra}; log V for equal logits"
     return said
 
 
-def total_of(bench: Bench, reading: Reading, bag_size: int) -> float:
+def _total(bench: Bench, reading: Reading, bag_size: int) -> float:
     if not bench.subject.extra_heads:
         return float(reading.asked.sum())
     return float(sum(weights.sum() for weights, _ in weights_of(bench, reading, bag_size).values()))
@@ -120,19 +111,16 @@ def check_work(bench: Bench) -> str:
     counted: dict[str, list[float]] = {}
     for bag_size in sizes:
         reading = bench.plain(bag_size)
-        positions = len(reading.window) * latents_of(bench, reading.window, bag_size)
+        places = len(reading.window) * latents_of(bench, reading.window, bag_size)
         watch, vocab_size = reading.watch, reading.logits.shape[-1]
-        products = [one.product for node in watch.finals() for one in node.ancestors() if one.product]
+        products = [product for node in watch.finals() for product in node.products()]
         rows = sum(product.values.numel() // vocab_size for product in dict.fromkeys(products))
-        counts = {
-            "rows of the head's product": rows,
-            "rows of softmaxes": watch.softmax_rows,
-        }
+        counts = {"rows of the head's product": rows, "rows of softmaxes": watch.softmax_rows}
         if products[0].weight.shape[-1] != vocab_size:
             counts["rows of V numbers in the largest tensor"] = watch.largest // vocab_size
             counts["rows of V numbers kept for the backward pass"] = reading.kept // vocab_size
         for name, count in counts.items():
-            counted.setdefault(name, []).append(count / positions)
+            counted.setdefault(name, []).append(count / places)
     grown = [name for name, (few, many) in counted.items() if many > 1.2 * max(few, 1.0)]
     words = [f"{name}: {few:.3g} and {many:.3g}" for name, (few, many) in counted.items() if not grown or name in grown]
     evidence = f"a position, at s {sizes[0]} and s {sizes[1]}: {'; '.join(words)}"

@@ -1,12 +1,7 @@
-"""What the body is given, and what its logits go through, against ordinary training. Errors 5 and 6.
-
-Each check raises `WrongError` with its evidence, `NotCheckedError` with the reason, or returns what it found right.
-
-Shapes: B rows, L latents, S bag, T tokens of a window, R rows of logits, V vocabulary.
-"""
+"""What the body is given, and what its logits go through, against ordinary training. Errors 5 and 6."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +13,7 @@ from superpose.conform.phases import longer
 from superpose.conform.positions import latents_of, need_shift, weights_of
 from superpose.conform.probe import Probe
 from superpose.conform.reading import LATENTS, NotCheckedError, Reading, Replace, WrongError, largest
+from superpose.conform.subject import shares_of_valid
 from superpose.conform.watch import STEPS, Lookup
 
 
@@ -26,29 +22,43 @@ def pooled_into(
     window: Tensor,
     bag_size: int,
     ordinary: Tensor,
-    valid: Tensor,
+    valid: Tensor | None = None,
     factor: float = 1.0,
     further: tuple[Tensor, Tensor] | None = None,
     at: int = 0,
 ) -> Replace:
     """For a lookup of the ordinary window's tokens: in place of token j's vector the mean of bag j's.
 
-    So ordinary training, whose embedding gives those vectors, computes what training in bags has to. With `further`,
-    a table and shares [S], all other tables give their vectors by these shares. `at` counts the steps that a token's
-    vector takes before it is replaced.
+    So ordinary training, whose embedding gives those vectors, computes what training in bags has to. Places that are
+    not `valid` [B, T] are in no mean. With `further`, a table and shares [S], all other tables give their vectors by
+    these shares. `at` counts the steps that a token's vector takes before it is replaced.
     """
     latents = ordinary.shape[1] - 1
-    bags = window[:, : latents * bag_size].unflatten(1, (latents, bag_size))
-    shares = bench.subject.shares("pooling", bag_size) * factor
-    kept = shares * valid[:, : latents * bag_size].unflatten(1, (latents, bag_size))
-    kept = kept / kept.sum(-1, keepdim=True).clamp(min=1e-9) * shares.sum()
+    bags, there = (
+        one[:, : latents * bag_size].unflatten(1, (latents, bag_size))
+        for one in (window, torch.ones_like(window, dtype=torch.bool) if valid is None else valid)
+    )
+    kept = shares_of_valid(bench.subject.shares("pooling", bag_size) * factor, there)
+
+    def means_of(lookup: Lookup) -> Tensor:
+        table = lookup.weight.detach().double()
+        taken = kept if further is None or lookup.weight is further[0] else further[1].expand_as(kept)
+        return (table[bags.clamp(min=0)] * taken.unsqueeze(-1)).sum(2)
+
+    return _in_place(bench, ordinary, at, means_of)
+
+
+def _in_place(bench: Bench, ordinary: Tensor, at: int, means_of: Callable[[Lookup], Tensor]) -> Replace:
+    """At one step of the vectors of an ordinary window's tokens: means [B, L, D] in their places."""
 
     def replace(lookup: Lookup, step: int, vectors: Tensor) -> Tensor:
         if step != at or not of_tokens(bench, lookup, ordinary):
             return vectors
-        table = lookup.weight.detach().double()
-        taken = kept if further is None or lookup.weight is further[0] else further[1].expand_as(kept)
-        return _put(ordinary, lookup, vectors, (table[bags.clamp(min=0)] * taken.unsqueeze(-1)).sum(2))
+        new, means = vectors.clone(), means_of(lookup)
+        for row in range(means.shape[0]):
+            for latent in range(means.shape[1]):
+                new[lookup.ids == ordinary[row, latent]] = means[row, latent].to(vectors.dtype)
+        return new
 
     return replace
 
@@ -60,30 +70,20 @@ def of_tokens(bench: Bench, lookup: Lookup, window: Tensor) -> bool:
     return not counted and len(lookup.weight) == bench.vocab_size and bool(torch.isin(ids, window).any())
 
 
-def _put(ordinary: Tensor, lookup: Lookup, vectors: Tensor, means: Tensor) -> Tensor:
-    """Means [B, L, D] in the places of the tokens of an ordinary window."""
-    new = vectors.clone()
-    for row in range(means.shape[0]):
-        for latent in range(means.shape[1]):
-            new[lookup.ids == ordinary[row, latent]] = means[row, latent].to(vectors.dtype)
-    return new
-
-
 def _later(bench: Bench, reading: Reading, bag_size: int, ordinary: Tensor) -> Iterator[Replace]:
     """As `pooled_into`, with means taken after the first, second, ... step of a token's vector."""
     looked_up = [lookup for lookup in reading.watch.lookups if of_tokens(bench, lookup, reading.window)]
     if len(looked_up) != 1 or looked_up[0].ids.numel() % (len(ordinary) * bag_size):
         return
-    for number, vectors in enumerate(looked_up[0].steps[1:], start=1):
+    shares = bench.subject.shares("pooling", bag_size).unsqueeze(-1)
+
+    def after(number: int, vectors: Tensor) -> Replace:
         bags = vectors.double().reshape(len(ordinary), -1, bag_size, vectors.shape[-1])[:, : ordinary.shape[1] - 1]
-        means = (bags * bench.subject.shares("pooling", bag_size).unsqueeze(-1)).sum(2)
+        means = (bags * shares).sum(2)
+        return _in_place(bench, ordinary, number, lambda lookup: means)
 
-        def replace(lookup: Lookup, step: int, vectors: Tensor, at: int = number, means: Tensor = means) -> Tensor:
-            return (
-                _put(ordinary, lookup, vectors, means) if step == at and of_tokens(bench, lookup, ordinary) else vectors
-            )
-
-        yield replace
+    for number, vectors in enumerate(looked_up[0].steps[1:], start=1):
+        yield after(number, vectors)
 
 
 def difference(bench: Bench, bag_size: int, factor: float = 1.0) -> tuple[str, str]:
@@ -107,8 +107,7 @@ def _difference(bench: Bench, bag_size: int, factor: float) -> tuple[str, str]:
     ordinary = bench.window(1)
     if len(ordinary.unique()) < ordinary.numel():
         raise NotCheckedError(f"a vocabulary of {bench.vocab_size} is too small; take one of 64 or more")
-    whole = torch.ones_like(reading.window, dtype=torch.bool)
-    expected = bench.read(ordinary, 1, pooled_into(bench, reading.window, bag_size, ordinary, whole, factor))
+    expected = bench.read(ordinary, 1, pooled_into(bench, reading.window, bag_size, ordinary, factor=factor))
     if not any(of_tokens(bench, lookup, ordinary) for lookup in expected.watch.lookups):
         raise NotCheckedError("no lookup of tokens was seen in ordinary training; name `embedding`")
     found = departs(bench, reading, bag_size, expected)
@@ -128,11 +127,11 @@ def _difference(bench: Bench, bag_size: int, factor: float) -> tuple[str, str]:
     tables = dict.fromkeys(one.weight for one in expected.watch.lookups if of_tokens(bench, one, ordinary))
     for name, place in (("first", 0), ("last", -1)) if len(tables) > 1 else ():
         alone = torch.zeros(bag_size, dtype=torch.float64).index_fill_(0, torch.tensor(place % bag_size), 1.0)
-        replace = pooled_into(bench, reading.window, bag_size, ordinary, whole, further=(next(iter(tables)), alone))
+        replace = pooled_into(bench, reading.window, bag_size, ordinary, further=(next(iter(tables)), alone))
         if departs(bench, reading, bag_size, bench.read(ordinary, 1, replace))[0] != "hidden":
             return "sides", f"{found[1]} in ordinary training: a further table gives the vector of a bag's {name} token"
     for number in range(1, STEPS):
-        replace = pooled_into(bench, reading.window, bag_size, ordinary, whole, at=number)
+        replace = pooled_into(bench, reading.window, bag_size, ordinary, at=number)
         if not departs(bench, reading, bag_size, bench.read(ordinary, 1, replace))[0]:
             return (
                 "sides",
@@ -197,24 +196,20 @@ def check_logits(bench: Bench) -> str:
     """Error 6: the embedding's scale, the head's bias, caps and z-loss are those of ordinary training."""
     if any(difference(bench, bag_size)[0] == "hidden" for bag_size in bench.sizes):
         raise NotCheckedError("what the head is given is not what it is in ordinary training, see error 5")
-    benches = {"": bench}
-    if bench.subject.model is None and bench.subject.step is not None and isinstance(bench.model, Probe):
+    words = ""
+    if bench.subject.model is None and bench.subject.step is not None:
+        words = "with a scaled embedding, a head's bias and a soft-cap: "
         full = Probe(bias=True, scale=3.0, softcap=2.0)
-        benches = {
-            "with a scaled embedding, a head's bias and a soft-cap: ": Bench(
-                bench.subject, full, vocab_size=64, found_mode=bench.mode
-            )
-        }
-    for words, one in benches.items():
-        for bag_size in one.sizes:
-            kind, evidence = difference(one, bag_size)
-            if kind:
-                what = {"hidden": "a scale of the embedding", "logits": "a bias, scale or cap of the head"}.get(kind)
-                raise WrongError(f"{words}{evidence}" + (f" in ordinary training: {what}" if what else ""))
-            mine, ordinary = (terms_of(one.plain(size)).z_loss for size in (bag_size, 1))
-            near = 0.02 * max(mine, ordinary) + 1e-7
-            if not abs(mine - ordinary) <= near and bench.subject.z_loss is None:
-                raise WrongError(f"a z-loss of {mine:.2g} at s {bag_size}, of {ordinary:.2g} in ordinary training")
+        bench = Bench(bench.subject, full, vocab_size=64, tokens=64, found_mode=bench.mode)
+    for bag_size in bench.sizes:
+        kind, evidence = difference(bench, bag_size)
+        if kind:
+            what = {"hidden": "a scale of the embedding", "logits": "a bias, scale or cap of the head"}.get(kind)
+            raise WrongError(f"{words}{evidence}" + (f" in ordinary training: {what}" if what else ""))
+        mine, ordinary = (terms_of(bench.plain(size)).z_loss for size in (bag_size, 1))
+        near = 0.02 * max(mine, ordinary) + 1e-7
+        if not abs(mine - ordinary) <= near and bench.subject.z_loss is None:
+            raise WrongError(f"a z-loss of {mine:.2g} at s {bag_size}, of {ordinary:.2g} in ordinary training")
     return "scale, bias, caps and z-loss are those of ordinary training"
 
 
@@ -222,13 +217,12 @@ def check_positions(bench: Bench) -> str:
     """Error 6: positions of tokens become positions of bags."""
     bag_size, latents = max(bench.sizes), 4
     window, ordinary = bench.window(bag_size, latents), bench.window(1, latents)
-    whole = torch.ones_like(window, dtype=torch.bool)
     given = (torch.arange(window.shape[1]) % (2 * bag_size)).expand_as(window)
     reading = bench.read(window, bag_size, position_ids=given)
     evidence = ""
     for apart in (1, bag_size):
         places = (torch.arange(latents + 1) % 2 * apart).expand_as(ordinary)
-        replace = pooled_into(bench, window, bag_size, ordinary, whole)
+        replace = pooled_into(bench, window, bag_size, ordinary)
         expected = bench.read(ordinary, 1, replace, position_ids=places)
         kind, evidence = departs(bench, reading, bag_size, expected)
         if not kind:

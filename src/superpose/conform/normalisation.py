@@ -1,9 +1,4 @@
-"""What each target counts, and what a loss is a mean over. Error 4.
-
-Each check raises `WrongError` with its evidence, `NotCheckedError` with the reason, or returns what it found right.
-
-Shapes: B rows, L latents, S bag, T tokens of a window, R rows of logits, V vocabulary.
-"""
+"""What each target counts, and what a loss is a mean over. Error 4."""
 
 import math
 from typing import Any
@@ -13,7 +8,8 @@ from torch import Tensor
 
 from superpose.conform.amount import terms_of
 from superpose.conform.bench import Bench
-from superpose.conform.positions import due, full_positions, need_shift, numbers, shares_of, weights_of
+from superpose.conform.padding import padded_reading, told
+from superpose.conform.positions import due, full_positions, need_shift, shares_of, weights_of
 from superpose.conform.reading import NotCheckedError, Reading, WrongError
 
 
@@ -29,7 +25,7 @@ def check_repeats(bench: Bench) -> str:
         whole = full_positions(bench, reading, bag_size)
         counts = torch.stack([weights.sum() for _, (weights, _) in whole])
         if (counts - counts[0]).abs().max() > 10 * reading.tolerance * counts[0]:
-            raise WrongError(f"positions with full bags count {numbers(counts)} at s {bag_size}; expected the same")
+            raise WrongError(f"positions with full bags count {_numbers(counts)} at s {bag_size}; expected the same")
         shares = shares_of(bench, bag_size)
         # Where each place of the bag has a mean of its own, one that fewer positions are asked for counts more.
         by_place = shares / _askers(bench, bag_size)
@@ -104,9 +100,9 @@ def check_ignored(bench: Bench) -> str:
             raise WrongError(
                 f"ignored targets are asked for: tokens that should not count have weight {float(stray):.4f}"
             )
-        by_rows, by_targets, _ = (numbers(way[:, 0]) for way in ways.values())
+        by_rows, by_targets, _ = (_numbers(way[:, 0]) for way in ways.values())
         raise WrongError(
-            f"of positions with {places.shape[1]}, 1 and no valid targets these count {numbers(found[:, 0])}; a mean "
+            f"of positions with {places.shape[1]}, 1 and no valid targets these count {_numbers(found[:, 0])}; a mean "
             f"over positions would have {by_rows}, one over valid targets {by_targets}"
         )
     if places.shape[1] > 1 and bench.subject.padding_side == "anywhere":
@@ -191,21 +187,5 @@ def _weights_at(bench: Bench, reading: Reading, bag_size: int, places: Tensor) -
     return torch.stack(rows)
 
 
-def told(bench: Bench, window: Tensor, padding: Tensor) -> tuple[Tensor, dict[str, Any]]:
-    """A window with padding, and the arguments that tell the step of it."""
-    subject = bench.subject
-    sides: dict[str, Any] = {}
-    if subject.takes("labels"):
-        sides["labels"] = window.masked_fill(padding, subject.ignored)
-    if subject.takes("attention_mask"):
-        sides["attention_mask"] = (~padding).long()
-    if sides:
-        return window.masked_fill(padding, subject.pad_id), sides
-    return window.masked_fill(padding, subject.ignored), {}
-
-
-def padded_reading(bench: Bench, window: Tensor, padding: Tensor, bag_size: int) -> Reading:
-    """The reading of a window with padding; its `window` is the one without."""
-    given, sides = told(bench, window, padding)
-    reading = bench.read(given, bag_size, **sides)
-    return Reading(**{**vars(reading), "window": window})
+def _numbers(values: Tensor) -> str:
+    return str(values.round(decimals=4).tolist())

@@ -1,10 +1,6 @@
-"""Padding and documents. Error 5.
+"""Padding and documents. Error 5."""
 
-Each check raises `WrongError` with its evidence, `NotCheckedError` with the reason, or returns what it found right.
-
-Shapes: B rows, L latents, S bag, T tokens of a window, R rows of logits, V vocabulary.
-"""
-
+import dataclasses
 import math
 from typing import Any
 
@@ -13,9 +9,8 @@ from torch import Tensor
 
 from superpose.conform.bench import Bench
 from superpose.conform.body import departs, pooled_into
-from superpose.conform.normalisation import padded_reading, told
-from superpose.conform.positions import due, need_shift, places_of, tokens_at
-from superpose.conform.reading import LATENTS, Reading, WrongError
+from superpose.conform.positions import due, need_shift, places_of, taken_by, tokens_at
+from superpose.conform.reading import LATENTS, Reading, Replace, WrongError
 
 
 def check_padding(bench: Bench) -> str:
@@ -83,12 +78,11 @@ def _compare_padded(bench: Bench, window: Tensor, padding: Tensor, bag_size: int
     _not_asked(bench, reading, padding)
     ordinary = bench.window(1)
     empty = torch.zeros_like(ordinary, dtype=torch.bool)
-    size = 1 if bench.mode == "output" else bag_size
+    size = taken_by(bench, bag_size)
     empty[:, :LATENTS] = padding[:, : LATENTS * size].unflatten(1, (LATENTS, size)).all(-1)
-    given, sides = told(bench, ordinary, empty)
     replace = pooled_into(bench, window, size, ordinary, ~padding)
-    expected = bench.read(given, 1, replace, **sides)
-    kind, evidence = departs(bench, reading, bag_size, Reading(**{**vars(expected), "window": ordinary}), [1], first)
+    expected = padded_reading(bench, ordinary, empty, 1, replace)
+    kind, evidence = departs(bench, reading, bag_size, expected, [1], first)
     if kind:
         places = padding[1].nonzero().flatten().tolist()
         raise WrongError(f"with padding at {tokens_at(places)}: {evidence} in ordinary training on what is left")
@@ -99,17 +93,12 @@ def check_documents(bench: Bench) -> str:
     subject, bag_size, latents = bench.subject, max(bench.sizes), 4
     window = bench.window(bag_size, latents)
     sides: dict[str, Any] = {}
-    size = 1 if bench.mode == "output" else bag_size
-    border = 2 * size
+    border = 2 * taken_by(bench, bag_size)
     if subject.end_of_text is not None:
         window[:, border - 1] = subject.end_of_text
     if subject.takes("document_ids"):
         sides["document_ids"] = (torch.arange(window.shape[1]) >= border).long().expand_as(window)
-    bench.documents = True
-    try:
-        reading = bench.read(window, bag_size, **sides)
-    finally:
-        bench.documents = False
+    reading = bench.read(window, bag_size, documents=True, **sides)
     for number in (reading.last >= border).nonzero().flatten().tolist():
         before = reading.seen[number, : border - 1].nonzero().flatten().tolist()
         if before and reading.asked[number].any():
@@ -118,3 +107,22 @@ def check_documents(bench: Bench) -> str:
                 f"{int(reading.last[number])} depends on {tokens_at(before)}, of the document before"
             )
     return "no position depends on another document's tokens"
+
+
+def told(bench: Bench, window: Tensor, padding: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """A window with padding, and the arguments that tell the step of it."""
+    subject = bench.subject
+    sides: dict[str, Any] = {}
+    if subject.takes("labels"):
+        sides["labels"] = window.masked_fill(padding, subject.ignored)
+    if subject.takes("attention_mask"):
+        sides["attention_mask"] = (~padding).long()
+    return window.masked_fill(padding, subject.pad_id if sides else subject.ignored), sides
+
+
+def padded_reading(
+    bench: Bench, window: Tensor, padding: Tensor, bag_size: int, replace: Replace | None = None
+) -> Reading:
+    """The reading of a window with padding; its `window` is the one without."""
+    given, sides = told(bench, window, padding)
+    return dataclasses.replace(bench.read(given, bag_size, replace, **sides), window=window)

@@ -1,9 +1,4 @@
-"""The two phases: ordinary training, evaluation, and what both share. Errors 7 and 11.
-
-Each check raises `WrongError` with its evidence, `NotCheckedError` with the reason, or returns what it found right.
-
-Shapes: B rows, L latents, S bag, T tokens of a window, R rows of logits, V vocabulary.
-"""
+"""The two phases: ordinary training, evaluation, and what both share. Errors 7 and 11."""
 
 import math
 
@@ -24,8 +19,7 @@ def check_recovery(bench: Bench) -> str:
     terms, total = terms_of(reading), float(reading.asked.sum())
     if not math.isclose(total, 1, rel_tol=10 * reading.tolerance) and not bench.subject.extra_heads:
         raise WrongError(f"at bag size 1 the loss is {total:.4f} times the next token's cross-entropy")
-    rest = abs(terms.rest) > reading.tolerance * max(1.0, abs(reading.value)) and not bench.subject.auxiliary
-    if rest:
+    if abs(terms.rest) > reading.near and not bench.subject.auxiliary:
         raise WrongError(
             f"at bag size 1 the loss is {reading.value:.6f}; the next token's cross-entropy is "
             f"{terms.cross_entropy:.6f}"

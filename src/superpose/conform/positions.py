@@ -1,9 +1,4 @@
-"""What each position sees and is asked for. Error 1.
-
-Each check raises `WrongError` with its evidence, `NotCheckedError` with the reason, or returns what it found right.
-
-Shapes: B rows, L latents, S bag, T tokens of a window, R rows of logits, V vocabulary.
-"""
+"""What each position sees and is asked for. Error 1."""
 
 from collections.abc import Iterable
 
@@ -30,14 +25,12 @@ def find_mode(bench: Bench) -> None:
     """The first mode that the positions are right in, if there is one."""
     for mode in MODES:
         bench.found_mode = mode
-        bench.forget()
         try:
             weights_of(bench, bench.plain(bag_size := min(bench.sizes)), bag_size)
         except (WrongError, NotCheckedError):
             continue
         return
     bench.found_mode = "full"
-    bench.forget()
 
 
 def due(bench: Bench, latent: int, bag_size: int, further: int = 0) -> range:
@@ -65,25 +58,20 @@ def weights_of(
     window, subject = reading.window, bench.subject
     if reading.uneven > uneven_from(reading.tolerance):
         raise NotCheckedError("the loss is no cross-entropy, see error 2")
-    counting = reading.asked.any(-1)
-    mixed, last = int((reading.row == MIXED).sum()), reading.last[counting]
-    if mixed:
+    counts = reading.asked.any(-1)
+    if mixed := int((reading.row == MIXED).sum()):
         wrong = f"{mixed} of {len(reading.row)} positions depend on more than one row of the batch"
         raise WrongError(wrong) if strict else NotCheckedError(f"{wrong}, see error 1")
-    if strict and len(last) > 1 and (last == window.shape[1] - 1).all():
+    ends = reading.last[counts]
+    if strict and len(ends) > 1 and (ends == window.shape[1] - 1).all():
         raise WrongError(f"every position sees token {window.shape[1] - 1}, the last of its window: it is not causal")
-    taken = 1 if bag_size == 1 or bench.mode == "output" else bag_size
-    latents = latents_of(bench, window, bag_size)
+    taken, latents = taken_by(bench, bag_size), latents_of(bench, window, bag_size)
     rows: dict[tuple[int, int], list[int]] = {}
     for number, (row, last) in enumerate(zip(reading.row.tolist(), reading.last.tolist(), strict=True)):
-        counts = bool(reading.asked[number].any())
-        if strict and counts and (row < 0 or last < 0):
+        if strict and counts[number] and (row < 0 or last < 0):
             raise WrongError("a position that is asked for tokens depends on no token of the window")
-        if strict and counts and (last + 1) % taken:
-            saw, asked = (
-                reading.seen[number].nonzero().flatten().tolist(),
-                places_of(reading.asked[number], window[row]),
-            )
+        if strict and counts[number] and (last + 1) % taken:
+            saw, asked = _saw_and_was_asked(reading, row, [number])
             raise WrongError(
                 f"bags of {bag_size}, row {row}: a position saw {tokens_at(saw)} and was asked for {tokens_at(asked)}; "
                 f"what it sees should end with a bag, at token {taken - 1}, {2 * taken - 1}, ..."
@@ -93,7 +81,7 @@ def weights_of(
     for (row, latent), numbers in sorted(rows.items()):
         total = reading.asked[numbers].sum(0)
         if strict and total.any():
-            _compare_places(bench, reading, bag_size, (row, latent), numbers, taken, latents)
+            _compare_places(bench, reading, bag_size, (row, latent), numbers)
         main = torch.zeros_like(total)
         tokens = window[row][[place for place in due(bench, latent, bag_size) if place < window.shape[1]]]
         tokens = tokens[tokens >= 0]
@@ -103,34 +91,24 @@ def weights_of(
         for row in range(len(window)):
             for latent in range(max(1, latents - 1)):
                 if (row, latent) not in found or not found[row, latent][0].any():
-                    kind = f"bags of {bag_size}, " if bag_size > 1 else ""
-                    raise WrongError(
-                        f"{kind}row {row}, position {latent} is asked for nothing; {latents} positions expected"
-                    )
+                    where = _where(bag_size, row, latent)
+                    raise WrongError(f"{where} is asked for nothing; {latents} positions expected")
     return found
 
 
-def _compare_places(
-    bench: Bench,
-    reading: Reading,
-    bag_size: int,
-    place: tuple[int, int],
-    numbers: list[int],
-    taken: int,
-    latents: int,
-) -> None:
-    (row, latent), window = place, reading.window
-    asked = places_of(reading.asked[numbers].sum(0), window[row])
-    saw = reading.seen[numbers].any(0).nonzero().flatten().tolist()
-    where = f"bags of {bag_size}, row {row}, position {latent}" if bag_size > 1 else f"row {row}, position {latent}"
+def _compare_places(bench: Bench, reading: Reading, bag_size: int, place: tuple[int, int], numbers: list[int]) -> None:
+    """What a position, whose rows of logits are `numbers`, saw and was asked for, with what is due."""
+    (row, latent), window, where = place, reading.window, _where(bag_size, *place)
+    taken, latents = taken_by(bench, bag_size), latents_of(bench, window, bag_size)
+    saw, asked = _saw_and_was_asked(reading, row, numbers)
     own = range(latent * taken, (latent + 1) * taken)
     needed = [place for place, share in zip(own, bench.subject.shares("pooling", taken), strict=True) if share]
     if missing := sorted(set(needed) - set(saw)):
         raise WrongError(f"{where} saw {tokens_at(saw)}; its own {tokens_at(missing)} it did not see")
     right: set[int] = set()
+    shares = shares_of(bench, bag_size)
     for further in range(1 + bench.subject.extra_heads):
         places = due(bench, latent, bag_size, further)
-        shares = shares_of(bench, bag_size)
         wanted = {place for place, share in zip(places, shares, strict=True) if share and place < window.shape[1]}
         # A row may not hold all targets of its last bag, and the last bags may have no head for further ones.
         if further == 0 and latent < latents - 1 and not wanted <= set(asked):
@@ -146,6 +124,21 @@ def _compare_places(
     raise WrongError(
         f"{where} saw {tokens_at(saw)} and was asked for {tokens_at(asked)}, not {tokens_at(sorted(right))}{why}"
     )
+
+
+def _saw_and_was_asked(reading: Reading, row: int, numbers: list[int]) -> tuple[list[int], list[int]]:
+    """Places of a window's row, of some rows of logits together."""
+    saw = reading.seen[numbers].any(0).nonzero().flatten().tolist()
+    return saw, places_of(reading.asked[numbers].sum(0), reading.window[row])
+
+
+def _where(bag_size: int, row: int, latent: int) -> str:
+    return f"bags of {bag_size}, " * (bag_size > 1) + f"row {row}, position {latent}"
+
+
+def taken_by(bench: Bench, bag_size: int) -> int:
+    """Tokens of a window that a position takes."""
+    return 1 if bench.mode == "output" else bag_size
 
 
 def latents_of(bench: Bench, window: Tensor, bag_size: int) -> int:
@@ -185,7 +178,3 @@ def tokens_at(places: list[int]) -> str:
     if len(places) > 2 and places == list(range(places[0], places[-1] + 1)):
         return f"tokens {places[0]} to {places[-1]}"
     return f"token{'s' * (len(places) > 1)} {', '.join(map(str, places))}" if places else "no token"
-
-
-def numbers(values: Tensor) -> str:
-    return str(values.round(decimals=4).tolist())

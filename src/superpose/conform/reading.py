@@ -79,6 +79,11 @@ class Reading:
     smoothing: float
 
     @property
+    def near(self) -> float:
+        """How far two losses may be apart."""
+        return self.tolerance * max(1.0, abs(self.value))
+
+    @property
     def cross_entropies(self) -> Tensor:
         """[R], sum over a row's targets of weight x cross-entropy, smoothed as is declared."""
         logs, spread = self.logits.log_softmax(-1), self.smoothing

@@ -120,7 +120,7 @@ class Subject:
 
     def takes(self, name: str) -> bool:
         """Whether step, or else loss, names this argument."""
-        return name in _parameters(self.step or self.loss)
+        return name in parameters_of(self.step or self.loss)
 
     def shares(self, role: str, bag_size: int) -> Tensor:
         """Weights [S], float64, of the places of a target bag ("weighting") or of an input bag ("pooling")."""
@@ -154,7 +154,14 @@ _CHOICES: dict[str, tuple[str | None, ...]] = {
 ROLES = tuple(field.name for field in fields(Subject))
 
 
-def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+def shares_of_valid(shares: Tensor, valid: Tensor) -> Tensor:
+    """Of bags [..., S] the shares of valid places, whose sum is that of a whole bag's `shares` [S]."""
+    kept = shares * valid
+    return kept / kept.sum(-1, keepdim=True).clamp(min=1e-9) * shares.sum()
+
+
+def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    """By name; none of a function that tells of none."""
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):  # a builtin, or nothing
@@ -164,7 +171,7 @@ def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
 def takes_model(function: Any, others: int) -> bool:
     """Whether a role is given the model before its `others` further arguments: it names one, or needs one more."""
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = _parameters(function)
+    parameters = parameters_of(function)
     if not parameters or any(one.kind is inspect.Parameter.VAR_POSITIONAL for one in parameters.values()):
         return True
     needed = [

@@ -55,6 +55,10 @@ class Node:
                 waiting.extend(node.parents)
         return found
 
+    def products(self) -> list["Product"]:
+        """Those that it was made from."""
+        return [node.product for node in self.ancestors() if node.product]
+
 
 @dataclass(eq=False)
 class Product:
@@ -88,13 +92,11 @@ class Watch(TorchFunctionMode):
     vocab_size: int | None = None
     replace: Callable[[Lookup, int, Tensor], Tensor] | None = None
     lookups: list[Lookup] = field(default_factory=list)
-    products: list[Product] = field(default_factory=list)
     consumed: dict[Node, bool] = field(default_factory=dict)
     body_rows: dict[int, int] = field(default_factory=dict)
     widths: set[int] = field(default_factory=set)
     softmax_rows: int = 0
     largest: int = 0
-    capped: bool = False
     dtype: torch.dtype = torch.float64
     weights: dict[int, Tensor] = field(default_factory=dict)
     _nodes: dict[int, Node] = field(default_factory=dict)
@@ -145,7 +147,6 @@ class Watch(TorchFunctionMode):
             if cut and result.shape[-1] > (self.vocab_size or 0) // 2:
                 self.widths.add(result.shape[-1])  # a padded vocabulary is cut back
             if nodes and name not in _CONSUMERS and result.is_floating_point() and self.widths & {*result.shape}:
-                self.capped |= name in ("tanh", "tanh_")
                 self._add(result, tuple(nodes))
         return out
 
@@ -204,16 +205,15 @@ class Watch(TorchFunctionMode):
             self.body_rows[id(weight)] = self.body_rows.get(id(weight), 0) + first.numel() // weight.shape[0]
         elif inputs and isinstance(out, Tensor) and out.dim() > 1 and out_dim == self.vocab_size:
             made = Product(weight, inputs[0].detach().clone(), out.detach().clone(), fused=not out.requires_grad)
-            self.products.append(made)
             self._add(out, (), made)
         elif inputs and inputs[0].shape[-1] in weight.shape:
             width, fused = inputs[0].shape[-1], len(weight) == self.vocab_size and out_dim != inputs[0].shape[-1]
             if fused and weight.shape[1] == width:
                 bias = [one.detach() for one in others if one.shape == (self.vocab_size,)]
                 logits = torch.nn.functional.linear(inputs[0].detach(), shown.detach(), *bias[:1])
-                self.products.append(Product(weight, inputs[0].detach().clone(), logits, fused=True))
+                made = Product(weight, inputs[0].detach().clone(), logits, fused=True)
                 self._made += 1
-                self.consumed[Node(logits, (), self._made, logits.clone(), self.products[-1])] = True
+                self.consumed[Node(logits, (), self._made, logits.clone(), made)] = True
             elif id(inputs[0]) not in self._chains:  # what projects a token's vector belongs to the embedding
                 self.body_rows[id(weight)] = self.body_rows.get(id(weight), 0) + inputs[0].numel() // width
         return out
