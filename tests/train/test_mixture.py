@@ -11,8 +11,9 @@ from superpose import StageArgs
 from superpose.data.prepare import prepare_store
 from superpose.errors import UserError
 from superpose.runs.disk import open_run
-from superpose.train.config import Recipe, load_recipe, override, with_settings
+from superpose.train.config import Recipe
 from superpose.train.loop import announce, check_recipe, train
+from superpose.train.recipe_file import load_recipe, override, with_settings
 from superpose.train.records import Validation, read_records
 from superpose.train.watch import curves
 from tests.documented import ROOT

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from superpose.train.config import Recipe, load_recipe
+from superpose.train.config import Recipe
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, clip_gradients, learning_rate
+from superpose.train.recipe_file import load_recipe
 from superpose.train.records import read_metrics
 from superpose.train.step import build_state
 from tests.documented import ROOT

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from superpose import IGNORE_INDEX, Schedule, StageArgs
 from superpose.errors import UserError
-from superpose.train.config import load_recipe, override, recipe_toml
 from superpose.train.loop import train
+from superpose.train.recipe_file import load_recipe, override, recipe_toml
 from superpose.train.records import read_metrics
 from superpose.train.step import accumulate_gradients, build_state
 from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
