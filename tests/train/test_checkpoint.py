@@ -9,7 +9,7 @@ import torch
 
 from superpose.errors import UserError
 from superpose.train import checkpoint
-from superpose.train.checkpoint import Checkpoints, Progress
+from superpose.train.checkpoint import Checkpoints, Parts, Progress
 from superpose.train.loop import train
 from superpose.train.step import build_state, optimizer_step
 from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
@@ -36,7 +36,7 @@ def saved(folder, state, steps, **settings):
 def restored(checkpoints, state, said=None):
     average = state.average.tensors if state.average else None
     tell = said.append if said is not None else pytest.fail
-    return checkpoints.restore((state.model, state.optimizer_of, average), tell)
+    return checkpoints.restore(Parts(state.model, state.optimizer_of, average), tell)
 
 
 def names(folder):
