@@ -12,7 +12,7 @@ from superpose.train import checkpoint
 from superpose.train.checkpoint import Checkpoints, Parts, Progress
 from superpose.train.loop import train
 from superpose.train.step import build_state, optimizer_step
-from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
+from tests.train.test_loop import ALONE, KilledError, changed, killed_after, same_weights
 
 
 def trained(recipe, store, steps=1):
@@ -227,8 +227,7 @@ def test_a_run_goes_on_from_the_one_before(recipe, store, tmp_path):
     train(recipe, store, tmp_path / "run", resume=True, listener=records.append)
     (warning,) = (record for record in records if record["kind"] == "warning")
     assert "step-00000015" in warning["message"]
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_if_none_is_good_it_says_so(recipe, store, one, tmp_path):
