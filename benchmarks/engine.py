@@ -33,7 +33,8 @@ from superpose.data.readers import PYTHON_SOURCES, Source
 from superpose.engine.jobs import Engine, Event, Job, Resources, without_records
 from superpose.engine.ray import Ray
 from superpose.runs.pool import Run, execute
-from superpose.train.config import Recipe, with_settings
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import with_settings
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

@@ -25,7 +25,7 @@ from superpose.plan.fit import request_of
 from superpose.plan.memory import memory
 from superpose.plan.model import facts
 from superpose.results.tables import Row, Table
-from superpose.train.config import load_recipe
+from superpose.train.recipe_file import load_recipe
 
 HERE = Path(__file__).parent
 RECIPE = "cpu-tiny"

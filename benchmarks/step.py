@@ -30,9 +30,9 @@ from measure import interleaved, machine
 from superpose import SuperposedLM, window_length
 from superpose.data.config import prepare
 from superpose.data.loader import read_ahead
-from superpose.train.config import load_recipe
 from superpose.train.distributed import Ranks
 from superpose.train.hardware import keep_memory
+from superpose.train.recipe_file import load_recipe
 from superpose.train.step import build_state, optimizer_step
 
 RESULTS = Path(__file__).parent / "results" / "step.json"

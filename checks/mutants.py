@@ -174,8 +174,8 @@ MUTANTS = [
         5,
         "ignored tokens are embedded as token 0",
         "core/embed.py",
-        "per_sample_weights=learned.to(weight.dtype)",
-        "per_sample_weights=0 * learned.to(weight.dtype) + 1",
+        "per_sample_weights=learned)",
+        "per_sample_weights=0 * learned + 1)",
         "tests/core/test_embed.py",
     ),
     Mutant(

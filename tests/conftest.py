@@ -156,8 +156,8 @@ def recipe(data_args) -> Recipe:
 @pytest.fixture(scope="session")
 def run(recipe, store, tmp_path_factory) -> Path:
     """A finished run with a moving average: not to be changed."""
-    from superpose.train.config import with_settings
     from superpose.train.loop import train
+    from superpose.train.recipe_file import with_settings
 
     path = tmp_path_factory.mktemp("finished") / "one"
     train(with_settings(recipe, "train", average=0.9), store, path)

@@ -8,7 +8,7 @@ import pytest
 from superpose.compare import Comparison
 from superpose.evaluate import Evaluation
 from superpose.reproduce import Reproduction
-from superpose.train.config import load_recipe, write_recipe
+from superpose.train.recipe_file import load_recipe, write_recipe
 from tests.conftest import trained
 from tests.documented import ROOT
 

@@ -58,7 +58,7 @@ def feed_export(samples: Samples, folder: Path, rng: random.Random) -> None:
 def feed_import(samples: Samples, folder: Path, rng: random.Random) -> None:
     """Hugging Face directories with damage and with code of others: checked, and a recipe written for them."""
     from superpose.share import import_model
-    from superpose.train.config import load_recipe
+    from superpose.train.recipe_file import load_recipe
 
     place, out = (
         folder / "model",

@@ -37,8 +37,8 @@ class Samples:
         from superpose.plan.tables import record
         from superpose.runs.pool import Outcome, link
         from superpose.share import export
-        from superpose.train.config import load_recipe
         from superpose.train.loop import train
+        from superpose.train.recipe_file import load_recipe
 
         samples = cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,8 +104,8 @@ class Samples:
     @cached_property
     def state(self) -> Any:
         from superpose.data.store import TokenStore
-        from superpose.train.config import load_recipe
         from superpose.train.distributed import Ranks
+        from superpose.train.recipe_file import load_recipe
         from superpose.train.step import build_state
 
         recipe = load_recipe(self.run / "config.json")

@@ -47,8 +47,8 @@ def feed_recipe(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.models.build import build_config
     from superpose.plan.advisor import make_plan
     from superpose.plan.fit import request_of
-    from superpose.train.config import load_recipe, override, recipe_toml
     from superpose.train.loop import check_recipe
+    from superpose.train.recipe_file import load_recipe, override, recipe_toml
 
     settings = samples.settings
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
@@ -196,7 +196,7 @@ def feed_run(samples: Samples, folder: Path, rng: random.Random) -> None:
     from superpose.plan.evidence import points_of
     from superpose.report.page import write_report
     from superpose.share import generate
-    from superpose.train.config import load_recipe
+    from superpose.train.recipe_file import load_recipe
     from superpose.train.records import metrics_log
     from superpose.train.run_directory import claim
 

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 from superpose import cli
 from superpose.files import read_json
 from superpose.runs.pool import Outcome
-from superpose.train.config import load_recipe, with_settings, write_recipe
 from superpose.train.loop import train
+from superpose.train.recipe_file import load_recipe, with_settings, write_recipe
 from superpose.train.run_directory import finished
 
 OPTIONS = shlex.split("--bag-sizes 2,4 --ratios 0.2,0.4 --lrs 2e-2 --trials 3 --min-steps 10 --name found")

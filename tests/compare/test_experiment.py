@@ -12,7 +12,7 @@ from superpose.compare.experiment import (
 from superpose.core import Schedule
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome
-from superpose.train.config import with_settings
+from superpose.train.recipe_file import with_settings
 from tests.train.test_loop import changed
 
 

@@ -13,8 +13,8 @@ from superpose.core import Schedule, StageArgs
 from superpose.errors import UserError
 from superpose.results.statistics import corrected
 from superpose.runs.pool import Outcome
-from superpose.train.config import with_settings
 from superpose.train.loop import train
+from superpose.train.recipe_file import with_settings
 
 POWER, BATCH = {"power": ["superposition.weighting=power"]}, {"batch": ["superposition.expand=batch"]}
 

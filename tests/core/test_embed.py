@@ -132,7 +132,7 @@ def test_what_other_devices_run_gives_the_same(input_ids):
     torch.testing.assert_close(means.view(*input_ids.shape[:2], 3), reference(input_ids, weight))
     shares = embed._shares(rows != IGNORE_INDEX, [1 / place for place in range(1, rows.shape[1] + 1)], 1, weight.dtype)
     for padding_idx in (None, 2):
-        pooled = embed._weigh_elsewhere(rows, weight, shares, padding_idx)
+        pooled = embed._sums_of_shares(rows, weight, shares, padding_idx)
         torch.testing.assert_close(pooled.view(*input_ids.shape[:2], 3), reference(input_ids, weight, "power"))
 
 

@@ -3,7 +3,7 @@ import pytest
 from superpose.data.config import DataArgs
 from superpose.data.readers import Source
 from superpose.errors import UserError
-from superpose.train.config import load_recipe, override, recipe_toml, write_recipe
+from superpose.train.recipe_file import load_recipe, override, recipe_toml, write_recipe
 
 
 def recipe_of(tmp_path, text):

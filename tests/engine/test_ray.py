@@ -21,7 +21,7 @@ from superpose.engine import Job, Local, LostError, Resources
 from superpose.engine.ray import Ray, _expect
 from superpose.errors import UserError
 from superpose.runs.pool import Run, execute
-from superpose.train.config import with_settings
+from superpose.train.recipe_file import with_settings
 from tests.engine.test_local import die, negative, squares
 from tests.train.test_loop import changed
 

@@ -26,9 +26,9 @@ from superpose.errors import UserError
 from superpose.integrations import transformers as integration
 from superpose.integrations.transformers import SuperposeTrainer, next_token_collator
 from superpose.models.build import build_config, build_model
-from superpose.train.config import with_settings
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, learning_rate
+from superpose.train.recipe_file import with_settings
 from superpose.train.records import read_metrics
 from tests.conftest import make_model
 

@@ -10,7 +10,7 @@ from superpose.models.build import (
     matmul_parameters,
     model_flops_per_latent,
 )
-from superpose.train.config import load_recipe
+from superpose.train.recipe_file import load_recipe
 from tests.conftest import make_model
 from tiny_models import tiny_config
 

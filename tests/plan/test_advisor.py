@@ -6,7 +6,7 @@ import pytest
 from superpose.plan import Point, Setting, make_plan, parse_hardware, request_for, request_of, summary
 from superpose.plan.evidence import RULE
 from superpose.plan.tables import record, tables
-from superpose.train.config import load_recipe, override
+from superpose.train.recipe_file import load_recipe, override
 
 ROOT = Path(__file__).parents[2]
 PAPER = request_for(600e6, 42e9, hardware=parse_hardware("8xB200"), unique_tokens=1e12)

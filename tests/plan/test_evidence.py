@@ -17,7 +17,7 @@ from superpose.plan.evidence import (
     published_points,
     short,
 )
-from superpose.train.config import with_settings
+from superpose.train.recipe_file import with_settings
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 

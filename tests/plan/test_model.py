@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from superpose.errors import UserError
 from superpose.plan.model import KNOWN_SHAPES, LLAMA_3_VOCABULARY, facts, parameters_of, shape_for
-from superpose.train.config import load_recipe
+from superpose.train.recipe_file import load_recipe
 from tests.conftest import MODELS
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,8 @@ import pytest
 
 from superpose.errors import UserError
 from superpose.recipes import NAMES, find_recipe
-from superpose.train.config import Recipe, load_recipe
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import load_recipe
 
 
 def test_a_name_is_a_recipe_of_ours_from_any_folder(tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from superpose.reproduce.reproduction import (
 )
 from superpose.results.statistics import Difference
 from superpose.runs.pool import Outcome
-from superpose.train.config import load_recipe, with_settings
+from superpose.train.recipe_file import load_recipe, with_settings
 from tests.conftest import trained
 
 

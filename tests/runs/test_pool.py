@@ -14,8 +14,8 @@ from superpose.errors import UserError
 from superpose.files import one_at_a_time, read_json
 from superpose.runs import pool as runs
 from superpose.runs.pool import Outcome, Run, execute, link, named_directory, settled
-from superpose.train.config import with_settings
 from superpose.train.loop import train
+from superpose.train.recipe_file import with_settings
 from superpose.train.records import read_metrics
 from superpose.train.running import StoppedError
 from tests.train.test_loop import changed, weights

@@ -10,8 +10,8 @@ from superpose.data.config import prepare
 from superpose.data.prepare import prepare_store
 from superpose.errors import UserError
 from superpose.share import export, import_model
-from superpose.train.config import load_recipe, with_settings, write_recipe
 from superpose.train.loop import train
+from superpose.train.recipe_file import load_recipe, with_settings, write_recipe
 from superpose.train.step import build_state
 from tests.train.test_loop import ALONE, changed, weights
 from tiny_models import tiny_config

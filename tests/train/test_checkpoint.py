@@ -9,10 +9,10 @@ import torch
 
 from superpose.errors import UserError
 from superpose.train import checkpoint
-from superpose.train.checkpoint import Checkpoints, Progress
+from superpose.train.checkpoint import Checkpoints, Parts, Progress
 from superpose.train.loop import train
 from superpose.train.step import build_state, optimizer_step
-from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
+from tests.train.test_loop import ALONE, KilledError, changed, killed_after, same_weights
 
 
 def trained(recipe, store, steps=1):
@@ -36,7 +36,7 @@ def saved(folder, state, steps, **settings):
 def restored(checkpoints, state, said=None):
     average = state.average.tensors if state.average else None
     tell = said.append if said is not None else pytest.fail
-    return checkpoints.restore((state.model, state.optimizer_of, average), tell)
+    return checkpoints.restore(Parts(state.model, state.optimizer_of, average), tell)
 
 
 def names(folder):
@@ -227,8 +227,7 @@ def test_a_run_goes_on_from_the_one_before(recipe, store, tmp_path):
     train(recipe, store, tmp_path / "run", resume=True, listener=records.append)
     (warning,) = (record for record in records if record["kind"] == "warning")
     assert "step-00000015" in warning["message"]
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_if_none_is_good_it_says_so(recipe, store, one, tmp_path):

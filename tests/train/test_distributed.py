@@ -21,7 +21,7 @@ from superpose.train.running import StoppedError
 from superpose.train.step import accumulate_gradients, build_state, validate
 from tests.conftest import MODELS
 from tests.ranks import on_ranks, torchrun_environment
-from tests.train.test_loop import ALONE, changed, weights
+from tests.train.test_loop import ALONE, changed, same_weights, weights
 
 GPT2 = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 MOE = {"hidden_size": 16, "num_hidden_layers": 2, "tie_word_embeddings": False, **MODELS["qwen3_moe"]}
@@ -232,8 +232,7 @@ def test_the_model_of_shards_is_an_ordinary_one(on_two):
 @pytest.mark.error(n=9)
 @pytest.mark.parametrize("name", RESUMED)
 def test_two_ranks_resume_to_the_same_bits(on_two, name):
-    for key, tensor in weights(on_two / name).items():
-        assert torch.equal(weights(on_two / f"{name}-resumed")[key], tensor)
+    assert same_weights(on_two / name, on_two / f"{name}-resumed")
 
 
 @pytest.mark.error(n=9)

@@ -15,7 +15,16 @@ from superpose.train.loop import train
 from superpose.train.records import read_metrics
 from superpose.train.step import accumulate_gradients, build_state
 from tests.conftest import make_model
-from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
+from tests.train.test_loop import (
+    ALONE,
+    KilledError,
+    changed,
+    killed_after,
+    killed_and_resumed,
+    same_weights,
+    weights,
+)
+from tests.train.test_step import counted_compilations
 
 STAGES = [
     {"ratio": 0.3, "bag_size": 4, "extra_heads": 2, "extra_heads_weight": 1.0, "extra_heads_weight_end": 0.25},
@@ -95,12 +104,8 @@ def test_flops_of_heads_are_those_of_their_stages(finished, plain):
 @pytest.mark.parametrize("step", [4, 6, 10, 12, 14])
 def test_a_killed_run_resumes_to_the_same_bits(finished, headed, store, tmp_path, step):
     """Killed in each stage and at each switch: what is loaded are the heads of the stage before it."""
-    run = tmp_path / "killed"
-    with pytest.raises(KilledError):
-        train(headed, store, run, listener=killed_after(step))
-    train(headed, store, run, resume=True)
-    for name, tensor in weights(finished).items():
-        assert torch.equal(tensor, weights(run)[name])
+    run = killed_and_resumed(headed, store, tmp_path / "killed", step)
+    assert same_weights(run, finished)
     extra = [[record.get("extra_loss") for record in records_of(path, "training")] for path in (run, finished)]
     assert extra[0] == extra[1]
 
@@ -201,15 +206,7 @@ def test_a_stream_cuts_the_windows_that_a_plan_would():
 
 @pytest.mark.filterwarnings("ignore")
 def test_blocks_are_compiled_before_the_first_step_whatever_heads_a_stage_has(headed, store, tmp_path, monkeypatch):
-    compiled = []
-
-    def backend(graph, inputs):
-        compiled.append(len(inputs))
-        return graph.forward
-
-    compile_block = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_block(self, backend=backend))
-    counts = []
+    compiled, counts = counted_compilations(monkeypatch), []
     run = tmp_path / "run"
     with pytest.raises(KilledError):
         train(changed(headed, "train", compile=True), store, run, listener=killed_after(8))

@@ -12,7 +12,7 @@ from superpose.models.build import ModelArgs
 from superpose.train.config import Recipe
 from superpose.train.loop import train
 from superpose.train.records import read_metrics
-from tests.train.test_loop import KilledError, killed_after, weights
+from tests.train.test_loop import killed_and_resumed, same_weights
 from tiny_models import tiny_config
 
 
@@ -33,11 +33,7 @@ def test_the_loss_of_a_run_is_the_models_own(family, recipe, store, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32).eval()
     own = own_loss(model, store, mine.train.latents)
     assert own == pytest.approx(result["val_loss"], abs=1e-3)
-    with pytest.raises(KilledError):
-        train(mine, store, tmp_path / "again", listener=killed_after(5))
-    train(mine, store, tmp_path / "again", resume=True)
-    one, other = (weights(tmp_path / run) for run in ("run", "again"))
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert same_weights(tmp_path / "run", killed_and_resumed(mine, store, tmp_path / "again", 5))
 
 
 def test_a_run_says_what_it_does_not_train_and_does_not_balance(recipe, store, tmp_path):

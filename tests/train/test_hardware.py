@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from superpose.train import hardware
-from superpose.train.config import chosen_precision
 from superpose.train.hardware import matmul_peak, peak_memory
+from superpose.train.recipe_file import chosen_precision
 
 CPU = torch.device("cpu")
 

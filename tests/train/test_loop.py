@@ -31,6 +31,12 @@ def weights(run):
     return load_file(run / "model" / "model.safetensors")
 
 
+def same_weights(run, other):
+    """Whether two runs ended in the same weights, to the bit."""
+    ours, theirs = weights(run), weights(other)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -44,6 +50,14 @@ def killed_after(step):
             raise KilledError
 
     return listener
+
+
+def killed_and_resumed(recipe, store, run, step):
+    """The directory of a run that was killed at a step and went on."""
+    with pytest.raises(KilledError):
+        train(recipe, store, run, listener=killed_after(step))
+    train(recipe, store, run, resume=True)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +103,8 @@ def test_transformers_loads_the_final_model(finished):
 @pytest.mark.parametrize("step", [1, 5, 8, 9, 16])
 def test_a_killed_run_resumes_to_the_same_bits(finished, recipe, store, tmp_path, step):
     """Killed in either phase, at the switch, and before the first checkpoint."""
-    run = tmp_path / "killed"
-    with pytest.raises(KilledError):
-        train(recipe, store, run, listener=killed_after(step))
-    train(recipe, store, run, resume=True)
-    for name, tensor in weights(finished).items():
-        assert torch.equal(tensor, weights(run)[name])
+    run = killed_and_resumed(recipe, store, tmp_path / "killed", step)
+    assert same_weights(run, finished)
 
     def untimed(directory):
         measured = {"seconds", "raw_tokens_per_second", "latents_per_second", "mfu", "memory"}
@@ -110,11 +120,7 @@ def test_dropout_goes_on_as_it_would_have(recipe, store, tmp_path):
     settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "resid_pdrop": 0.5}
     dropping = changed(recipe, "model", architecture="gpt2", config=settings)
     train(dropping, store, tmp_path / "whole")
-    with pytest.raises(KilledError):
-        train(dropping, store, tmp_path / "killed", listener=killed_after(11))
-    train(dropping, store, tmp_path / "killed", resume=True)
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "killed")[name])
+    assert same_weights(tmp_path / "whole", killed_and_resumed(dropping, store, tmp_path / "killed", 11))
 
 
 @pytest.mark.error(n=8)
@@ -198,8 +204,7 @@ def test_one_call_starts_starts_again_and_goes_on(finished, recipe, store, tmp_p
         (18, "goes on from step 18 of 20"),
         (20, "is finished; nothing is left to train"),
     ]
-    for name, tensor in weights(finished).items():
-        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+    assert same_weights(finished, tmp_path / "run")
     kinds = {record["kind"] for record in read_metrics(tmp_path / "run" / "metrics.jsonl")}
     assert kinds == {"training", "validation"}
 

@@ -4,18 +4,18 @@ import json
 import re
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from superpose import StageArgs
 from superpose.data.prepare import prepare_store
 from superpose.errors import UserError
 from superpose.runs.disk import open_run
-from superpose.train.config import Recipe, load_recipe, override, with_settings
+from superpose.train.config import Recipe
 from superpose.train.loop import announce, check_recipe, train
+from superpose.train.recipe_file import load_recipe, override, with_settings
 from superpose.train.records import Validation, read_records
 from superpose.train.watch import curves
 from tests.documented import ROOT
+from tests.train.test_loop import killed_and_resumed, same_weights
 
 
 @pytest.fixture(scope="module")
@@ -77,22 +77,10 @@ def test_its_loss_on_each_source_is_told_beside_that_of_all(finished, its_store)
     assert open_run(finished).result.val_loss_by_source == result["val_loss_by_source"]
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.error(n=9)
 @pytest.mark.parametrize("step", [8, 12])
 def test_killed_in_any_stage_it_resumes_to_the_same_bits(finished, mixed, its_store, tmp_path, step):
-    def killed(record):
-        if record["step"] >= step and record["kind"] == "training":
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        train(mixed, its_store, tmp_path / "run", listener=killed)
-    train(mixed, its_store, tmp_path / "run", resume=True)
-    weights = [load_file(run / "model" / "model.safetensors") for run in (finished, tmp_path / "run")]
-    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+    assert same_weights(finished, killed_and_resumed(mixed, its_store, tmp_path / "run", step))
 
 
 def test_a_run_on_a_named_store_without_a_mixture_is_that_on_a_plain_one(mixed, its_store, tmp_path):
@@ -105,8 +93,7 @@ def test_a_run_on_a_named_store_without_a_mixture_is_that_on_a_plain_one(mixed, 
         results.append({what: value for what, value in result.items() if what in ("val_loss", "raw_tokens", "epochs")})
         assert "source_epochs" not in result
     assert results[0] == results[1]
-    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("named", "plain")]
-    assert all(torch.equal(weights[1][name], tensor) for name, tensor in weights[0].items())
+    assert same_weights(tmp_path / "named", tmp_path / "plain")
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from superpose.train.config import Recipe, load_recipe
+from superpose.train.config import Recipe
 from superpose.train.loop import train
 from superpose.train.optim import build_optimizers, clip_gradients, learning_rate
+from superpose.train.recipe_file import load_recipe
 from superpose.train.records import read_metrics
 from superpose.train.step import build_state
 from tests.documented import ROOT
-from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
+from tests.train.test_loop import ALONE, changed, killed_and_resumed, same_weights, weights
 
 STAGES = [
     {"ratio": 0.2, "bag_size": 4},
@@ -90,11 +91,7 @@ def test_a_tail_reads_and_computes_what_ordinary_steps_do(finished):
 @pytest.mark.error(n=9)
 @pytest.mark.parametrize("step", [6, 10, 12])
 def test_a_killed_run_resumes_to_the_same_bits(tailed, finished, store, tmp_path, step):
-    with pytest.raises(KilledError):
-        train(tailed, store, tmp_path / "killed", listener=killed_after(step))
-    train(tailed, store, tmp_path / "killed", resume=True)
-    for name, tensor in weights(finished).items():
-        assert torch.equal(tensor, weights(tmp_path / "killed")[name])
+    assert same_weights(finished, killed_and_resumed(tailed, store, tmp_path / "killed", step))
 
 
 def test_the_recipe_of_the_tail_is_the_one_of_the_docs():

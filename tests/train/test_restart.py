@@ -12,7 +12,7 @@ from superpose.data.store import TokenStore
 from superpose.train import checkpoint, loop
 from superpose.train.records import read_metrics
 from superpose.train.running import SCHEDULERS
-from tests.train.test_loop import changed, weights
+from tests.train.test_loop import changed, same_weights
 
 BEGINNING = {"at the start": (1, "build"), "in superposition": (1, 5), "at the switch, while it is saved": (0, 8)}
 END = {"before a checkpoint is whole": (0, "commit"), "in recovery": (1, 14), "at the export": (0, "export")}
@@ -81,10 +81,7 @@ def undisturbed(recipe, store, tmp_path_factory):
 @pytest.mark.parametrize("moments", [BEGINNING, END], ids=["beginning", "end"])
 def test_ranks_killed_one_after_the_other_end_in_the_same_weights(undisturbed, recipe, store, tmp_path, moments):
     torchrun(tmp_path / "run", recipe, store, list(moments.values()))
-    expected = weights(undisturbed)
-    assert weights(tmp_path / "run").keys() == expected.keys()
-    for name, tensor in weights(tmp_path / "run").items():
-        assert torch.equal(tensor, expected[name]), name
+    assert same_weights(tmp_path / "run", undisturbed)
     steps = [
         [record["step"] for record in read_metrics(run / "metrics.jsonl")] for run in (undisturbed, tmp_path / "run")
     ]

@@ -6,12 +6,11 @@ import threading
 import time
 
 import pytest
-import torch
 
 from superpose.train import running
 from superpose.train.loop import train
 from superpose.train.running import Clock, StoppedError, stop_requests
-from tests.train.test_loop import weights
+from tests.train.test_loop import same_weights
 
 
 def test_pauses_do_not_count(monkeypatch):
@@ -77,8 +76,7 @@ def test_the_step_is_finished_and_saved(recipe, store, tmp_path, number, step):
     assert signal.getsignal(number) is before
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").exists()
     train(recipe, store, tmp_path / "run", resume=True)
-    for name, tensor in weights(tmp_path / "whole").items():
-        assert torch.equal(tensor, weights(tmp_path / "run")[name])
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
 
 
 def test_the_second_time_it_ends_at_once():

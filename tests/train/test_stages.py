@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from superpose import IGNORE_INDEX, Schedule, StageArgs
 from superpose.errors import UserError
-from superpose.train.config import load_recipe, override, recipe_toml
 from superpose.train.loop import train
+from superpose.train.recipe_file import load_recipe, override, recipe_toml
 from superpose.train.records import read_metrics
 from superpose.train.step import accumulate_gradients, build_state
-from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
+from tests.train.test_loop import ALONE, changed, killed_and_resumed, same_weights
 
 BEFORE = Path(__file__).with_name("before_stages.json")
 """Of runs in short, by the code of before stages were described: SHA-256 of what they read, and loss by loss."""
@@ -69,8 +69,7 @@ def test_the_same_stages_described_give_the_same_bits(recipe, store, tmp_path):
     described = changed(recipe, "superposition", stages=stages, bag_size=4, ratio=0.3)
     for name, one in {"short": short, "described": described}.items():
         train(one, store, tmp_path / name)
-    first, second = weights(tmp_path / "short"), weights(tmp_path / "described")
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same_weights(tmp_path / "short", tmp_path / "described")
 
 
 def test_records_have_the_bag_size_of_their_step_and_count_what_it_reads(finished, staged):
@@ -90,11 +89,7 @@ def test_records_have_the_bag_size_of_their_step_and_count_what_it_reads(finishe
 
 @pytest.mark.parametrize("step", [5, 11])
 def test_a_killed_run_goes_on_to_the_bit(finished, staged, store, tmp_path, step):
-    with pytest.raises(KilledError):
-        train(staged, store, tmp_path / "run", listener=killed_after(step))
-    train(staged, store, tmp_path / "run", resume=True)
-    whole, resumed = weights(finished), weights(tmp_path / "run")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert same_weights(finished, killed_and_resumed(staged, store, tmp_path / "run", step))
 
 
 def test_a_mean_over_steps_is_over_those_of_the_last_ones_bag_size(finished, staged, store, tmp_path):

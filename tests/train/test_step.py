@@ -17,7 +17,7 @@ from superpose.train.optim import Optimizer, learning_rate
 from superpose.train.records import Training, read_records
 from superpose.train.step import build_state, optimizer_step, validate
 from tests.conftest import MODELS, make_model
-from tests.train.test_loop import ALONE, KilledError, changed, killed_after, weights
+from tests.train.test_loop import ALONE, changed, killed_and_resumed, same_weights, weights
 
 
 @pytest.mark.error(n=7)
@@ -86,11 +86,7 @@ def test_stages_and_embeddings_have_a_share_of_the_rate_and_a_resumed_run_the_sa
     assert [record.embedding_lr for record in records] == [rate * 0.5 for rate in rates]
     assert rates[7] == args.lr * 0.25
     assert rates[7] < rates[10] < rates[14] == args.lr
-    with pytest.raises(KilledError):
-        train(mine, store, tmp_path / "stopped", listener=killed_after(11))
-    train(mine, store, tmp_path / "stopped", resume=True)
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "stopped")
-    assert all(whole[name].equal(resumed[name]) for name in whole)
+    assert same_weights(tmp_path / "whole", killed_and_resumed(mine, store, tmp_path / "stopped", 11))
     with pytest.raises(UserError, match=r"superposition\.stages"):
         train(
             changed(mine, "superposition", stages=[{**stage, "lr_factor": 0.5}]),
@@ -106,8 +102,7 @@ def test_the_optimizer_is_reset_at_the_switch_and_nowhere_else(recipe, store, tm
     for name, settings in (("ordinary", recipe.ordinary()), ("switched", recipe)):
         for reset in (False, True):
             train(changed(settings, "train", reset_optimizer=reset), store, tmp_path / f"{name}-{reset}")
-        kept, forgotten = (weights(tmp_path / f"{name}-{reset}") for reset in (False, True))
-        assert all(torch.equal(kept[key], forgotten[key]) for key in kept) == (name == "ordinary")
+        assert same_weights(tmp_path / f"{name}-False", tmp_path / f"{name}-True") == (name == "ordinary")
 
 
 def test_averaged_weights_are_exported_beside_the_others(recipe, store, tmp_path):
@@ -140,13 +135,11 @@ def test_training_goes_on_from_a_model(recipe, store, tmp_path):
 def test_activations_computed_twice_change_no_bit(recipe, store, tmp_path):
     train(recipe, store, tmp_path / "kept")
     train(changed(recipe, "train", checkpoint_activations=True), store, tmp_path / "computed")
-    kept, computed = weights(tmp_path / "kept"), weights(tmp_path / "computed")
-    assert all(torch.equal(kept[key], computed[key]) for key in kept)
+    assert same_weights(tmp_path / "kept", tmp_path / "computed")
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_blocks_are_compiled_once_for_both_phases(recipe, store, tmp_path, monkeypatch):
-    """The compiler sees one shape: whatever it compiles it compiles before the first step, and counts apart."""
+def counted_compilations(monkeypatch):
+    """A list that grows with each graph that is compiled of a block."""
     compiled = []
 
     def backend(graph, inputs):
@@ -155,7 +148,13 @@ def test_blocks_are_compiled_once_for_both_phases(recipe, store, tmp_path, monke
 
     compile_block = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_block(self, backend=backend))
-    counts = []
+    return compiled
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_blocks_are_compiled_once_for_both_phases(recipe, store, tmp_path, monkeypatch):
+    """The compiler sees one shape: whatever it compiles it compiles before the first step, and counts apart."""
+    compiled, counts = counted_compilations(monkeypatch), []
 
     def listener(record):
         if record["kind"] in ("training", "validation"):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from superpose.compare.experiment import Design, plan_tuning
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome
-from superpose.train.config import Recipe, load_recipe, with_settings
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import load_recipe, with_settings
 from superpose.tune.halving import halve
 from superpose.tune.search import (
     BAG_SIZES,

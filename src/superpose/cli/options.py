@@ -79,8 +79,8 @@ def load_settings(
     import json
 
     from superpose.core.schedule import Schedule
-    from superpose.train.config import load_recipe
     from superpose.train.loop import check_recipe
+    from superpose.train.recipe_file import load_recipe
 
     changes = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value is not None]
     if stages is not None:

@@ -73,8 +73,8 @@ def plan(
     from superpose.plan.request import Price
     from superpose.plan.tables import record, tables
     from superpose.results.progress import Display, print_table
-    from superpose.train.config import load_recipe, with_settings
     from superpose.train.loop import check_device
+    from superpose.train.recipe_file import load_recipe, with_settings
 
     machine, settings = parse_hardware(hardware, speed, room) if hardware else None, None
     if recipe is not None:

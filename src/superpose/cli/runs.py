@@ -50,7 +50,7 @@ def show(run: Run, as_json: AsJson = False) -> None:
     from superpose.results.progress import print_table
     from superpose.runs.disk import open_run
     from superpose.runs.tables import shown, tables_of
-    from superpose.train.config import recipe_toml
+    from superpose.train.recipe_file import recipe_toml
 
     found = open_run(run)
     if as_json:

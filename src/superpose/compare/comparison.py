@@ -33,7 +33,8 @@ from superpose.results.statistics import (
 )
 from superpose.results.tables import Row, Table, describe, markdown
 from superpose.runs.pool import POOL, Outcome
-from superpose.train.config import Recipe, with_settings
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import with_settings
 from superpose.train.records import Result, checked
 
 _FORMAT = "superpose comparison 3"

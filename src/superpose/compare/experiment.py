@@ -24,7 +24,8 @@ from pydantic import FiniteFloat
 from superpose.compare.variants import Changes, changed_recipe, check_variants, steps_of_equal_flops
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome, Run
-from superpose.train.config import Recipe, with_settings
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import with_settings
 
 ORDINARY, TST, CONTEXT = "ordinary", "tst", "tst-context"
 """Arms. The last sees as much context in superposition as an ordinary row: its rows are cut, not stretched."""

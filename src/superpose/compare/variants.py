@@ -21,7 +21,8 @@ from superpose.core.stage import Stage, StageArgs
 from superpose.data.config import vocabulary_size
 from superpose.errors import UserError
 from superpose.models.build import build_config, build_model, model_flops_per_latent
-from superpose.train.config import SHORT_FORM, Recipe, SuperpositionArgs, override, parsed, read_sections, with_sections
+from superpose.train.config import SHORT_FORM, Recipe, SuperpositionArgs
+from superpose.train.recipe_file import override, parsed, read_sections, with_sections
 
 Changes = Sequence[str] | Mapping[str, Any]
 """Settings as `--set` writes them, or sections as in a recipe."""

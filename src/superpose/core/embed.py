@@ -141,12 +141,7 @@ def _only_looks_up(embedding: Callable[[Tensor], Tensor]) -> TypeGuard[nn.Embedd
 
 def _mean_of_valid(bags: Tensor, weight: Tensor, valid: Tensor, padding_idx: int | None = None) -> Tensor:
     """Means [N, D] over the valid [N, S] tokens of bags [N, S]; zeros where there is none."""
-    learned = valid if padding_idx is None else valid & (bags != padding_idx)
-    tokens = bags.masked_fill(~learned, 0)
-    sums = F.embedding_bag(tokens, weight, mode="sum", per_sample_weights=learned.to(weight.dtype))
-    if padding_idx is not None:
-        padding = (valid & ~learned).sum(dim=-1, keepdim=True).to(weight.dtype)
-        sums = sums + padding * weight[padding_idx].detach()
+    sums = _sums_of_shares(bags, weight, valid.to(weight.dtype), padding_idx)
     # A product in float32 rounds once more than the sum did; in bfloat16 that is the last bit.
     return sums / _divisors(valid, weight.dtype)
 
@@ -190,10 +185,11 @@ def _weighted(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | N
     if weight.device.type == "cpu":
         pooled: Tensor = _weigh_bags(bags, weight, shares, padding_idx)
         return pooled
-    return _weigh_elsewhere(bags, weight, shares, padding_idx)
+    return _sums_of_shares(bags, weight, shares, padding_idx)
 
 
-def _weigh_elsewhere(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:
+def _sums_of_shares(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:
+    """The same by PyTorch's own operator; tokens without a share may have any id."""
     learned = shares if padding_idx is None else shares.masked_fill(bags == padding_idx, 0)
     sums = F.embedding_bag(bags.masked_fill(learned == 0, 0), weight, mode="sum", per_sample_weights=learned)
     if padding_idx is not None:
@@ -203,8 +199,7 @@ def _weigh_elsewhere(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: 
 
 @torch.library.custom_op("superpose::weigh_bags", mutates_args=())
 def _weigh_bags(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:
-    tokens = bags.masked_fill(shares == 0, 0)
-    return F.embedding_bag(tokens, weight.detach(), mode="sum", per_sample_weights=shares)
+    return _sums_of_shares(bags, weight.detach(), shares, None)  # padding is of matter to the gradient alone
 
 
 @torch.library.custom_op("superpose::weigh_bags_backward", mutates_args=())

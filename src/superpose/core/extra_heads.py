@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from superpose.core.fold import IGNORE_INDEX
+from superpose.core.numbers import is_whole
 
 
 class ExtraHeads(nn.Module):
@@ -45,8 +46,7 @@ class ExtraHeads(nn.Module):
 
     def __init__(self, count: int, like: Tensor) -> None:
         super().__init__()
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise ValueError(f"extra_heads is {count!r}; give a whole number of heads, 0 for none")
+        check_heads(count)
         self.layers = nn.ModuleList(_head(like) for _ in range(count))
 
     def __len__(self) -> int:
@@ -97,6 +97,12 @@ def split_ahead(inputs: Tensor, targets: Tensor, heads: int) -> tuple[Tensor, Te
     empty = (empty if inputs.dim() == 2 else empty.all(dim=-1)).repeat(heads, 1)
     ahead = ahead.masked_fill(empty if ahead.dim() == 2 else empty.unsqueeze(-1), IGNORE_INDEX)
     return inputs, targets[:, :latents], ahead
+
+
+def check_heads(count: object) -> None:
+    """A ValueError for what is no number of heads."""
+    if not is_whole(count) or count < 0:
+        raise ValueError(f"extra_heads is {count!r}; give a whole number of heads, 0 for none")
 
 
 def check_weight(weight: Tensor | float | None, heads: int) -> None:

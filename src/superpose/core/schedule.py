@@ -23,8 +23,9 @@ from typing import Any
 
 from superpose.core.fold import Mode
 from superpose.core.loss import Weighting
+from superpose.core.numbers import is_whole
 from superpose.core.rates import blended_factor
-from superpose.core.stage import LR_BLEND_STEPS, Phase, Stage, StageArgs, Step, exact, expanded, is_whole
+from superpose.core.stage import LR_BLEND_STEPS, Phase, Stage, StageArgs, Step, exact, expanded
 
 
 @dataclass(frozen=True, init=False, repr=False)

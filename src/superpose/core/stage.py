@@ -17,8 +17,10 @@ from typing import Any, Literal, TypeVar
 
 from superpose.core.draws import random_bits
 from superpose.core.embed import Pooling, check_pooling
+from superpose.core.extra_heads import check_heads
 from superpose.core.fold import MODES, Mode
 from superpose.core.loss import Weighting, bag_shares
+from superpose.core.numbers import is_number, is_whole
 
 Phase = Literal["superposition", "recovery", "ordinary"]
 """A run without superposition has nothing to recover from: all of it is ordinary."""
@@ -93,10 +95,10 @@ class _Settings:
             raise ValueError(f"bag_size is {self.bag_size!r}; give a whole number of tokens, 1 or more")
         self._check_drawn()
         rows = self.ordinary_rows
-        if isinstance(rows, bool) or not isinstance(rows, (int, float)) or not 0 <= rows < 1:
+        if not is_number(rows) or not 0 <= rows < 1:
             raise ValueError(f"ordinary_rows is {rows!r}; give a share of the rows of 0 or more and less than 1")
         factor = self.lr_factor
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        if not is_number(factor) or not 0 < factor < math.inf:
             raise ValueError(f"lr_factor is {factor!r}; give a number above 0, 1 for the learning rate as it is")
         if not is_whole(self.lr_blend_steps) or self.lr_blend_steps < 0:
             raise ValueError(f"lr_blend_steps is {self.lr_blend_steps!r}; give a whole number of steps, 0 or more")
@@ -178,7 +180,8 @@ class StageArgs(_Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_ratio(self.ratio)
+        if not is_number(self.ratio) or not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio is {self.ratio!r}; give a share of the steps between 0 and 1")
         weightings = [self.weighting] if self.weighting_end is None else [self.weighting, self.weighting_end]
         if weightings != ["uniform"]:
             if not self.superposes or self.mode == "input":
@@ -288,21 +291,15 @@ class Step(_Settings):
 
 
 def _check_extra_heads(stage: StageArgs) -> None:
-    if not is_whole(stage.extra_heads) or stage.extra_heads < 0:
-        raise ValueError(f"extra_heads is {stage.extra_heads!r}; give a whole number of heads, 0 for none")
+    check_heads(stage.extra_heads)
     for name in ("extra_heads_weight", "extra_heads_weight_end"):
         weight = getattr(stage, name)
         if weight is None:
             continue
         if not stage.extra_heads:
             raise ValueError(f"{name} weighs extra heads, and the stage has none, so it would be ignored; leave it out")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        if not is_number(weight) or not 0 <= weight < math.inf:
             raise ValueError(f"{name} is {weight!r}; give a number of 0 or more")
-
-
-def _check_ratio(ratio: object) -> None:
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-        raise ValueError(f"ratio is {ratio!r}; give a share of the steps between 0 and 1")
 
 
 def _sized(weights: Mapping[Any, float]) -> dict[int, float]:
@@ -314,7 +311,7 @@ def _check_weights(weights: Mapping[int, float]) -> None:
     for size, weight in weights.items():
         if not is_whole(size) or size < 1:
             raise ValueError(f"bag_size names a size of {size!r}; give whole numbers of tokens, 1 or more")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        if not is_number(weight) or not 0 <= weight < math.inf:
             raise ValueError(f"bag_size gives size {size} a weight of {weight!r}; give a number of 0 or more")
     if not sum(weights.values()):
         raise ValueError("bag_size gives no size any weight; give one a number above 0")
@@ -373,7 +370,7 @@ def exact_mixture(mixture: Mapping[str, float]) -> dict[str, Fraction]:
     if not isinstance(mixture, Mapping):
         raise ValueError(f"mixture is {mixture!r}; give each source its share, such as {{ web = 0.7, code = 0.3 }}")
     for name, share in mixture.items():
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"mixture gives {name} a share of {share!r}; expected 0 to 1")
     shares = {name: exact(share) for name, share in mixture.items() if share}
     whole = sum(shares.values(), Fraction(0))
@@ -383,7 +380,3 @@ def exact_mixture(mixture: Mapping[str, float]) -> dict[str, Fraction]:
             f"the shares of mixture add up to {float(whole):g}, not 1 ({given}); give each source its share of all"
         )
     return {name: share / whole for name, share in shares.items()}
-
-
-def is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -17,10 +17,11 @@ import torch
 from superpose.core.schedule import Schedule
 from superpose.data.store import TokenStore
 from superpose.plan.request import Range, Request, usual_utilisation
-from superpose.train.config import Recipe, chosen_precision
+from superpose.train.config import Recipe
 from superpose.train.distributed import joined_ranks
 from superpose.train.hardware import keep_memory, peak_memory
 from superpose.train.optim import learning_rate
+from superpose.train.recipe_file import chosen_precision
 from superpose.train.step import build_state, optimizer_step
 
 OVERHEAD = 1.25

@@ -23,7 +23,7 @@ from superpose.reproduce.experiments import SWEEP, SWEEP_RATIOS, SWEEP_SIZES, ce
 from superpose.reproduce.reproduction import Reproduction
 from superpose.results.charts import AXES, Chart, Series, read_series
 from superpose.results.tables import Row, Table
-from superpose.train.config import load_recipe
+from superpose.train.recipe_file import load_recipe
 from superpose.train.records import read_result
 
 

@@ -31,8 +31,9 @@ from superpose.results.progress import Display
 from superpose.results.statistics import paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import POOL, Outcome, Run, named_directory, settled, train_all
-from superpose.train.config import Recipe, load_recipe, override, with_settings
+from superpose.train.config import Recipe
 from superpose.train.loop import check_recipe
+from superpose.train.recipe_file import load_recipe, override, with_settings
 
 Scale = Literal["tiny", "small", "paper"]
 Agreement = Literal["agrees", "disagrees", "undecided"]

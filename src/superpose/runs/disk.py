@@ -22,8 +22,9 @@ from superpose.files import read_json
 from superpose.models.load import is_model, on_this_machine
 from superpose.places import is_remote
 from superpose.train.checkpoint import Checkpoints
-from superpose.train.config import Recipe, load_recipe
+from superpose.train.config import Recipe
 from superpose.train.distributed import Ranks
+from superpose.train.recipe_file import load_recipe
 from superpose.train.records import Result, Validation, read_metrics, read_records, read_result
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

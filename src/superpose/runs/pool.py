@@ -26,8 +26,9 @@ from superpose.engine.jobs import Engine, Job, Resources, Tell
 from superpose.errors import UserError
 from superpose.files import BusyError, one_at_a_time
 from superpose.runs.forecast import Forecast, Planned
-from superpose.train.config import Recipe, chosen_precision, with_settings
+from superpose.train.config import Recipe
 from superpose.train.loop import check_device, train
+from superpose.train.recipe_file import chosen_precision, with_settings
 from superpose.train.run_directory import finished
 from superpose.train.running import StoppedError, ended_in_order
 

@@ -14,7 +14,8 @@ from superpose.data.tokenizer import load_tokenizer, tokenizer_identity
 from superpose.errors import UserError
 from superpose.models.build import ModelArgs, build_config, longest_row
 from superpose.models.load import load_weights, on_this_machine, predicts_bags
-from superpose.train.config import Recipe, load_recipe, with_settings, write_recipe
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import load_recipe, with_settings, write_recipe
 
 
 def import_model(directory: str | Path, out: str | Path, base: str | Path | None = None) -> Recipe:

@@ -14,12 +14,13 @@ from superpose import lazy
 
 if TYPE_CHECKING:
     from superpose.data.config import prepare
-    from superpose.train.config import Recipe, load_recipe
+    from superpose.train.config import Recipe
     from superpose.train.loop import train
+    from superpose.train.recipe_file import load_recipe
     from superpose.train.running import StoppedError
 
 __all__ = ["Recipe", "StoppedError", "load_recipe", "prepare", "train"]
 
-_HOMES = {"Recipe": "config", "load_recipe": "config", "prepare": ".data.config"}
+_HOMES = {"Recipe": "config", "load_recipe": "recipe_file", "prepare": ".data.config"}
 
 __getattr__ = lazy.names(__name__, {**_HOMES, "StoppedError": "running", "train": "loop"})

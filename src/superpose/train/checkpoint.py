@@ -223,7 +223,7 @@ class Checkpoints:
             path = self.folder / _name(known)
             problems = [problem for problem in self._ranks.gather(self._problem(path)) if problem]
             if not problems:
-                self._load(path, Parts(*parts), known)
+                self._load(path, parts, known)
                 state = read_json(path / "state.json")
                 return Progress(state["step"], state["seconds"])
             tell(f"checkpoint {path} is passed over: {problems[0]}")

@@ -15,7 +15,8 @@ from superpose.errors import UserError
 from superpose.files import read_json, whole_directory, write_json
 from superpose.models.build import build_model
 from superpose.models.save import save_model
-from superpose.train.config import Recipe, chosen_precision, load_recipe, with_settings
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import chosen_precision, load_recipe, with_settings
 from superpose.train.records import Result, checked
 
 

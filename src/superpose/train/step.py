@@ -228,9 +228,9 @@ def optimizer_step(state: TrainState, args: TrainArgs, step: Step, window: Tenso
     return StepResult(
         total,
         grad_norm,
-        _mean([output.router_loss for output in outputs]),
-        _mean([output.expert_load for output in outputs]),
-        _total([output.extra_loss for output in outputs]),
+        _over_parts(torch.mean, [output.router_loss for output in outputs]),
+        _over_parts(torch.mean, [output.expert_load for output in outputs]),
+        _over_parts(torch.sum, [output.extra_loss for output in outputs]),
     )
 
 
@@ -270,14 +270,9 @@ def autocast(lm: SuperposedLM, precision: str, device: torch.device) -> torch.au
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16" and not is_sharded(lm))
 
 
-def _total(values: list[Tensor | None]) -> Tensor | None:
+def _over_parts(reduce: Callable[..., Tensor], values: list[Tensor | None]) -> Tensor | None:
     known = [value.detach() for value in values if value is not None]
-    return torch.stack(known).sum(dim=0) if known else None
-
-
-def _mean(values: list[Tensor | None]) -> Tensor | None:
-    known = [value.detach() for value in values if value is not None]
-    return torch.stack(known).mean(dim=0) if known else None
+    return reduce(torch.stack(known), dim=0) if known else None
 
 
 class HeldOutLoss(NamedTuple):

@@ -32,8 +32,9 @@ from superpose.results.progress import Display
 from superpose.results.statistics import Difference, paired_difference
 from superpose.results.tables import Row, Table, markdown
 from superpose.runs.pool import POOL, Outcome, Run, link, named_directory, settled, train_all
-from superpose.train.config import Recipe, recipe_toml, write_recipe
+from superpose.train.config import Recipe
 from superpose.train.loop import check_recipe
+from superpose.train.recipe_file import recipe_toml, write_recipe
 from superpose.tune.search import Rung, Search, Trial
 
 Execute = Callable[[Sequence[Run]], Sequence[Outcome]]

@@ -27,7 +27,8 @@ from superpose.plan.evidence import RULE, Setting
 from superpose.plan.model import parameters_of
 from superpose.plan.prediction import few_steps, level_settings, missing_evidence
 from superpose.runs.pool import Run
-from superpose.train.config import Recipe, with_settings
+from superpose.train.config import Recipe
+from superpose.train.recipe_file import with_settings
 
 BAG_SIZES, RATIOS = (2, 4, 6, 8, 12, 16), (0.1, 0.2, 0.3, 0.4)
 """Tried where nothing else is said."""

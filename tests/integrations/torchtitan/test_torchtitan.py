@@ -36,8 +36,8 @@ from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader
 from superpose.integrations.torchtitan.loss import MultiHotLoss, mark_positions
 from superpose.integrations.torchtitan.trainer import Superposition, superposed
 from superpose.models.build import build_config, build_model
-from superpose.train.config import load_recipe
 from superpose.train.loop import train
+from superpose.train.recipe_file import load_recipe
 from superpose.train.records import read_metrics
 from tests.integrations.torchtitan.runs import ROOT, config_of, run, trainer_of
 from tests.train.test_loop import changed

@@ -40,9 +40,7 @@ class ScheduleCheckpoints(CheckpointManager):
         if self._schedule is not None and _goes_on(state_dict) and dist.get_rank() == 0:
             files, folder = fsspec.core.url_to_fs(str(checkpoint_id))
             files.makedirs(folder, exist_ok=True)
-            # Stage by stage: the short form leaves out weights that are uniform, as schedules without any do.
-            spelled_out = Schedule(self._schedule.total_steps, stages=self._schedule.args)
-            stored = {"schedule": spelled_out.to_dict(), "expand": self._expand}
+            stored = {"schedule": self._schedule.to_dict(), "expand": self._expand}
             files.pipe_file(f"{folder}/{NAME}", json.dumps(stored, indent=1).encode())
         return super().dcp_save(state_dict, checkpoint_id, *rest, **named)
 

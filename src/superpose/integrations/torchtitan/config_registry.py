@@ -26,8 +26,9 @@ from torchtitan.trainer import Trainer
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.trainer import SuperposeTrainer, Superposition, superposed
 from superpose.models.build import ModelArgs, build_config
-from superpose.train.config import Recipe, SuperpositionArgs, TrainArgs, load_recipe
+from superpose.train.config import Recipe, SuperpositionArgs, TrainArgs
 from superpose.train.optim import OptimArgs
+from superpose.train.recipe_file import load_recipe
 
 _LLAMA_3_VOCABULARY = 128256
 

@@ -25,6 +25,7 @@ from superpose.integrations.torchtitan.checkpoint import ScheduleCheckpoints
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader, open_store
 from superpose.integrations.torchtitan.loss import MultiHotLoss
+from superpose.train.config import SHORT_FORM
 
 _Config = TypeVar("_Config", bound=Configurable.Config)
 
@@ -54,16 +55,14 @@ class Superposition:
         """
         if not self.stages:
             return Schedule(total_steps, self.bag_size, self.ratio, self.mode, self.weighting)
-        of_all = {each.name: getattr(self, each.name) for each in fields(self) if each.name in _OF_ALL_STAGES}
-        if of_all != _OF_ALL_STAGES:
+        if any(getattr(self, each.name) != each.default for each in fields(self) if each.name in SHORT_FORM):
             raise ValueError(
                 "superposition.stages says what each stage is; leave out bag_size, ratio, mode and weighting"
             )
         return Schedule(total_steps, stages=self.stages)
 
 
-_OF_ALL_STAGES = {"bag_size": 4, "ratio": 0.3, "mode": "full", "weighting": "uniform"}
-_SERVED = {"ratio", "bag_size", "mode", "weighting"}
+_SERVED = SHORT_FORM
 """Settings of a stage; others would be ignored here, and are refused."""
 
 
