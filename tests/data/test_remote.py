@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from superpose.data import prepare as module
+from superpose.data import stream_parts
 from superpose.data.config import DataArgs, prepare
 from superpose.data.prepare import Preparation, prepare_store, train_on_sources
 from superpose.data.readers import Source
@@ -154,7 +155,7 @@ def test_a_store_is_prepared_into_a_remote_place_and_trained_from_there(here, me
 
 @pytest.mark.parametrize("breaks_at", [None, 250])
 def test_streams_of_the_caller_make_the_store_that_their_text_makes(here, tmp_path, monkeypatch, breaks_at):
-    monkeypatch.setattr(module, "RANGE", 2000)
+    monkeypatch.setattr(stream_parts, "RANGE", 2000)
     expected = prepare_store(preparation(str(here / "a.parquet")), tmp_path / "expected", processes=1)
     records = Records(TEXTS, breaks_at)
     settings = preparation("stream:mine")
