@@ -10,7 +10,7 @@ LOWEST_TOO = $(shell $(PYTHON) -c 'import sys; print(".venv-lowest/ready" if sys
 .PHONY: demo test environments test-commands test-wheel test-extras test-remote test-faults test-lowest docs mutants bench-loss bench-data gpu clean
 
 demo: .venv/ready
-	$(BIN)/superpose compare --name demo
+	$(BIN)/superpose compare demo
 
 test:
 	$(MAKE) -j 2 environments

@@ -20,6 +20,7 @@ from superpose.cli.options import (
     numbers,
 )
 from superpose.errors import UserError
+from superpose.recipes import FOLDER
 
 _Steps = Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
 
@@ -28,7 +29,7 @@ def compare(
     context: Context,
     recipe: Annotated[
         list[str] | None,
-        Argument(metavar="[RECIPE]", help=f"{A_RECIPE}; by default cpu-tiny. With --logs, more of its NAME=FILES."),
+        Argument(metavar="[RECIPE]", help=f"{A_RECIPE}; by default demo. With --logs, more of its NAME=FILES."),
     ] = None,
     corpus: Corpus = None,
     steps: Annotated[int | None, Option(help="Optimizer steps of each run: the main budget.")] = None,
@@ -65,7 +66,7 @@ def compare(
     ] = None,
     metric: Annotated[str | None, Option(help="With --logs: what is compared; by default val_loss.")] = None,
     x: Annotated[str | None, Option(help="With --logs: what it is compared over; by default steps.")] = None,
-    name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, 'logs' or 'demo'.")] = None,
+    name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, or 'logs'.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
     engine: EngineName = "local",
@@ -92,7 +93,7 @@ def compare(
         raise UserError("--metric and --x are of runs logged elsewhere; give these with --logs")
     if recipe and len(recipe) > 1:
         raise UserError(f"{' '.join(recipe)}: one recipe is compared; give one, and change its settings with --set")
-    file = Path(recipe[0]) if recipe else None
+    file = Path(recipe[0]) if recipe else FOLDER / "demo.toml"
     shortcuts = {
         "data.corpus": corpus,
         "train.steps": steps,
@@ -111,7 +112,7 @@ def compare(
         context_control,
         parse_variants(variant or []),
     )
-    name, display = name or (file.stem if file else "demo"), Display()
+    name, display = name or file.stem, Display()
     comparison = workflow.compare(
         design,
         runs=runs,

@@ -1,4 +1,4 @@
-"""superpose's own recipes, found by name: cpu-tiny, cpu-small, gpt2-124m and the paper's four models."""
+"""superpose's own recipes, found by name: demo, cpu-tiny, cpu-small, gpt2-124m and the paper's four models."""
 
 from pathlib import Path
 
