@@ -193,7 +193,7 @@ def compared(recipe, store, tmp_path_factory):
 
     runs = tmp_path_factory.mktemp("runs")
     variants = {"power": ["superposition.weighting=power"]}
-    design = Design(recipe, (1, 2), (), (30,), rates=(1e-2, 2e-2), context_control=True, variants=variants)
+    design = Design(recipe, (1, 2), (), (30,), tune={"train.lr": (1e-2, 2e-2)}, context_control=True, variants=variants)
     with (
         mock.patch("superpose.compare.workflow.prepare", return_value=store),
         mock.patch("superpose.compare.workflow.train_all", lambda planned, *of: trained(planned, *of[:2])),

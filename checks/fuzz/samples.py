@@ -56,11 +56,11 @@ class Samples:
         pool = samples.runs / "pool"
         outcomes = []
         design = Design(recipe, (1,))
-        for run in plan_runs(design, {}):
+        for run in plan_runs(design):
             directory = pool / run.key(store)
             outcomes.append(Outcome(run, directory, train(run.recipe, store, directory)))
         link(outcomes, samples.runs / "named")
-        Comparison.of(design, outcomes, {}, store).write(samples.runs / "named")
+        Comparison.of(design, outcomes, (), store).write(samples.runs / "named")
         (samples.runs / "reproduced").mkdir()
         shutil.copy(ROOT / "benchmarks/results/reproduce-tiny/reproduction.json", samples.runs / "reproduced")
         (samples.runs / "planned").mkdir()

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from superpose.compare.comparison import Comparison, Trained
-from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Tuning
+from superpose.compare.experiment import CONTEXT, ORDINARY, TST
+from superpose.compare.tuned import LR, Trial, Tuning
 from superpose.core import Schedule
 from superpose.errors import UserError
 from superpose.results.tables import describe, markdown
@@ -59,7 +60,9 @@ def test_it_is_read_back_as_it_was(compared):
     assert {run.directory.resolve() for run in again.runs} == {run.directory.resolve() for run in comparison.runs}
 
 
-@pytest.mark.parametrize("change", [{"format": "other"}, {"runs": 3}, {"recipe": {"train": 1}}, {"tunings": {"a": {}}}])
+@pytest.mark.parametrize(
+    "change", [{"format": "other"}, {"runs": 3}, {"recipe": {"train": 1}}, {"tunings": [{"arm": "a"}]}]
+)
 def test_an_altered_file_is_one_sentence(compared, tmp_path, change):
     directory, _ = compared
     saved = json.loads((directory / "comparison.json").read_text())
@@ -136,10 +139,10 @@ class TestThreeQuestions:
 
 def test_a_rate_at_the_edge_is_said(recipe):
     comparison = pairs(recipe, [(3.0, 2.9), (3.1, 3.05)])
-    tuning = Tuning(ORDINARY, {1e-3: 3.1, 2e-3: 3.0}, 2e-3, True)
-    warned = dataclasses.replace(comparison, tunings={ORDINARY: tuning, TST: dataclasses.replace(tuning, arm=TST)})
+    trials = (Trial({LR: 1e-3}, 3.1), Trial({LR: 2e-3}, 3.0))
+    warned = dataclasses.replace(comparison, tunings=tuple(Tuning(arm, 20, trials) for arm in (ORDINARY, TST)))
     assert "at the edge" in warned.verdict()
-    assert warned.tuning_rows()[1] == ("0.002", "3.0000 (best)", "3.0000 (best)")
+    assert warned.tuning_rows(20)[1] == ("0.002", "3.0000 (best)", "3.0000 (best)")
 
 
 def test_the_control_is_told_from_the_arms(recipe):

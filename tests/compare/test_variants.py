@@ -6,7 +6,8 @@ import pytest
 
 from superpose.compare.charts import all_charts
 from superpose.compare.comparison import Comparison, Trained
-from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, Tuning, best_rates, plan_runs, plan_tuning
+from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, found_tunings, plan_runs, plan_tuning
+from superpose.compare.tuned import LR, Trial, Tuning
 from superpose.compare.variant_tables import changes_of, variant_tables
 from superpose.compare.variants import parse_variant, parse_variants, settings_of, steps_of_equal_flops, training_flops
 from superpose.core import Schedule, StageArgs
@@ -150,7 +151,7 @@ def test_a_rate_of_its_own_is_refused_where_rates_are_tried(recipe):
     (run,) = (run for run in plan_runs(Design(recipe, variants=changes), {}) if run.arm == "slow")
     assert run.recipe.train.lr == 1e-3
     with pytest.raises(UserError, match="which --lrs chooses for each arm"):
-        Design(recipe, rates=(1e-3, 2e-3), variants=changes)
+        Design(recipe, tune={LR: (1e-3, 2e-3)}, variants=changes)
 
 
 class TestPlanning:
@@ -165,7 +166,7 @@ class TestPlanning:
         assert {run.recipe.train.embedding_lr_factor for run in plan_runs(design, {})} == {0.5}
 
     def test_rates_are_tried_for_each_variant_under_names_of_their_own(self, recipe):
-        design = Design(recipe, (1,), rates=(1e-3, 2e-3), variants=POWER)
+        design = Design(recipe, (1,), tune={LR: (1e-3, 2e-3)}, variants=POWER)
         planned = plan_tuning(design)
         assert [run.name for run in planned if run.arm == "power"] == [
             "power-20-lr0.001-seed0",
@@ -174,8 +175,8 @@ class TestPlanning:
         assert len({run.name for run in planned}) == len(planned) == 6
         best = {ORDINARY: 1e-3, TST: 1e-3, "power": 2e-3}
         outcomes = [Outcome(run, None, {"val_loss": 3 + abs(run.recipe.train.lr - best[run.arm])}) for run in planned]
-        tunings = best_rates(design, outcomes)
-        assert {arm: tuning.best for arm, tuning in tunings.items()} == best
+        tunings = found_tunings(design, outcomes)
+        assert {tuning.arm: tuning.best[LR] for tuning in tunings} == best
         assert all(run.recipe.train.lr == best[run.arm] for run in plan_runs(design, tunings))
 
     def test_auto_budgets_read_as_much_as_each_variant(self, recipe, store):
@@ -303,10 +304,10 @@ class TestAnswers:
         assert 1 < tst.ratio < power.ratio < 4
 
     def test_the_table_of_rates_has_a_column_for_each_variant(self, recipe):
-        tuning = Tuning(ORDINARY, {1e-3: 3.1, 2e-3: 3.0}, 2e-3, True)
-        tunings = {arm: dataclasses.replace(tuning, arm=arm) for arm in (ORDINARY, TST, "power")}
+        trials = (Trial({LR: 1e-3}, 3.1), Trial({LR: 2e-3}, 3.0))
+        tunings = tuple(Tuning(arm, 20, trials) for arm in (ORDINARY, TST, "power"))
         comparison = made_up(recipe, {n: LOSSES[n] for n in (ORDINARY, TST, "power")}, tunings=tunings)
-        assert comparison.tuning_rows()[0] == ("0.001", "3.1000", "3.1000", "3.1000")
+        assert comparison.tuning_rows(20)[0] == ("0.001", "3.1000", "3.1000", "3.1000")
 
 
 def test_what_is_written_of_a_variant(compared):
@@ -315,7 +316,7 @@ def test_what_is_written_of_a_variant(compared):
     answer = saved["answers"]["variants"]["power"]["20"]
     assert answer["minus_tst"]["value"] == comparison.equal_flops(arm="power", against=TST).value
     assert answer["steps"] == 20
-    assert set(saved["tunings"]) == {ORDINARY, TST, "power"}
+    assert [tuning["arm"] for tuning in saved["tunings"]] == [ORDINARY, TST, "power"]
     assert {path.name for path in directory.glob("power-*")} == {"power-20-seed1", "power-20-seed2"}
     summary = (directory / "summary.md").read_text()
     assert "Variants at 20 steps and equal FLOPs" in summary
@@ -335,10 +336,16 @@ def test_charts_have_a_line_for_each_variant(compared):
 def test_an_older_comparison_is_read(compared, tmp_path):
     directory, comparison = compared
     saved = json.loads((directory / "comparison.json").read_text())
-    del saved["variants"], saved["answers"]["variants"], saved["tunings"]["power"]
+    del saved["variants"], saved["answers"]["variants"]
+    saved["tunings"] = {
+        one.arm: {"arm": one.arm, "losses": {str(t.settings[LR]): t.val_loss for t in one.trials}, "best": one.best[LR]}
+        for one in comparison.tunings
+        if one.arm != "power"
+    }
     (tmp_path / "comparison.json").write_text(json.dumps(saved | {"format": "superpose comparison 2"}))
     again = Comparison.load(tmp_path)
     assert again.variants == {}
+    assert again.tunings == comparison.tunings[:2]
     assert again.rows() == comparison.rows()
     assert again.equal_flops() == comparison.equal_flops()
 

@@ -217,7 +217,7 @@ class TestResult:
         surface, made = bowl(Trial(4, 0.3, 2e-3)), []
         lowest = trained_on(lambda trial, *of: surface(trial, *of) if not trial.ordinary else 5 - trial.lr, made)
         tuned = halve(plan_search(RECIPE, GRID), lowest)
-        tuning = plan_tuning(Design(tuned.recipe, (1, 2, 3, 4, 5), rates=(2e-3, 4e-3)))
+        tuning = plan_tuning(Design(tuned.recipe, (1, 2, 3, 4, 5), tune={"train.lr": (2e-3, 4e-3)}))
         known = [run.recipe for run in made]
         assert [run.recipe in known for run in tuning if run.arm == "ordinary"] == [True, True]
         assert next(run.recipe in known for run in tuning if run.arm == "tst")

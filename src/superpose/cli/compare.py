@@ -1,7 +1,7 @@
 """`superpose compare`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Argument, Context, Option
 
@@ -51,6 +51,18 @@ def compare(
             help="Further numbers of steps of the ordinary arm, for the question of equal loss; "
             "'auto' among them stands for those that read as much text as TST.",
         ),
+    ] = None,
+    tune: Annotated[
+        list[str] | None,
+        Option(
+            metavar="SETTING=V,V,...",
+            help="Settings of train to tune together, such as train.lr=1e-3,2e-3,train.decay_ratio=0.1,0.4. Each arm "
+            "tries every combination and takes its best.",
+        ),
+    ] = None,
+    tune_at: Annotated[
+        str | None,
+        Option(metavar="N,N,...", help="Budgets at which --lrs and --tune are tried; by default the main one."),
     ] = None,
     context_control: Annotated[
         bool, Option("--context-control", help="Also train TST with no more context than an ordinary row.")
@@ -108,7 +120,8 @@ def compare(
         numbers("--budgets", budgets or "", int),
         numbers("--ordinary-budgets", ",".join(budget for budget in ordinary if budget != "auto"), int),
         "auto" in ordinary,
-        numbers("--lrs", lrs or "", float),
+        _tried(lrs, tune),
+        numbers("--tune-at", tune_at or "", int),
         context_control,
         parse_variants(variant or []),
     )
@@ -125,6 +138,16 @@ def compare(
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")
     expect_all(display)
+
+
+def _tried(lrs: str | None, tune: list[str] | None) -> dict[str, tuple[Any, ...]]:
+    """What --lrs and --tune ask for."""
+    from superpose.compare.tuned import LR, parse_tried
+
+    tried, rates = parse_tried(tune or []), numbers("--lrs", lrs or "", float)
+    if rates and LR in tried:
+        raise UserError("--lrs and --tune train.lr=... say the same; leave one out")
+    return {LR: rates, **tried} if rates else tried
 
 
 def _refuse_training(context: Context) -> None:

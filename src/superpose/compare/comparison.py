@@ -15,7 +15,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, FiniteFloat, TypeAdapter
 
-from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, Tuning, steps_of_equal_data
+from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, steps_of_equal_data
+from superpose.compare.tuned import LR, Trial, Tuning, label
+from superpose.compare.tuned import spoken as settings_spoken
 from superpose.compare.variant_tables import on_variants, variant_answers, variant_tables
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
@@ -37,9 +39,9 @@ from superpose.train.config import Recipe
 from superpose.train.recipe_file import with_settings
 from superpose.train.records import Result, checked
 
-_FORMAT = "superpose comparison 3"
-_BEFORE = "superpose comparison 2"
-"""Has no variants, and is read."""
+_FORMAT = "superpose comparison 4"
+_BEFORE: dict[str, dict[str, Any]] = {"superpose comparison 2": {"variants": {}}, "superpose comparison 3": {}}
+"""Formats that are read, with what they lack. They tuned a learning rate at the main budget, and nothing else."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Comparison:
     Attributes:
         recipe: of the TST arm at the main budget.
         runs: those that finished.
-        tunings: how each arm came by its learning rate; empty if both took the recipe's.
+        tunings: how each arm came by settings of its own; empty if all took the recipe's.
         store: the facts of its text that are in comparison.json.
         failures: name and reason of the runs that did not finish.
         variants: recipes of further arms, by name and budget. A budget is a number of ordinary steps; a variant whose
@@ -70,13 +72,13 @@ class Comparison:
 
     recipe: Recipe
     runs: tuple[Trained, ...]
-    tunings: dict[str, Tuning] = field(default_factory=dict)
+    tunings: tuple[Tuning, ...] = ()
     store: dict[str, Any] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     variants: dict[str, dict[int, Recipe]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, design: Design, outcomes: Sequence[Outcome], tunings: dict[str, Tuning], store: TokenStore) -> Self:
+    def of(cls, design: Design, outcomes: Sequence[Outcome], tunings: Sequence[Tuning], store: TokenStore) -> Self:
         """What came of a design's runs."""
         runs = [
             Trained(o.run.arm, o.run.seed, o.run.steps, o.run.recipe.train.lr, o.directory, o.result)
@@ -84,7 +86,7 @@ class Comparison:
             if o.result is not None
         ]
         failures = {outcome.run.name: outcome.failure or "" for outcome in outcomes if outcome.result is None}
-        return cls(design.recipe, tuple(runs), tunings, store.facts, failures, design.variant_recipes)
+        return cls(design.recipe, tuple(runs), tuple(tunings), store.facts, failures, design.variant_recipes)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -95,19 +97,23 @@ class Comparison:
         """
         path = directory / "comparison.json"
         saved = read_json(path)
-        if saved.get("format") == _BEFORE:
-            saved = {**saved, "variants": {}}
-        elif saved.get("format") != _FORMAT:
+        before = _BEFORE.get(str(saved.get("format")))
+        if before is None and saved.get("format") != _FORMAT:
             raise UserError(f"{path} is of another version of superpose; run the comparison again to write it anew")
         try:
+            if before is not None:
+                saved = {**saved, **before, "tunings": _tunings_of_rates(saved)}
             comparison = TypeAdapter(cls).validate_python({part.name: saved[part.name] for part in fields(cls)})
             for run in comparison.runs:
                 if checked(Result, run.result, run.directory).epochs is None:
                     raise ValueError  # tables show passes over the text
                 if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
                     raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
-            if comparison.tunings and set(comparison.tunings) != {ORDINARY, TST, *comparison.variants}:
+            tuned = [(tuning.steps, tuning.arm) for tuning in comparison.tunings]
+            if sorted(tuned) != sorted(itertools.product({steps for steps, _ in tuned}, comparison.compared)):
                 raise ValueError("all arms are tuned, or none")
+            if not all(any(trial.val_loss is not None for trial in one.trials) for one in comparison.tunings):
+                raise ValueError  # without a trial that finished there is no best
             for name, recipes in comparison.variants.items():
                 if name in (ORDINARY, TST, CONTEXT) or comparison.steps not in recipes:
                     raise ValueError("a variant has a name of its own, and the main budget")
@@ -115,6 +121,11 @@ class Comparison:
             raise UserError(f"{path} was altered; run the comparison again to write it anew") from None
         runs = tuple(replace(run, directory=directory / run.directory) for run in comparison.runs)
         return replace(comparison, runs=runs)
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Arms that are tuned each for itself, where anything is."""
+        return ORDINARY, TST, *self.variants
 
     @property
     def steps(self) -> int:
@@ -250,16 +261,22 @@ class Comparison:
             rows.append((f"{steps:,}", str(len(seeds)), *means, *answers))
         return rows
 
-    def tuning_rows(self) -> list[Row]:
-        """Each learning rate tried: rate, ordinary, TST, variants; the best of an arm is marked."""
-        rates = sorted({rate for tuning in self.tunings.values() for rate in tuning.losses})
+    def tuning_rows(self, steps: int) -> list[Row]:
+        """Each combination tried at a budget: its values, ordinary, TST, variants; the best of an arm is marked."""
+        of_arms = {tuning.arm: tuning for tuning in self.tunings if tuning.steps == steps}
 
-        def cell(tuning: Tuning, rate: float) -> str:
-            loss = tuning.losses.get(rate)
-            return "failed" if loss is None else f"{loss:.4f}" + (" (best)" if rate == tuning.best else "")
+        def cell(tuning: Tuning, trial: Trial) -> str:
+            best = " (best)" if trial.settings == tuning.best else ""
+            return "failed" if trial.val_loss is None else f"{trial.val_loss:.4f}{best}"
 
-        arms = (ORDINARY, TST, *self.variants)
-        return [(f"{rate:g}", *(cell(self.tunings[arm], rate) for arm in arms)) for rate in rates]
+        by_settings = zip(*(of_arms[arm].trials for arm in self.compared), strict=True)
+        return [
+            (
+                settings_spoken(trials[0].settings),
+                *(cell(of_arms[arm], trial) for arm, trial in zip(self.compared, trials, strict=True)),
+            )
+            for trials in by_settings
+        ]
 
     def verdict(self) -> str:
         """The result in words, whichever way it went: equal FLOPs first, then equal loss and equal data."""
@@ -269,10 +286,11 @@ class Comparison:
     def cautions(self) -> list[str]:
         """What keeps the result from meaning more."""
         notes = [
-            f"The {tuning.arm} arm's best learning rate, {tuning.best:g}, is at the edge of those tried, so a better "
-            f"one may lie beyond: add it to --lrs."
-            for tuning in self.tunings.values()
-            if tuning.at_edge
+            f"The {tuning.arm} arm's best {label(name)}, {settings_spoken({name: tuning.best[name]})}, is at the edge "
+            f"of those tried{at}, so a better one may lie beyond: try it as well."
+            for tuning in self.tunings
+            for at in (f" at {tuning.steps:,} steps" if len({one.steps for one in self.tunings}) > 1 else "",)
+            for name in tuning.edges
         ]
         if self.failures:
             notes.append(f"{len(self.failures)} runs failed and are left out: {', '.join(self.failures)}.")
@@ -331,9 +349,13 @@ class Comparison:
         if len(self.budgets(ORDINARY)) > 1:
             answers = ("equal FLOPs, nats", "equal loss, steps", "equal data, nats")
             tables.append(("Budgets", ("steps", "seeds", "ordinary", "TST", *answers), self.budget_rows()))
-        if self.tunings:
-            title = f"Learning rates, tuned at {self.steps:,} steps with a seed of their own"
-            tables.append((title, ("peak learning rate", "ordinary", "TST", *self.variants), self.tuning_rows()))
+        for steps in sorted({tuning.steps for tuning in self.tunings}):
+            names = [*self.tunings[0].best]
+            what = "Learning rates" if names == [LR] else "Settings"
+            header = (", ".join(map(label, names)), "ordinary", "TST", *self.variants)
+            tables.append(
+                (f"{what}, tuned at {steps:,} steps with a seed of their own", header, self.tuning_rows(steps))
+            )
         tables += variant_tables(self)
         if (control := self.equal_flops(arm=CONTEXT)) is not None:
             title = "Context-matched control: TST that sees no more context than an ordinary row"
@@ -352,6 +374,7 @@ class Comparison:
             "verdict": self.verdict(),
             "answers": answers,
             **asdict(self),
+            "tunings": [{**asdict(tuning), "best": tuning.best} for tuning in self.tunings],
             "recipe": self.recipe.model_dump(mode="json"),
             "variants": {
                 name: {str(budget): recipe.model_dump(mode="json") for budget, recipe in recipes.items()}
@@ -365,3 +388,16 @@ class Comparison:
     def write_summary(self, directory: Path, state: str) -> None:
         """Writes summary.md of what has finished so far; `state` is its first line."""
         write_text(directory / "summary.md", f"{state}\n\n{markdown(self.tables(), self.verdict())}")
+
+
+def _tunings_of_rates(saved: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tunings as formats before this one had them: {arm: {"arm": ..., "losses": {rate: loss}}}."""
+    steps = saved["recipe"]["train"]["steps"]
+    return [
+        {
+            "arm": arm,
+            "steps": steps,
+            "trials": [{"settings": {LR: float(rate)}, "val_loss": loss} for rate, loss in found["losses"].items()],
+        }
+        for arm, found in saved["tunings"].items()
+    ]

@@ -19,8 +19,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from pydantic import FiniteFloat
-
+from superpose.compare.tuned import (
+    LR,
+    SECTION,
+    Trial,
+    Tried,
+    Tuning,
+    check_tried,
+    combinations,
+    tuned_for,
+    with_section,
+)
 from superpose.compare.variants import Changes, changed_recipe, check_variants, steps_of_equal_flops
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome, Run
@@ -42,7 +51,9 @@ class Design:
         ordinary_budgets: further numbers of steps for the ordinary arm alone.
         equal_data: whether to train the ordinary arm also for as many steps as read what TST or a variant reads at each
             budget.
-        rates: learning rates to try for each arm; none, and both take the recipe's.
+        tune: settings to tune together, by name, with the values to try, such as {"train.lr": (1e-3, 2e-3)}. Each arm
+            is trained with every combination of them, and takes its best.
+        tuned_at: budgets at which they are tuned; by default the main one. Others take what was best at the nearest.
         context_control: whether to train the arm that sees no more context than an ordinary one.
         variants: further arms by name: settings of the recipe that are changed, as `--set` writes them or by section.
 
@@ -56,19 +67,22 @@ class Design:
     budgets: tuple[int, ...] = ()
     ordinary_budgets: tuple[int, ...] = ()
     equal_data: bool = False
-    rates: tuple[float, ...] = ()
+    tune: Tried = field(default_factory=dict)
+    tuned_at: tuple[int, ...] = ()
     context_control: bool = False
     variants: Mapping[str, Changes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for option, numbers in {"--seeds": self.seeds, "--lrs": self.rates}.items():
-            if len(set(numbers)) < len(numbers):
-                raise UserError(f"{option} {','.join(map(str, numbers))}: one stands there twice; give different ones")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds {','.join(map(str, self.seeds))}: one stands there twice; give different ones")
         for option, budgets in (("--budgets", self.budgets), ("--ordinary-budgets", self.ordinary_budgets)):
             if min(budgets, default=1) < 1:
                 raise UserError(f"{option} {min(budgets)}: expected numbers of steps, 1 or more")
-        if min(self.rates, default=1.0) <= 0:
-            raise UserError(f"--lrs {min(self.rates)}: expected learning rates above 0")
+        check_tried(self.recipe, self.tune)
+        if unknown := sorted({*self.tuned_at} - {*self.tst_budgets}):
+            raise UserError(f"--tune-at {unknown[0]}: no budget of both arms; give some of --steps and --budgets")
+        if self.tuned_at and not self.tune:
+            raise UserError("--tune-at says where settings are tuned; name them with --tune, or leave it out")
         if not self.recipe.schedule.boundaries:
             raise UserError(
                 "this recipe has only one phase, so there is nothing to compare; "
@@ -80,11 +94,11 @@ class Design:
                 "give ratios that add up to less than 1"
             )
         arms = {ORDINARY: self.recipe.ordinary(), TST: self.recipe, CONTEXT: None}
-        check_variants(self.recipe, self.variants, arms, own_rate=not self.rates)
+        check_variants(self.recipe, self.variants, arms, self.tune)
 
     @property
     def tuned_arms(self) -> tuple[str, ...]:
-        """Arms that take a learning rate of their own, where some are tried."""
+        """Arms that are tuned each for itself, where anything is."""
         return ORDINARY, TST, *self.variants
 
     @cached_property
@@ -98,12 +112,12 @@ class Design:
             found.setdefault(name, {})[budget] = with_settings(variant, "train", steps=steps)
         return found
 
-    def recipe_of(self, arm: str, budget: int, seed: int, lr: float | None = None) -> Recipe:
-        """What an arm trains; without a learning rate at the recipe's, or its own."""
-        settings: dict[str, Any] = {"seed": seed} if lr is None else {"seed": seed, "lr": lr}
+    def recipe_of(self, arm: str, budget: int, seed: int, tuned: Mapping[str, Any] | None = None) -> Recipe:
+        """What an arm trains, with settings of its own where it was tuned."""
+        settings = {"train.seed": seed, **(tuned or {})}
         if arm in self.variants:
-            return with_settings(self.variant_recipes[arm][budget], "train", **settings)
-        recipe = with_settings(self.recipe, "train", steps=budget, **settings)
+            return with_section(self.variant_recipes[arm][budget], settings)
+        recipe = with_section(self.recipe, {"train.steps": budget, **settings})
         if arm == ORDINARY:
             return recipe.ordinary()
         if arm == CONTEXT:
@@ -124,6 +138,11 @@ class Design:
         return tuple(sorted({*self.tst_budgets, *self.ordinary_budgets, *equal_data}))
 
     @property
+    def tuning_budgets(self) -> tuple[int, ...]:
+        """Budgets at which settings are tuned."""
+        return self.tuned_at or (self.recipe.train.steps,)
+
+    @property
     def tuning_seed(self) -> int:
         """A seed that takes no part in the comparison, so that luck in tuning does not count twice."""
         return next(seed for seed in range(len(self.seeds) + 1) if seed not in self.seeds)
@@ -140,52 +159,50 @@ def steps_of_equal_data(recipe: Recipe, ordinary: Recipe | None = None) -> int:
 
 
 def plan_tuning(design: Design) -> list[Run]:
-    """Each arm at each learning rate: the same effort for all. Their names say the rate."""
-    arms, budget, seed = design.tuned_arms, design.recipe.train.steps, design.tuning_seed
-    return [Run(arm, design.recipe_of(arm, budget, seed, rate), f"lr{rate!r}") for rate in design.rates for arm in arms]
+    """Each arm with each combination that is tried: the same effort for all. Their names say what is tried."""
+    seed, budgets = design.tuning_seed, design.tuning_budgets
+    return [
+        Run(arm, design.recipe_of(arm, budget, seed, settings), _mark(settings))
+        for budget, settings in itertools.product(budgets, combinations(design.tune))
+        for arm in design.tuned_arms
+    ]
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """What an arm's sweep over learning rates found.
-
-    Attributes:
-        losses: final validation loss by learning rate; None where the run failed.
-        best: the learning rate of the lowest.
-        at_edge: whether the best is the lowest or highest tried, so that a better one may lie beyond.
-    """
-
-    arm: str
-    losses: dict[FiniteFloat, FiniteFloat | None]
-    best: FiniteFloat
-    at_edge: bool
+def _mark(settings: Mapping[str, Any]) -> str:
+    return "-".join(f"{name.removeprefix(SECTION)}{value!r}" for name, value in settings.items())
 
 
-def best_rates(design: Design, outcomes: Sequence[Outcome]) -> dict[str, Tuning]:
-    """The best learning rate of each arm; empty where there was nothing to choose.
+def found_tunings(design: Design, outcomes: Sequence[Outcome]) -> tuple[Tuning, ...]:
+    """What came of the runs of `plan_tuning`, of each budget and arm; empty where nothing is tuned.
 
     Raises:
         UserError: all runs of an arm failed.
     """
-    tunings = {}
-    for arm in design.tuned_arms if design.rates else ():
-        of_arm = [outcome for outcome in outcomes if outcome.run.arm == arm]
-        losses = {o.run.recipe.train.lr: o.result["val_loss"] if o.result else None for o in of_arm}
-        known = {rate: loss for rate, loss in losses.items() if loss is not None}
-        if not known:
-            raise UserError(f"all learning rates failed in the {arm} arm; give lower ones with --lrs")
-        best = min(known, key=lambda rate: known[rate])
-        tunings[arm] = Tuning(arm, losses, best, best in (min(losses), max(losses)))
-    return tunings
+    tunings = []
+    for budget, arm in itertools.product(design.tuning_budgets if design.tune else (), design.tuned_arms):
+        steps = design.recipe_of(arm, budget, design.tuning_seed).train.steps
+        of_arm = [outcome for outcome in outcomes if (outcome.run.arm, outcome.run.steps) == (arm, steps)]
+        trials = [
+            Trial(
+                {name: getattr(outcome.run.recipe.train, name.removeprefix(SECTION)) for name in design.tune},
+                outcome.result["val_loss"] if outcome.result else None,
+            )
+            for outcome in of_arm
+        ]
+        if all(trial.val_loss is None for trial in trials):
+            tried = "learning rates" if [*design.tune] == [LR] else "combinations"
+            raise UserError(f"all {tried} failed in the {arm} arm; give lower learning rates with --lrs or --tune")
+        tunings.append(Tuning(arm, budget, tuple(trials)))
+    return tuple(tunings)
 
 
-def plan_runs(design: Design, tunings: dict[str, Tuning]) -> list[Run]:
+def plan_runs(design: Design, tunings: Sequence[Tuning] = ()) -> list[Run]:
     """All runs of the comparison; arms of one seed stand together, so that they share the machine's weather."""
     cells = [(ORDINARY, steps) for steps in design.all_ordinary_budgets]
     cells += [(arm, steps) for arm in (TST, *design.variants) for steps in design.tst_budgets]
     cells += [(CONTEXT, design.recipe.train.steps)] if design.context_control else []
     runs = []
     for seed, (arm, budget) in itertools.product(design.seeds, cells):
-        tuning = tunings.get(TST if arm == CONTEXT else arm)
-        runs.append(Run(arm, design.recipe_of(arm, budget, seed, tuning.best if tuning else None)))
+        tuned = tuned_for(tunings, TST if arm == CONTEXT else arm, budget)
+        runs.append(Run(arm, design.recipe_of(arm, budget, seed, tuned)))
     return runs

@@ -71,13 +71,14 @@ def _about_rows(comparison: Comparison) -> list[Row]:
 
 
 def changes_of(comparison: Comparison, name: str) -> list[str]:
-    """Settings of a variant that are not the recipe's, "section.name = value"; its steps and rate stand elsewhere."""
+    """Settings of a variant that are not the recipe's, "section.name = value"; but for steps and what is tuned."""
     recipe = comparison.variants[name][comparison.steps]
     unsaid = {f"superposition.{setting}" for setting in SHORT_FORM} if recipe.superposition.stages else set()
+    tuned = comparison.tunings[0].best if comparison.tunings else ()
     return [
         f"{place} = {_short(recipe, comparison.recipe, place)}"
         for place in recipe.changes(comparison.recipe)
-        if place not in unsaid and place != "train.steps" and not (place == "train.lr" and comparison.tunings)
+        if place not in unsaid and place not in ("train.steps", *tuned)
     ]
 
 

@@ -9,7 +9,7 @@ ordinary ones, it is given fewer or more of them, so that all arms spend the sam
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
@@ -136,13 +136,13 @@ def _with_each_stage(recipe: Recipe, settings: Mapping[str, Any], source: str) -
 
 
 def check_variants(
-    recipe: Recipe, variants: Mapping[str, Changes], arms: Mapping[str, Recipe | None], own_rate: bool
+    recipe: Recipe, variants: Mapping[str, Changes], arms: Mapping[str, Recipe | None], tuned: Collection[str]
 ) -> None:
     """Whether these can be compared with the recipe's arms and with each other.
 
     Args:
         arms: those there are without variants; of None the name alone is taken.
-        own_rate: whether a variant may bring a learning rate of its own; not where rates are tried for each arm.
+        tuned: settings that are tuned for each arm; a variant cannot bring its own.
 
     Raises:
         UserError: a name is taken or no name, settings are wrong, or what they make does not compare.
@@ -170,9 +170,10 @@ def check_variants(
                         f"--variant {name} changes {place}, but all arms read and are validated on one text; "
                         f"make it a comparison of its own"
                     )
-                if place == "train.lr" and not own_rate:
+                if place in tuned:
+                    option = "--lrs" if place == "train.lr" else "--tune"
                     raise UserError(
-                        f"--variant {name} changes train.lr, which --lrs chooses for each arm; leave it out"
+                        f"--variant {name} changes {place}, which {option} chooses for each arm; leave it out"
                     )
                 if place not in computed:
                     raise UserError(

@@ -1,6 +1,6 @@
 """What `superpose compare` does: trains both arms, answers the three questions, writes the results.
 
-Design -> learning rates, where some are tried -> runs in RUNS/pool -> Comparison -> files in RUNS/NAME
+Design -> settings of each arm, where some are tuned -> runs in RUNS/pool -> Comparison -> files in RUNS/NAME
 """
 
 import time
@@ -11,7 +11,8 @@ from typing import Any
 
 from superpose.compare.charts import curves
 from superpose.compare.comparison import Comparison
-from superpose.compare.experiment import Design, Tuning, best_rates, plan_runs, plan_tuning
+from superpose.compare.experiment import Design, found_tunings, plan_runs, plan_tuning
+from superpose.compare.tuned import Tuning
 from superpose.data.config import prepare
 from superpose.data.store import TokenStore
 from superpose.engine.jobs import Engine
@@ -41,7 +42,7 @@ def compare(
     fail are left out and named in `Comparison.failures`.
 
     Args:
-        design: recipe, seeds, budgets and learning rates.
+        design: recipe, seeds, budgets, and settings to tune.
         runs: directory for results, and for the pool of all runs.
         name: of the comparison.
         jobs: runs at a time; 0 for one on each core, or on each GPU.
@@ -50,17 +51,17 @@ def compare(
 
     Raises:
         UserError: a budget is too short for the recipe, its model cannot be built, its text cannot be read, or all
-            learning rates of an arm failed.
+            runs that tune an arm failed.
     """
     display = display or Display()
-    plan_runs(design, {})  # says what is wrong before any work
+    plan_runs(design)  # says what is wrong before any work
     check_recipe(design.recipe)
     directory = named_directory(runs, name)
     with display, engine or Local() as machines:
         design = replace(design, recipe=settled(design.recipe, machines))
         store = prepare(design.recipe.data, display.prepare)
-        tuning, later = plan_tuning(design), plan_runs(design, {})
-        tunings = best_rates(design, train_all(tuning, store, runs / POOL, jobs, display, machines, later))
+        tuning, later = plan_tuning(design), plan_runs(design)
+        tunings = found_tunings(design, train_all(tuning, store, runs / POOL, jobs, display, machines, later))
         planned = plan_runs(design, tunings)
         for run in {run.arm: run for run in reversed(planned)}.values():
             display.say(f"{run.arm}: {announce(run.recipe, store)}")
@@ -81,7 +82,7 @@ class _Page:
         self,
         design: Design,
         planned: Sequence[Run],
-        tunings: dict[str, Tuning],
+        tunings: Sequence[Tuning],
         store: TokenStore,
         pool: Path,
         to: Path,

@@ -15,7 +15,8 @@ from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
 from scipy.stats import spearmanr
 
 from superpose.compare.comparison import Comparison
-from superpose.compare.experiment import ORDINARY, TST, Design, best_rates, plan_runs, plan_tuning
+from superpose.compare.experiment import ORDINARY, TST, Design, found_tunings, plan_runs, plan_tuning
+from superpose.compare.tuned import LR
 from superpose.compare.variants import Changes
 from superpose.compare.workflow import compare
 from superpose.data.config import prepare
@@ -189,8 +190,11 @@ def reproduce(
     """
     if unknown := [key for key in experiments if key not in EXPERIMENTS]:
         raise UserError(f"there is no experiment {unknown[0]!r}; choose of {', '.join(EXPERIMENTS)}")
-    design, name = Design(recipe or scale_recipe(scale), seeds, rates=rates), name or f"reproduce-{scale}"
-    plan_runs(replace(design, variants=variants or {}), {})  # says what is wrong before any work
+    design, name = (
+        Design(recipe or scale_recipe(scale), seeds, tune={LR: rates} if rates else {}),
+        name or f"reproduce-{scale}",
+    )
+    plan_runs(replace(design, variants=variants or {}))  # says what is wrong before any work
     check_recipe(design.recipe)
     directory, display, keys = named_directory(runs, name), display or Display(), list(dict.fromkeys(experiments))
     done: list[Reproduction] = []
@@ -199,8 +203,8 @@ def reproduce(
             design = replace(design, recipe=settled(design.recipe, machines))
             store = prepare(design.recipe.data, display.prepare)
             tuning, later = plan_tuning(design), _expected(keys, design.recipe, seeds, {})
-            tunings = best_rates(design, train_all(tuning, store, runs / POOL, jobs, display, machines, later))
-            tuned = {arm: tuning.best for arm, tuning in tunings.items()}
+            tunings = found_tunings(design, train_all(tuning, store, runs / POOL, jobs, display, machines, later))
+            tuned = {tuning.arm: tuning.best[LR] for tuning in tunings}
         for place, key in enumerate(keys):
             experiment, arms, text = EXPERIMENTS[key], design.recipe, store
             with display:

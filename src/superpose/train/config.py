@@ -125,7 +125,7 @@ class TrainArgs(OptimArgs, frozen=True):
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio; auto: TensorBoard if it is installed."""
 
 
-_OF_THE_MACHINE = {
+OF_THE_MACHINE = {
     *("train.accumulate", "train.checkpoint_activations", "train.compile", "train.device", "train.threads"),
     *("train.keep_checkpoints", "train.log_every", "train.runaway", "train.track"),
 }
@@ -177,7 +177,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
             place: value
             for section, values in self.model_dump(mode="json", exclude={"data", "parallel"}).items()
             for name, value in values.items()
-            if (place := f"{section}.{name}") not in _OF_THE_MACHINE and value != default[section][name]
+            if (place := f"{section}.{name}") not in OF_THE_MACHINE and value != default[section][name]
         }
 
     def changes(self, before: Self) -> list[str]:

@@ -38,7 +38,7 @@ def load_recipe(path: Path | str | None = None, overrides: list[str] | None = No
     found = find_recipe(path)
     settings = read_sections(found)
     if found.suffix != ".json":  # which holds all settings
-        _checkone_form(settings, settings.get("superposition"), str(path))
+        _check_one_form(settings, settings.get("superposition"), str(path))
     recipe = _validate(settings, str(path))
     return override(recipe, overrides or [])
 
@@ -66,7 +66,7 @@ def override(recipe: Recipe, overrides: Sequence[str], source: str = "--set") ->
             if not isinstance(table, dict):
                 raise UserError(f"{source}: there is no setting {name!r}{did_you_mean(name, _names())}")
         if sections == ["superposition"]:
-            _checkone_form(settings, {last}, source)
+            _check_one_form(settings, {last}, source)
         table[last] = parsed(value)
     return _validate(settings, source)
 
@@ -98,7 +98,7 @@ def with_sections(recipe: Recipe, sections: Mapping[str, Any], source: str) -> R
         UserError: a name, a value or a combination is wrong; it begins with `source`.
     """
     settings = _merged(recipe.model_dump(mode="json"), sections)
-    _checkone_form(settings, sections.get("superposition"), source)
+    _check_one_form(settings, sections.get("superposition"), source)
     return _validate(settings, source)
 
 
@@ -113,11 +113,11 @@ def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
     whole = recipe.model_dump(mode="json")
     given = ", ".join(f"{section}.{name} = {value}" for name, value in settings.items())
     if section == "superposition" and not settings.get("stages"):
-        _checkone_form(whole, settings, f"with {given}")
+        _check_one_form(whole, settings, f"with {given}")
     return _validate({**whole, section: {**whole[section], **settings}}, f"with {given}")
 
 
-def _checkone_form(settings: Any, given: Any, source: str) -> None:
+def _check_one_form(settings: Any, given: Any, source: str) -> None:
     """A UserError if stages are described and a part of the short form is given beside them, be it at its default."""
     table = settings.get("superposition")
     if not isinstance(table, dict) or not table.get("stages") or not isinstance(given, Collection):

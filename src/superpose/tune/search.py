@@ -114,7 +114,7 @@ class Search:
 
     def __post_init__(self) -> None:
         arms = {ORDINARY: self.recipe.ordinary(), TST: None, CONTEXT: None}
-        check_variants(self.recipe, self.variants, arms, own_rate=False)
+        check_variants(self.recipe, self.variants, arms, ("train.lr",))
         first = self.rungs[0]
         try:
             self.runs(self.trials, self.rungs[-1])
