@@ -6,8 +6,8 @@
 
 On GPUs you need none of this: start `-m torchtitan.train` with the same arguments.
 
-TorchTitan 0.3.0 asks its device for things that a CPU does not have, and PyTorch 2.13 for functions that came with 2.14.
-`on_cpu` gives it those, before the rest of TorchTitan is imported.
+TorchTitan 0.3.0 asks its device for things that a CPU does not have, and PyTorch 2.13 for functions that came with
+2.14. `on_cpu` provides them before the rest of TorchTitan is imported.
 """
 
 from __future__ import annotations
