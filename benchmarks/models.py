@@ -11,7 +11,7 @@ Each family is built in small (`tiny_models.py`), from random weights, on the CP
 - `superpose export`, and the exported model's own held-out loss, computed by its own forward pass with transformers
   alone, which has to be the run's `val_loss` within 1e-3 nats.
 
-A family that passes all of it is right; one refused in a sentence is refused; anything else is a fault, and the exit
+A family that passes all of it is right; one refused with a message is refused; anything else is a fault, and the exit
 code is 1.
 """
 
@@ -215,12 +215,12 @@ def kept_apart(model: Any, end_of_text: int) -> bool:
 
 
 def page(found: list[dict[str, Any]]) -> str:
-    """docs/models.md with its table anew, which stands between two comments."""
+    """docs/models.md with a new table between its two comments."""
     counts = Counter(family["verdict"] for family in found)
     said = [
         f"Of all {len(found)} architectures that transformers {transformers.__version__} lists for causal language",
-        f"modelling, **{counts['right']} are right and {counts['refused']} are refused in a sentence**"
-        + (f"; {counts['fault']} fail." if counts["fault"] else ", none fails."),
+        f"modelling, **{counts['right']} are right and {counts['refused']} are refused with a message**"
+        + (f"; {counts['fault']} fail." if counts["fault"] else ", none fail."),
     ]
     head = ["| family | | documents | experts | layers, or why not |", "| --- | --- | --- | --- | --- |"]
     filled = "\n".join(["<!-- models -->", *said, "", *head, *map(row, found), "<!-- end -->"])

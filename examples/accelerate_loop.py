@@ -1,11 +1,11 @@
-"""A loop with Accelerate, on a stream of rows or by a plan: its accumulation, processes, compiler and checkpoints.
+"""A loop with Accelerate's accumulation, processes, compiler and checkpoints, on a stream of rows or by a plan.
 
     python examples/accelerate_loop.py text.txt --out out
     accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py text.txt --out out --accumulate 2
     python examples/accelerate_loop.py text.txt --out out --resume          # from its last checkpoint
     python examples/accelerate_loop.py text.txt --out out --plan --compile inductor
 
-Tokens are bytes, rows are lines. What superposition changes in the loop is marked with `#!`.
+Tokens are bytes, rows are lines. `#!` marks the lines that superposition changes.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def train(
     resume: bool = False,
     until: int | None = None,
 ) -> list[float]:
-    """The loss of each step that is trained here; it ends with a checkpoint."""
+    """The loss of each step trained here; writes a checkpoint at the end."""
     accelerator = Accelerator(gradient_accumulation_steps=accumulate, dynamo_backend=backend)
     set_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -51,7 +51,7 @@ def train(
     else:
         rows = ([*line] for line in text.splitlines(keepends=True))
         batches = WindowStream(rows, schedule, ROWS, LATENTS, accumulate, rank, ranks)  #!
-    accelerator.register_for_checkpointing(batches)  #! with the windows goes the schedule
+    accelerator.register_for_checkpointing(batches)  #! saves the schedule too
     if resume:
         accelerator.load_state(str(out))
     losses: list[float] = []

@@ -1,11 +1,11 @@
-"""A loop of its own with DDP, gradient accumulation and torch.compile, on a stream of rows.
+"""A plain training loop with DDP, gradient accumulation and torch.compile, on a stream of rows.
 
     python examples/distributed_loop.py text.txt
     torchrun --nproc-per-node 2 examples/distributed_loop.py text.txt --accumulate 2 --compile inductor
     python examples/distributed_loop.py text.txt --plan                  # shuffled windows of the whole text
-    python examples/distributed_loop.py text.txt --checkpoint run.pt     # goes on from there, if it is there
+    python examples/distributed_loop.py text.txt --checkpoint run.pt     # resumes from this file, if it exists
 
-Tokens are bytes, rows are lines. What superposition changes in the loop is marked with `#!`.
+Tokens are bytes, rows are lines. `#!` marks the lines that superposition changes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ LATENTS, ROWS = 32, 8
 
 
 def batches_of(text: bytes, schedule: Schedule, plan: bool, accumulate: int, rank: int, ranks: int) -> Batches:
-    """From a stream in its order, or from all of a text by a plan: the same on all processes, each takes its rows."""
+    """A stream in its order, or the whole text by a plan: the same on all processes; each takes its own rows."""
     if not plan:
         rows = ([*line] for line in text.splitlines(keepends=True))
         return WindowStream(rows, schedule, ROWS, LATENTS, accumulate, rank, ranks)
@@ -47,7 +47,7 @@ def train(
     checkpoint: Path | None = None,
     until: int | None = None,
 ) -> list[float]:
-    """The loss of each step; stops before step `until`, to go on from the checkpoint later."""
+    """The loss of each step; stops before step `until`, to resume from the checkpoint later."""
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -1,10 +1,10 @@
-"""litgpt's model in Lightning Fabric, on a stream of rows or a text at hand.
+"""litgpt's model in Lightning Fabric, on a stream of rows or by a plan.
 
     pip install lightning && pip install litgpt
     python examples/fabric_litgpt.py text.txt --devices 2 --accumulate 2 --compile inductor
     python examples/fabric_litgpt.py text.txt --plan --checkpoint run.ckpt
 
-Tokens are bytes, rows are lines. What superposition changes is marked with `#!`.
+Tokens are bytes, rows are lines. `#!` marks the lines that superposition changes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LATENTS, ROWS = 32, 8
 
 
 class Superposed(nn.Module):  #!
-    """A GPT of litgpt whose forward pass is the loss of a window, which DDP and FSDP wrap."""
+    """A litgpt GPT whose forward pass is the loss of a window; DDP and FSDP wrap it."""
 
     def __init__(self, gpt: GPT) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Superposed(nn.Module):  #!
 
 
 def batches_of(text: bytes, schedule: Schedule, plan: bool, accumulate: int, rank: int, ranks: int) -> Batches:
-    """From a stream in its order, or from all of a text by a plan."""
+    """A stream in its order, or the whole text by a plan."""
     if not plan:
         rows = ([*line] for line in text.splitlines(keepends=True))
         return WindowStream(rows, schedule, ROWS, LATENTS, accumulate, rank, ranks)
@@ -67,7 +67,7 @@ def train(
     until: int | None = None,
     devices: int = 1,
 ) -> list[float]:
-    """The loss of each step that is trained here; a checkpoint that is there is gone on from."""
+    """The loss of each step trained here; resumes from the checkpoint, if it exists."""
     fabric = Fabric(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
     fabric.seed_everything(0, verbose=False)

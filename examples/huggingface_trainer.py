@@ -1,8 +1,8 @@
-"""Hugging Face Trainer with superposition, on bytes of a text, and an ordinary model at the end.
+"""Hugging Face Trainer with superposition, on the bytes of a text; it ends with an ordinary model.
 
 python examples/huggingface_trainer.py text.txt --out out
 accelerate launch --cpu --num_processes 2 examples/huggingface_trainer.py text.txt --out out
-python examples/huggingface_trainer.py text.txt --out out --resume     # from the newest checkpoint, by its own schedule
+python examples/huggingface_trainer.py text.txt --out out --resume     # from the newest checkpoint, with its schedule
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LATENTS = 64
 
 
 def rows_of(text: bytes) -> list[dict[str, list[int]]]:
-    """A text as packed rows, as one usually has them."""
+    """The text as packed rows, the usual form."""
     return [{"input_ids": list(text[place : place + LATENTS])} for place in range(0, len(text) - LATENTS, LATENTS)]
 
 

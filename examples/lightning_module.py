@@ -1,11 +1,11 @@
-"""Lightning's Trainer, on a stream of rows or by a plan: its accumulation, processes and checkpoints.
+"""Lightning's Trainer with its accumulation, processes and checkpoints, on a stream of rows or by a plan.
 
     pip install lightning
     python examples/lightning_module.py text.txt --out out --devices 2 --accumulate 2
     python examples/lightning_module.py text.txt --out out --resume out/last.ckpt
     python examples/lightning_module.py text.txt --out out --plan --compile inductor
 
-Tokens are bytes, rows are lines. What superposition changes is marked with `#!`.
+Tokens are bytes, rows are lines. `#!` marks the lines that superposition changes.
 """
 
 import argparse
@@ -28,7 +28,7 @@ LATENTS, ROWS = 32, 8
 
 
 class Module(lightning.LightningModule):
-    """A small Llama that learns from windows of a stream or a plan."""
+    """A small Llama that trains on windows of a stream or a plan."""
 
     def __init__(
         self, text: bytes, schedule: Schedule, plan: bool = False, accumulate: int = 1, backend: str = ""
@@ -83,7 +83,7 @@ def train(
     until: int | None = None,
     devices: int = 1,
 ) -> list[float]:
-    """The loss of each forward pass of this process; `out`/last.ckpt goes on with it."""
+    """The loss of each forward pass of this process; `out`/last.ckpt resumes it."""
     lightning.seed_everything(0, verbose=False)
     module = Module(text, schedule, plan, accumulate, backend)
     trainer = lightning.Trainer(

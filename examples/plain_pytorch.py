@@ -1,10 +1,10 @@
-"""A small GPT of its own in a plain training loop, with and without superposition.
+"""A small hand-written GPT in a plain training loop, with and without superposition.
 
     python examples/plain_pytorch.py text.txt --bag-size 4 --ratio 0.3
     python examples/plain_pytorch.py text.txt --bag-size 1 --ratio 0       # ordinary training
-    python examples/plain_pytorch.py text.txt --checkpoint run.pt          # goes on from there, if it is there
+    python examples/plain_pytorch.py text.txt --checkpoint run.pt          # resumes from this file, if it exists
 
-Tokens are bytes. What superposition changes in the loop is marked with `#!`.
+Tokens are bytes. `#!` marks the lines that superposition changes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """Learned positions, and in each block value embeddings of the tokens beside the attention's own values."""
+    """Learned positions; each block adds value embeddings of the tokens to the attention's own values."""
 
     def __init__(self, latents: int, width: int = 64, blocks: int = 2, heads: int = 4) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def train(
     checkpoint: Path | None = None,
     until: int | None = None,
 ) -> tuple[GPT, list[float]]:
-    """The trained model and the loss of each step; stops before step `until`, to go on from the checkpoint later."""
+    """The trained model and the loss of each step; stops before step `until`, to resume from the checkpoint later."""
     data = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
     torch.manual_seed(seed)
     model = GPT(latents)

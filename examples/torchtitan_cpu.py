@@ -1,13 +1,13 @@
-"""TorchTitan without a GPU, to see superposition run in it: TorchTitan's own command line, on one process or several.
+"""TorchTitan's own command line without a GPU, to see superposition run in it, on one process or several.
 
     superpose prepare text.txt --out store --tokenizer bytes
     torchrun --nproc-per-node 1 examples/torchtitan_cpu.py --module superpose.integrations.torchtitan \\
         --config superpose_debug --dataloader.dataset_path store --dump_folder out
 
-On GPUs nothing of this is needed: start `-m torchtitan.train` with the same arguments.
+On GPUs you need none of this: start `-m torchtitan.train` with the same arguments.
 
-TorchTitan 0.3.0 asks its device for things a CPU has no answer to, and PyTorch 2.13 for functions that came with 2.14.
-`on_cpu` gives it those, before the rest of TorchTitan is imported.
+TorchTitan 0.3.0 asks its device for things that a CPU does not have, and PyTorch 2.13 for functions that came with
+2.14. `on_cpu` provides them before the rest of TorchTitan is imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.pipelining import schedules
 
 
 def on_cpu() -> None:
-    """Makes TorchTitan compute on the CPU and its processes talk through gloo. To be called before it is imported."""
+    """Makes TorchTitan compute on the CPU and its processes talk through gloo. Call it before you import TorchTitan."""
     from torchtitan.tools import utils
 
     if not hasattr(dist, "set_timeout"):
@@ -44,7 +44,7 @@ def on_cpu() -> None:
     undivided = fsdp.disable_fsdp_gradient_division
 
     def undivided_sums(model: torch.nn.Module) -> None:
-        """TorchTitan divides gradients itself; where FSDP is told not to, it multiplies by 1, which gloo cannot."""
+        """TorchTitan divides gradients itself; when told not to divide, FSDP multiplies by 1, which gloo cannot do."""
         undivided(model)
         for module in model.modules():
             if isinstance(module, FSDPModule):

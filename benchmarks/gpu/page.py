@@ -22,7 +22,7 @@ def write(file: Path) -> None:
 
 
 def filled(results: dict[str, Any]) -> str:
-    """What stands between the comments, them included."""
+    """The text between the two comments, including them."""
     parts = ["<!-- gpu -->", card(results["device"])]
     for name, title, show in SECTIONS:
         found = results.get(name, {"failed": "it was not run"})
@@ -45,9 +45,9 @@ def card(facts: dict[str, Any]) -> str:
     product, copy = facts["product_tflops"], facts["copy_tb_per_s"]
     return (
         f"Measured on one **{facts['card']}** ({facts['memory_gb']:.0f} GB), {versions}.\n"
-        f"On it a bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s, and a copy\n"
-        f"moves {copy:.2f} TB/s, read and written. Nothing has been measured on another card.\n"
-        "[gpu.json](../benchmarks/results/gpu.json) has every figure."
+        f"A bfloat16 product of 8192 x 8192 matrices runs at {product:.0f} TFLOP/s, and a copy\n"
+        f"moves {copy:.2f} TB/s, read and written. We have measured no other card.\n"
+        "[gpu.json](../benchmarks/results/gpu.json) has all figures."
     )
 
 
@@ -106,11 +106,11 @@ def losses(found: dict[str, Any]) -> str:
     ratios = [of[OURS]["to_plain"] for of in settings.values()]
     memory = [of[OURS]["peak_mb"] / of[PLAIN]["peak_mb"] for of in settings.values()]
     said = [
-        f"Of {len(ratios)} settings superpose takes no longer than plain in {sum(ratio <= 1 for ratio in ratios)}; "
+        f"superpose takes no longer than plain in {sum(ratio <= 1 for ratio in ratios)} of {len(ratios)} settings; "
         f"at most {max(ratios):.2f} of its time,\nand {min(memory):.2f} to {max(memory):.2f} of its memory."
     ]
-    said += [f"Left out, for want of time: {len(found['left_out'])} settings."] if found["left_out"] else []
-    said += [f"Not there: {sentence}." for sentence in found["missing"]]
+    said += [f"Left out for lack of time: {len(found['left_out'])} settings."] if found["left_out"] else []
+    said += [f"Missing: {sentence}." for sentence in found["missing"]]
     return f"{' '.join(said)}\n\n{_table(header, rows)}"
 
 
@@ -128,7 +128,7 @@ def steps(found: dict[str, Any]) -> str:
         for row in found["rows"]
     ]
     header = ["recipe", "latents", "", "ms", "to plain", "latents/s", "tokens/s", "MFU", "GB above weights"]
-    left = f"\n\nLeft out, for want of time: {', '.join(found['left_out'])}." if found["left_out"] else ""
+    left = f"\n\nLeft out for lack of time: {', '.join(found['left_out'])}." if found["left_out"] else ""
     return f"{_table(header, rows)}{left}"
 
 
@@ -162,7 +162,7 @@ def training(found: dict[str, Any]) -> str:
         f"{text['train_tokens'] / 1e6:.1f}M tokens\n({text['documents']:,} files of the machine's own sources and "
         f"pages, V {text['vocab_size']:,}).\n{'; '.join(facts)}.\nHeld-out next-token loss in nats:\n\n"
         f"{_table(['step', *(run['run'] for run in runs)], rows)}\n\n"
-        "One run of each, so what chance does is not known."
+        "One run of each, so the effect of chance is unknown."
     )
 
 

@@ -131,7 +131,7 @@ def phases() -> str:
 
 
 def shifts() -> str:
-    """Which tokens position 0 sees and which it is asked for, done right and wrong in the two usual ways."""
+    """What position 0 sees and must predict: the right way, and the two usual mistakes."""
     left, step, size = 170, 47, 42
 
     def line(y: float, name: str, seen: Sequence[int], asked: Sequence[int], words: str) -> list[str]:
@@ -151,16 +151,16 @@ def shifts() -> str:
         "shift by 1, fold",
         range(4),
         range(1, 5),
-        "Three of the four targets are in the input: the loss falls and says nothing.",
+        "Three of the four targets are in the input: the loss falls but means nothing.",
     )
     parts += line(
-        210, "shift by 1 + s", range(4), range(5, 9), "Position 0 is not asked for t4, the token that comes next."
+        210, "shift by 1 + s", range(4), range(5, 9), "Position 0 never predicts t4, the token that comes next."
     )
     return picture(620, 282, "The label shift, right, leaking and skipping", parts)
 
 
 def heads() -> str:
-    """Which bag each head is asked for at each of three latents; at s 1 the bags are tokens."""
+    """The bag that each head predicts at each of three latents; at s 1 the bags are tokens."""
     left, step, width = 120, 104, 96
     parts = [text(20, 51, "window", "bold")]
     for bag in range(6):
@@ -171,15 +171,15 @@ def heads() -> str:
         parts += [text(20, y + 21, f"latent {latent}", "bold"), box(left, y, step * latent + width, 32, "reads", "a")]
         for head, (label, colour) in enumerate((("the model", "b"), ("head 1", "c"), ("head 2", "c"))):
             parts += [box(left + step * (latent + 1 + head), y, width, 32, label, colour)]
-    parts += [text(left, 236, "Head i is asked at latent j for what the model is asked for at latent j + i.", "small")]
+    parts += [text(left, 236, "At latent j, head i predicts what the model predicts at latent j + i.", "small")]
     parts += [
-        text(left, 254, "Bags 4 and 5 are there for the heads alone: the next window begins at bag 3.", "small soft")
+        text(left, 254, "Only the heads need bags 4 and 5: the next window begins at bag 3.", "small soft")
     ]
-    return picture(760, 274, "Two extra heads: which bag each is asked for at each of three latents", parts)
+    return picture(760, 274, "Two extra heads: the bag each one predicts at each of three latents", parts)
 
 
 def bars(x: float, y: float, heights: Sequence[float], labels: Sequence[str], colour: str, step: float) -> list[str]:
-    """Bars that stand at height y, each with its label below."""
+    """Bars with their base at height y, each with its label below."""
     wide, parts = step - 8, []
     for at, (height, label) in enumerate(zip(heights, labels, strict=True)):
         left = x + step * at
@@ -200,7 +200,7 @@ def curve(points: Sequence[tuple[float, float]], colour: str, dashed: bool = Fal
 
 
 def pooling() -> str:
-    """What each token of a bag of four is multiplied by before their vectors are added."""
+    """The factor of each token of a bag of four, before their vectors are added."""
     total = sum(1 / place for place in range(1, 5))
     kinds = (
         ("mean", [1 / 4] * 4, "each times 1/4: the paper"),
@@ -224,7 +224,7 @@ def weights() -> str:
         left = 26 + 130 * at
         parts += [text(left, 62, moment, "small soft")]
         parts += bars(left, 190, [170 * weight for weight in now], ["t1", "t2", "t3"], "b", 34)
-    return picture(676, 224, "Weights of target tokens that go over a stage", parts)
+    return picture(676, 224, "Weights of target tokens that change over a stage", parts)
 
 
 def drawn() -> str:
@@ -260,7 +260,7 @@ def mixed() -> str:
 
 
 def rates() -> str:
-    """The learning rate of a run whose first stage has a factor of 2, beside the rate as it is."""
+    """The learning rate of a run whose first stage has a factor of 2, and the rate without it."""
 
     def rate(step: int) -> float:
         return min((step + 1) / 20, 1, (300 - step) / 60)
@@ -276,14 +276,14 @@ def rates() -> str:
     parts += [curve(line(plain), "b-line", dashed=True), curve(line(stages), "a-line")]
     parts += [curve([(60, 46), (60, 200), (630, 200)], "line")]
     parts += [text(52, 132, "1", "small soft"), text(52, 60, "2", "small soft")]
-    parts += [text(switch + 34, 96, "blended over lr_blend_steps", "small"), text(130, 148, "as it is", "small")]
+    parts += [text(switch + 34, 96, "blended over lr_blend_steps", "small"), text(130, 148, "unchanged", "small")]
     parts += [text(60, 222, "first step", "small soft"), text(580, 222, "last step", "small soft")]
     return picture(676, 240, "Learning rate of a stage, blended into the next", parts)
 
 
 def mixture() -> str:
-    """Which source each row of three steps is of, at 0.75 and 0.25."""
-    parts = [text(20, 32, "mixture = { web = 0.75, code = 0.25 }: rows are shared out in turn", "bold")]
+    """The source of each row in three steps, at 0.75 and 0.25."""
+    parts = [text(20, 32, "mixture = { web = 0.75, code = 0.25 }: rows are assigned in turn", "bold")]
     next_row = {"w": 0, "c": 0}
     for step in range(3):
         left = 24 + 216 * step
@@ -292,11 +292,11 @@ def mixture() -> str:
             words = f"{'web' if source == 'w' else 'code'} row {next_row[source]}"
             parts += [box(left, 72 + 36 * row, 190, 30, words, "a" if source == "w" else "b")]
             next_row[source] += 1
-    return picture(676, 234, "Which source each row of three steps is of", parts)
+    return picture(676, 234, "The source of each row in three steps", parts)
 
 
 def architecture() -> str:
-    """The rooms of src/superpose by floor, out of the table of docs/architecture.md."""
+    """The rooms of src/superpose by floor, from the table in docs/architecture.md."""
     page = (Path(__file__).parents[1] / "architecture.md").read_text(encoding="utf-8")
     floors = re.findall(r"^\| (\d+) \| (.+?) \| (.+) \|$", page, re.MULTILINE)
     parts = []

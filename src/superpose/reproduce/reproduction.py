@@ -127,7 +127,7 @@ class Reproduction:
             arms.append((arm.name, str(len(losses)), mean, ends, f"{arm.raw_tokens:,}", f"{arm.epochs:.2f}"))
         header = ("arm", "seeds", "loss, nats", "lowest to highest", "raw tokens", "epochs")
         tables: list[Table] = [
-            (self.title, ("", "paper", "ours (95 % interval)", "", "figure of"), findings),
+            (self.title, ("", "paper", "ours (95 % interval)", "", "in the paper"), findings),
             (f"{self.name}: losses", header, arms),
         ]
         if (law := self.law) is not None:
