@@ -4,19 +4,23 @@ Every line that begins with `superpose` is parsed as it stands, and its recipe l
 `test_commands.py` carries it out.
 """
 
+import importlib
+import math
 import re
 import shlex
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from superpose import cli
+from tests.conftest import make_model
 from tests.documented import COMMANDS, OTHERS, PAGES, ROOT
 
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SAMPLES = [
     code
     for page in (
-        "README.md",
         "docs/integrations.md",
         "docs/conform.md",
         "docs/planning.md",
@@ -92,3 +96,38 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_its_headline_and_its_picture_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs/images")
+    claim = importlib.import_module("claim")
+    assert claim.claim() == (ROOT / "docs/images/speedup.svg").read_text(encoding="utf-8")
+    measured = claim.measured(claim.TEXTS["Python"])
+    steps, longest = max(measured.items())
+    assert longest.high is None
+    end = longest.curve[-1][0] / steps
+    text = " ".join(README.partition("## Install")[0].split())
+    assert f"takes {longest.ratio:.2f} times as many steps" in text
+    assert f"against {steps:,} steps of TST" in text
+    assert f"(95 % interval {longest.low:.2f} to beyond {end:.1f}, where our runs end)" in text
+    [described] = re.findall(r"!\[(.+)\]\(docs/images/speedup.svg\)", text)
+    shown = re.findall(r"([\d.]+)(?: times the steps)? at ([\d,]+)", described)
+    assert len(shown) == 3
+    assert all(f"{measured[int(at.replace(',', ''))].ratio:.2f}" == ratio for ratio, at in shown)
+
+
+@pytest.mark.parametrize("side", ["-", "+"])
+def test_its_diff_is_of_a_loop_that_learns_before_and_after(side):
+    """With rows and steps of a test; it adds three lines, as the heading says."""
+    [diff] = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    assert sum(line.startswith("+") for line in diff.splitlines()) == 3
+    code = "\n".join(line[1:] for line in diff.splitlines() if not line or line[0] in (" ", side))
+    model = make_model("llama")
+    names = {
+        "rows": [torch.arange(row, row + 17) % 50 for row in range(320)],
+        "model": model,
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=1e-2),
+        "DataLoader": torch.utils.data.DataLoader,
+    }
+    exec(code.replace("10_000", "15").replace("1024", "16"), names)
+    assert names["loss"] < math.log(50) - 0.5
