@@ -6,6 +6,7 @@ Every section is typed beside the component that uses it. A wrong name, type or 
 
 import reprlib
 from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_validator
@@ -132,6 +133,10 @@ OF_THE_MACHINE = {
 """Settings that say where and how a run is computed and watched, not what it computes. A run may go on with others."""
 
 
+_schedule = lru_cache(maxsize=256)(Schedule)
+"""Asked for at each look at a recipe, and the same one for many runs."""
+
+
 class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """All settings of a run. The defaults are the recipe `cpu-tiny`."""
 
@@ -147,7 +152,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
         superposition = self.superposition
         if superposition.stages:
             return Schedule(self.train.steps, stages=superposition.stages, seed=self.train.seed)
-        return Schedule(
+        return _schedule(
             self.train.steps,
             superposition.bag_size,
             superposition.ratio,
@@ -172,7 +177,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
 
         Those at their defaults are left out, so that runs of before a setting was added are recognised.
         """
-        default = Recipe().model_dump(mode="json")
+        default = _defaults()
         return {
             place: value
             for section, values in self.model_dump(mode="json", exclude={"data", "parallel"}).items()
@@ -259,3 +264,8 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
                 f"{train.decay_steps(train.steps)} steps do not fit into train.steps ({train.steps}); lower one of them"
             )
         return self
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return Recipe().model_dump(mode="json")

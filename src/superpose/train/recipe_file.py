@@ -114,7 +114,9 @@ def with_settings(recipe: Recipe, section: str, **settings: Any) -> Recipe:
     given = ", ".join(f"{section}.{name} = {value}" for name, value in settings.items())
     if section == "superposition" and not settings.get("stages"):
         _check_one_form(whole, settings, f"with {given}")
-    return _validate({**whole, section: {**whole[section], **settings}}, f"with {given}")
+    changed = _validate({**whole, section: {**whole[section], **settings}}, f"with {given}")
+    # All other sections are the recipe's own: thousands of runs that differ in their seeds share them.
+    return recipe.model_copy(update={section: getattr(changed, section)})
 
 
 def _check_one_form(settings: Any, given: Any, source: str) -> None:
