@@ -227,7 +227,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
                 f"superposition.variant = '{variant}' is of rows of bags, so it has no loss for ordinary_rows of a "
                 f"stage; leave one of the two out"
             )
-        if superposition.documents == "aligned" and any(len(s.sizes) > 1 or s.ordinary_rows for s in stages):
+        if superposition.documents == "aligned" and any(stage.is_uneven for stage in stages):
             raise ValueError(f"{UNEVEN}; leave one of the two out")
         weighted = superposition.weighting != "uniform" or any(
             stage.weighting != "uniform" for stage in self.schedule.args
