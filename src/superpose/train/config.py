@@ -5,7 +5,7 @@ Every section is typed beside the component that uses it. A wrong name, type or 
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer, model_validator
@@ -61,10 +61,21 @@ def _plain_stages(stages: Sequence[StageArgs]) -> list[dict[str, Any]]:
     return [stage.to_dict() for stage in stages]
 
 
+def _not_drawn(bag_size: Any) -> Any:
+    """Weights of sizes are refused where the short form has sizes, with the place they belong in."""
+    if isinstance(bag_size, Mapping):
+        sizes = ", ".join(f"{size}={weight}" for size, weight in bag_size.items())
+        raise ValueError(
+            f"superposition.bag_size is {{{sizes}}}; sizes that each step draws are a described stage's: give "
+            f"superposition.stages=[{{ratio=0.3, bag_size={{{sizes}}}}}], with your ratio, in its place"
+        )
+    return bag_size
+
+
 class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The first phase, see `superpose.Schedule`; lists give several stages, `stages` describes each of them."""
 
-    bag_size: _BagSize | tuple[_BagSize, ...] = 4
+    bag_size: Annotated[_BagSize | tuple[_BagSize, ...], BeforeValidator(_not_drawn)] = 4
     ratio: _Ratio | tuple[_Ratio, ...] = 0.3
     mode: Mode = "full"
     weighting: Weighting | tuple[float, ...] = "uniform"
