@@ -294,7 +294,7 @@ MUTANTS = [
         9,
         "recovery starts again at the first document",
         "data/windows.py",
-        "token = grid.tokens_before(place)",
+        "token = grid.tokens_before(cut[-1].stop if cut else place)",
         "token = 0",
         "tests/data/test_windows.py",
     ),
@@ -326,8 +326,8 @@ MUTANTS = [
         12,
         "places that hold nothing are counted as tokens",
         "data/windows.py",
-        "total += share * (grid.tokens_before(stop) - grid.tokens_before(stretch.start))",
-        "total += share * (stop - stretch.start)",
+        "total += share * (grid.tokens_before(stretch.stop) - grid.tokens_before(stretch.start))",
+        "total += share * (stretch.stop - stretch.start)",
         "tests/data/test_windows.py",
     ),
     Mutant(
@@ -389,9 +389,9 @@ MUTANTS = [
     Mutant(
         9,
         "windows are drawn at random, some twice",
-        "data/windows.py",
-        "index = permute(index, stretch.shuffled, ",
-        "index = stretch.shuffled and index // 2 + 0 * permute(index, stretch.shuffled, ",
+        "data/stretches.py",
+        "index = permute(index, self.shuffled, ",
+        "index = self.shuffled and index // 2 + 0 * permute(index, self.shuffled, ",
         "tests/data/test_windows.py",
     ),
     Mutant(

@@ -122,6 +122,7 @@ class TestStages:
         [
             ("superposition.lr_factor=0", "--variant a: lr_factor is 0"),
             ("superposition.lr_factor=fast", "--variant a: lr_factor is 'fast'"),
+            ("superposition.bag_size={8=1,4=1}", "give superposition.stages=[{ratio=0.3, bag_size={8=1, 4=1}}]"),
             ("superposition.ratio=0,superposition.lr_factor=2", "superposition.lr_factor would be ignored"),
             ("superposition.stages=[{ratio=0.3, bag_size=2}],superposition.ratio=0.3", "superposition.ratio would be"),
             ("superposition.stages=[{ratio=0.3, bagsize=2}]", "--variant a: superposition.stages, stage 1"),

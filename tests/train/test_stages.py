@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from superpose import IGNORE_INDEX, Schedule, StageArgs
 from superpose.errors import UserError
+from superpose.train.config import SuperpositionArgs
 from superpose.train.loop import train
 from superpose.train.recipe_file import load_recipe, override, recipe_toml
 from superpose.train.records import read_metrics
@@ -175,6 +177,14 @@ def test_what_would_be_ignored_or_is_wrong_is_said_in_a_sentence(staged, overrid
     with pytest.raises(UserError, match=message) as caught:
         override(staged, [override_text])
     assert "\n" not in str(caught.value)
+
+
+def test_drawn_sizes_in_the_short_form_are_told_where_they_belong(recipe):
+    with pytest.raises(UserError, match=r"described stage's: give superposition\.stages=") as caught:
+        override(recipe, ["superposition.bag_size={4=1,2=3}"])
+    (text,) = re.findall(r"give (superposition\.stages=\S+ \S+ \S+)", str(caught.value))
+    made = override(recipe.model_copy(update={"superposition": SuperpositionArgs()}), [text.rstrip(",")])
+    assert made.schedule.args == (StageArgs(0.3, bag_size={4: 1, 2: 3}),)
 
 
 def test_a_file_that_gives_both_forms_is_refused(tmp_path):

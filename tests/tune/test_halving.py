@@ -2,6 +2,7 @@ import itertools
 import math
 import shlex
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from superpose.compare.experiment import Design, plan_tuning
 from superpose.errors import UserError
 from superpose.runs.pool import Outcome
-from superpose.train.config import Recipe
+from superpose.train.config import Recipe, SuperpositionArgs
 from superpose.train.recipe_file import load_recipe, with_settings
 from superpose.tune.halving import halve
 from superpose.tune.search import (
@@ -421,7 +422,71 @@ class TestVariants:
         assert command[:3] == ["superpose", "compare", str(tmp_path / "tst.toml")]
         assert "--bag-size" not in command
 
+    def test_one_of_stages_is_written_so_that_it_can_be_read(self, tmp_path):
+        slow = {"slow": ["superposition.lr_factor=0.5"]}
+        search = plan_search(RECIPE, candidates(RECIPE, (2,), (0.1,), RATES, slow), variants=slow)
+        tuned = halve(search, self.surface("variant-slow-lr0.004"))
+        tuned.write(tmp_path, "superpose tune", Path("runs"))
+        assert tuned.recipe.schedule.args[0].lr_factor == 0.5
+        assert load_recipe(tmp_path / "recipe.toml") == tuned.recipe
+
     def test_what_cannot_be_compared_is_refused(self):
         for changes, words in ((["train.lr=1e-3"], "which --lrs chooses"), (["data.seed=3"], "all arms read")):
             with pytest.raises(UserError, match=words):
                 plan_search(RECIPE, candidates(RECIPE, (2,), (0.1,)), variants={"a": changes})
+
+
+class TestDescribedStages:
+    """A recipe of described stages: they stay, and the learning rate is searched."""
+
+    RECIPE = with_settings(
+        RECIPE.model_copy(update={"superposition": SuperpositionArgs()}),
+        "superposition",
+        stages=[{"ratio": 0.2, "bag_size": {"8": 1, "4": 1}, "lr_factor": 2.0}, {"ratio": 0.2, "bag_size": 2}],
+    )
+
+    def searched(self, best, ordinary=4.0, **of):
+        return halve(plan_search(self.RECIPE, **of), TestVariants().surface(best, ordinary))
+
+    def test_they_are_tried_at_each_rate_beside_ordinary_training(self):
+        search = plan_search(self.RECIPE)
+        assert {str(trial) for trial in search.trials} == {f"stages, learning rate {rate}" for rate in RATES}
+        for rung in search.rungs:
+            for run in search.runs(search.trials, rung):
+                assert run.recipe.superposition == self.RECIPE.superposition
+                assert run.steps == rung.steps
+            assert all(not run.recipe.superposition.stages for run in search.runs(search.ordinary, rung))
+
+    def test_the_best_rate_is_written_with_the_stages(self, tmp_path):
+        tuned = self.searched("variant-stages-lr0.004")
+        assert tuned.recipe == with_settings(self.RECIPE, "train", lr=0.004)
+        tuned.write(tmp_path, "superpose tune", Path("runs"))
+        assert load_recipe(tmp_path / "recipe.toml") == tuned.recipe
+        assert "--lrs" in tuned.verdict()
+        assert "--bag-sizes" not in tuned.verdict()
+
+    def test_where_ordinary_training_wins_they_are_written_to_be_compared(self, tmp_path):
+        tuned = self.searched("variant-stages-lr0.002", ordinary=2.0)
+        tuned.write(tmp_path, "superpose tune", Path("runs"))
+        assert not tuned.recipe.superposition.stages
+        assert load_recipe(tmp_path / "tst.toml") == self.RECIPE
+        assert str(tmp_path / "tst.toml") in tuned.next_command(tmp_path / "recipe.toml", Path("runs"))
+
+    def test_variants_change_what_they_name_in_each_stage(self):
+        sqrt = {"sqrt": ["superposition.pooling=sqrt"]}
+        search = plan_search(self.RECIPE, candidates(self.RECIPE, None, None, (1e-3,), sqrt), variants=sqrt)
+        found = {run.arm: run.recipe.schedule.args for run in search.runs(search.trials, search.rungs[-1])}
+        assert found == {
+            "variant-stages-lr0.001": self.RECIPE.schedule.args,
+            "variant-sqrt-lr0.001": tuple(replace(stage, pooling="sqrt") for stage in self.RECIPE.schedule.args),
+        }
+
+    def test_what_would_take_their_place_is_refused(self):
+        for pairs, option in (((2,), None), "--bag-sizes"), ((None, (0.1,)), "--ratios"):
+            with pytest.raises(UserError, match=rf"{option} would take the place of superposition\.stages"):
+                candidates(self.RECIPE, *pairs)
+        for name, changes in {"stages": ["superposition.pooling=sqrt"], "a": []}.items():
+            with pytest.raises(
+                UserError, match=f"--variant {name} (is the name of an arm|computes the same as stages)"
+            ):
+                plan_search(self.RECIPE, variants={name: changes})

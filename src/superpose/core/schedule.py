@@ -88,7 +88,7 @@ class Schedule:
         object.__setattr__(self, "total_steps", total_steps)
         object.__setattr__(self, "args", args)
         # A seed that nothing is drawn by makes no other schedule.
-        object.__setattr__(self, "seed", seed if any(len(stage.sizes) > 1 for stage in args) else 0)
+        object.__setattr__(self, "seed", seed if any(stage.draws for stage in args) else 0)
         ratios = [stage.ratio for stage in args]
         if sum(map(exact, ratios)) > 1:
             raise ValueError(f"the ratios {tuple(ratios)} add up to more than 1; they are shares of the same steps")
@@ -276,7 +276,7 @@ class Schedule:
 
     def steps_at(self, stage: Stage) -> Mapping[int, Sequence[int]]:
         """The steps that a stage spends at each of its bag sizes, ascending."""
-        if len(stage.sizes) == 1:
+        if not stage.draws:
             return {stage.largest: range(stage.start, stage.stop)}
         return self._drawn[stage.start]
 
@@ -285,7 +285,7 @@ class Schedule:
         """Of the stages whose sizes are drawn, by their starts."""
         drawn: dict[int, dict[int, list[int]]] = {}
         for stage in self.stages:
-            if len(stage.sizes) > 1:
+            if stage.draws:
                 steps = drawn[stage.start] = {size: [] for size in stage.sizes}
                 for step in range(stage.start, stage.stop):
                     steps[stage.size_at(step, self.seed)].append(step)

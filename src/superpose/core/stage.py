@@ -125,6 +125,16 @@ class _Settings:
         return self.largest > 1
 
     @property
+    def draws(self) -> bool:
+        """Whether each of its steps draws its bag size."""
+        return len(self.sizes) > 1
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether its rows are of different lengths: sizes are drawn, or some rows hold single tokens."""
+        return self.draws or self.ordinary_share > 0
+
+    @property
     def raw_tokens_per_latent(self) -> int:
         """Tokens of the corpus one position of a row of bags takes up: the bag's, or 1 where tokens go in singly."""
         return 1 if self.mode == "output" else self.largest

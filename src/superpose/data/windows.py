@@ -36,8 +36,8 @@ from superpose.core.schedule import Schedule
 from superpose.core.stage import Stage, Step
 from superpose.data.grid import Grid
 from superpose.data.mixture import RowShares, exact_shares, rows_of_source
-from superpose.data.permute import permute
 from superpose.data.sources import NamedSource, SourceTokens
+from superpose.data.stretches import Stretch, cut_stretches
 from superpose.data.tokens import TokenText
 from superpose.data.uneven import StepRows, UnevenRows, spread
 from superpose.errors import UserError
@@ -48,21 +48,6 @@ UNEVEN = (
 
 Expand = Literal["sequence", "batch"]
 """How a superposition step takes in s times more tokens: by longer rows, or by more of them."""
-
-
-@dataclass(frozen=True)
-class _Stretch:
-    """Consecutive windows of one stage within one pass over the corpus, shuffled among themselves."""
-
-    stage: int
-    """Number of its stage."""
-    first_row: int
-    """Number of its first row, counted from the start of the stage."""
-    start: int
-    """Place of its first window in the stage's grid."""
-    windows: int
-    shuffled: int
-    """How many windows are shuffled; one that runs into the next pass is read last."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +86,7 @@ class WindowPlan:
     sources: Mapping[str, NamedSource] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.offsets is not None and any(map(_is_uneven, self.schedule.stages)):
+        if self.offsets is not None and any(stage.is_uneven for stage in self.schedule.stages):
             raise UserError(f"{UNEVEN}; leave one of the two out")
         for stage, _ in self.schedule.counts():
             rows, latents = self.shape(stage)
@@ -144,8 +129,7 @@ class WindowPlan:
             rows = self._own(stretch.stage, max(0, min(until, stage.stop) - stage.start) * self.shape(stage)[0])
             share = min(1.0, max(0, rows - stretch.first_row) / stretch.windows)
             grid = self._grids[stage.raw_tokens_per_latent]
-            stop = stretch.start + stretch.windows * self._width(stage)
-            total += share * (grid.tokens_before(stop) - grid.tokens_before(stretch.start))
+            total += share * (grid.tokens_before(stretch.stop) - grid.tokens_before(stretch.start))
         return round(total)
 
     @property
@@ -228,7 +212,7 @@ class WindowPlan:
         """By the number of their stage, where not all rows are as long."""
         uneven, token = {}, 0
         for number, stage in enumerate(self.schedule.stages):
-            if _is_uneven(stage):
+            if stage.is_uneven:
                 key = (self.seed, "uneven", number)
                 uneven[number] = UnevenRows(self._steps_of(number), token, self.num_tokens, key)
                 token += uneven[number].tokens_until(stage.steps)
@@ -325,35 +309,21 @@ class WindowPlan:
 
     def _start(self, stage: int, row: int) -> int:
         number = bisect_right(self._stretches, (stage, row), key=lambda stretch: (stretch.stage, stretch.first_row)) - 1
-        stretch = self._stretches[number]
-        index = row - stretch.first_row
-        if index < stretch.shuffled:
-            index = permute(index, stretch.shuffled, random_bits(self.seed, "shuffle", number))
-        return stretch.start + index * self._width(self.schedule.stages[stage])
+        return self._stretches[number].place(row, self.seed, "shuffle", number)
 
     @cached_property
-    def _stretches(self) -> list[_Stretch]:
-        stretches: list[_Stretch] = []
+    def _stretches(self) -> list[Stretch]:
+        stretches: list[Stretch] = []
         token = 0
         for number, stage in enumerate(self.schedule.stages):
             if number in self._uneven:  # whose places are tokens
                 token = self._tokens(stage.stop)
                 continue
-            grid, width = self._grids[stage.raw_tokens_per_latent], self._width(stage)
-            place, row = grid.place_at(token), 0
-            remaining = self._own(number, stage.steps * self.shape(stage)[0])
-            while remaining:
-                end_of_pass = (place // grid.places + 1) * grid.places
-                whole = (end_of_pass - place) // width
-                starting = -(-(end_of_pass - place) // width)
-                # Nothing comes after the last stage, so it may choose among all that is left of the pass. Its order
-                # then does not depend on how long it is: a longer run begins with the steps of a shorter one.
-                windows = starting if stage is self.schedule.stages[-1] else min(remaining, starting)
-                stretches.append(_Stretch(number, row, place, windows, min(windows, whole)))
-                row += windows
-                place += windows * width
-                remaining = max(0, remaining - windows)
-            token = grid.tokens_before(place)
+            grid, rows = self._grids[stage.raw_tokens_per_latent], self._own(number, stage.steps * self.shape(stage)[0])
+            place, last = grid.place_at(token), stage is self.schedule.stages[-1]
+            cut = list(cut_stretches(number, rows, place, self._width(stage), grid.places, last))
+            token = grid.tokens_before(cut[-1].stop if cut else place)
+            stretches += cut
         return stretches
 
 
@@ -394,8 +364,3 @@ class _SourcePlan(WindowPlan):
 
     def _text(self, tokens: TokenText) -> TokenText:
         return SourceTokens(tokens, self.source)
-
-
-def _is_uneven(stage: Stage) -> bool:
-    """Whether rows of the stage are of different lengths."""
-    return len(stage.sizes) > 1 or stage.ordinary_share > 0

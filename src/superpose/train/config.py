@@ -5,7 +5,7 @@ Every section is typed beside the component that uses it. A wrong name, type or 
 """
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Annotated, Any, Literal, Self
 
@@ -62,10 +62,21 @@ def _plain_stages(stages: Sequence[StageArgs]) -> list[dict[str, Any]]:
     return [stage.to_dict() for stage in stages]
 
 
+def _not_drawn(bag_size: Any) -> Any:
+    """Weights of sizes are refused where the short form has sizes, with the place they belong in."""
+    if isinstance(bag_size, Mapping):
+        sizes = ", ".join(f"{size}={weight}" for size, weight in bag_size.items())
+        raise ValueError(
+            f"superposition.bag_size is {{{sizes}}}; sizes that each step draws are a described stage's: give "
+            f"superposition.stages=[{{ratio=0.3, bag_size={{{sizes}}}}}], with your ratio, in its place"
+        )
+    return bag_size
+
+
 class SuperpositionArgs(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     """The first phase, see `superpose.Schedule`; lists give several stages, `stages` describes each of them."""
 
-    bag_size: _BagSize | tuple[_BagSize, ...] = 4
+    bag_size: Annotated[_BagSize | tuple[_BagSize, ...], BeforeValidator(_not_drawn)] = 4
     ratio: _Ratio | tuple[_Ratio, ...] = 0.3
     mode: Mode = "full"
     weighting: Weighting | tuple[float, ...] = "uniform"
@@ -232,7 +243,7 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
                 f"superposition.variant = '{variant}' is of rows of bags, so it has no loss for ordinary_rows of a "
                 f"stage; leave one of the two out"
             )
-        if superposition.documents == "aligned" and any(len(s.sizes) > 1 or s.ordinary_rows for s in stages):
+        if superposition.documents == "aligned" and any(stage.is_uneven for stage in stages):
             raise ValueError(f"{UNEVEN}; leave one of the two out")
         weighted = superposition.weighting != "uniform" or any(
             stage.weighting != "uniform" for stage in self.schedule.args

@@ -185,6 +185,8 @@ def recipe_toml(recipe: Recipe, comments: Sequence[str] = (), spelled_out: Colle
             if value != default[section][name] or f"{section}.{name}" in spelled_out
         }
         stages = chosen.pop("stages", [])
+        if stages:  # beside which the short form is not to be named
+            chosen = {name: value for name, value in chosen.items() if name not in SHORT_FORM}
         tables = {name: value for name, value in chosen.items() if isinstance(value, dict)}
         plain = {name: value for name, value in chosen.items() if name not in tables}
         written = [(f"[{section}.{name}]", table) for name, table in tables.items()]

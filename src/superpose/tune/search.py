@@ -32,6 +32,8 @@ from superpose.train.recipe_file import with_settings
 
 BAG_SIZES, RATIOS = (2, 4, 6, 8, 12, 16), (0.1, 0.2, 0.3, 0.4)
 """Tried where nothing else is said."""
+STAGES = "stages"
+"""What a recipe of described stages is as it stands, among its variants: they stay, its learning rate is searched."""
 
 
 @dataclass(frozen=True, order=True)
@@ -72,9 +74,8 @@ class Trial:
             UserError: they do not fit the rest of it.
         """
         if self.variant:
-            return with_settings(
-                changed_recipe(recipe, self.variant, (variants or {})[self.variant]), "train", lr=self.lr
-            )
+            changes = {STAGES: (), **(variants or {})}[self.variant]
+            return with_settings(changed_recipe(recipe, self.variant, changes), "train", lr=self.lr)
         recipe = with_settings(recipe, "train", lr=self.lr)
         if self.ordinary:
             return recipe.ordinary()
@@ -114,6 +115,7 @@ class Search:
 
     def __post_init__(self) -> None:
         arms = {ORDINARY: self.recipe.ordinary(), TST: None, CONTEXT: None}
+        arms |= {STAGES: self.recipe} if self.recipe.superposition.stages else {}
         check_variants(self.recipe, self.variants, arms, ("train.lr",))
         first = self.rungs[0]
         try:
@@ -207,20 +209,27 @@ def candidates(
 ) -> tuple[Trial, ...]:
     """Each bag size and ratio, and each variant, at each learning rate, in an order that does not depend on theirs.
 
+    Of a recipe whose stages are described, the stages as they stand take the place of bag sizes and ratios.
+
     Args:
         bag_sizes, ratios: by default those of `likely_settings`; if one of them is given, all usual ones of the other.
         rates: peak learning rates; by default half, one and two times the recipe's.
-        variants: of the recipe, with its own bag size and ratio where they bring none.
+        variants: of the recipe, with its own bag size and ratio, or stages, where they bring none.
 
     Raises:
-        UserError: a number is out of range.
+        UserError: a number is out of range, or bag sizes or ratios are given beside described stages.
     """
-    if recipe.superposition.stages:
-        raise UserError(
-            "superposition.stages would be replaced by the bag sizes and ratios that are searched; leave them out, and "
-            "compare the winner with the stages"
-        )
-    if bag_sizes is None and ratios is None:
+    described, variants = bool(recipe.superposition.stages), dict(variants or {})
+    if described:
+        for option, values in {"--bag-sizes": bag_sizes, "--ratios": ratios}.items():
+            if values is not None:
+                raise UserError(
+                    f"{option} would take the place of superposition.stages, which this search keeps as they are; "
+                    f"leave it out, or give other stages by --variant"
+                )
+        pairs: tuple[tuple[int, float], ...] = ()
+        variants[STAGES] = ()
+    elif bag_sizes is None and ratios is None:
         pairs = likely_settings(recipe, vocabulary_size(recipe.data))
     else:
         sizes, shares = BAG_SIZES if bag_sizes is None else bag_sizes, RATIOS if ratios is None else ratios
@@ -234,7 +243,7 @@ def candidates(
     if min(rates, default=1.0) <= 0:
         raise UserError(f"--lrs {min(rates):g}: expected learning rates above 0")
     found = {Trial(s, r, rate) for s, r in pairs for rate in rates}
-    for name, changes in (variants or {}).items():
+    for name, changes in variants.items():
         schedule = changed_recipe(recipe, name, changes).schedule
         stages = [stage for stage in schedule.stages if stage.superposes]
         share = sum(stage.steps for stage in stages) / schedule.total_steps
