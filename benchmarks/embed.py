@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from measure import interleaved, machine
+from measure import interleaved, machine, refuse_arguments
 from superpose.core.embed import embed_bags
 
 BAGS, BAG_SIZE, WIDTH = 2048, 16, 256
@@ -42,6 +42,7 @@ METHODS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def main() -> None:
+    refuse_arguments(__doc__)
     torch.set_num_threads(1)
     results = []
     print(f"{'V':>7} {'dtype':>9} {'':18} {'time':>7} {'error':>9}")

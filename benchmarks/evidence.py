@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from measure import refuse_arguments
 from superpose.compare.comparison import Comparison
 from superpose.files import read_json, write_json, write_text
 from superpose.plan.evidence import (
@@ -56,6 +57,7 @@ OWN_SPLITS: dict[str, Callable[[Point], Hashable]] = {
 
 
 def main() -> None:
+    refuse_arguments(__doc__)
     write_json(MEASURED, {"source": "benchmarks/results", "points": [entry(point) for point in gathered()]})
     measured_points.cache_clear()
     found = {

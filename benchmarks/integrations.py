@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from measure import refuse_arguments
 from superpose import Schedule, SuperposedParts, window_length
 from superpose.integrations.transformers import SuperposeTrainer, next_token_collator
 
@@ -117,6 +118,7 @@ def trainer(vocab_size: int) -> dict[str, Callable[[], list[float]]]:
 
 
 def main() -> None:
+    refuse_arguments(__doc__)
     torch.set_num_threads(1)
     print(f"{ROWS} rows x {LATENTS} latents, Llama 128 wide with 4 layers, bags of {BAG_SIZE}")
     for name, setup in (("plain", plain), ("trainer", trainer)):

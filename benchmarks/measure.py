@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -13,6 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def refuse_arguments(description: str) -> None:
+    """For scripts without options: --help prints what the script does, and nothing that is typed is ignored."""
+    form = argparse.RawDescriptionHelpFormatter
+    argparse.ArgumentParser(description=description, formatter_class=form).parse_args()
 
 
 def interleaved(

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evidence import PAGE, filled
-from measure import machine
+from measure import machine, refuse_arguments
 from superpose.core.schedule import Schedule
 from superpose.files import read_json, write_json, write_text
 from superpose.paper.published import published_runs
@@ -73,6 +73,7 @@ def measure(config: str, rows: int, latents: int, more: tuple[str, ...]) -> dict
 
 
 def main() -> None:
+    refuse_arguments(__doc__)
     results = {}
     for name, (config, rows, latents, more) in MODELS.items():
         results[name] = measure(config, rows, latents, more)

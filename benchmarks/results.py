@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from measure import refuse_arguments
 from superpose.compare.comparison import Comparison
 from superpose.files import write_text
 from superpose.reproduce.reproduction import Reproduction
@@ -23,6 +24,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def main() -> None:
+    refuse_arguments(__doc__)
     text = PAGE.read_text(encoding="utf-8")
     write_text(PAGE, re.sub(r"(<!-- ([\w-]+) -->\n).*?(<!-- end -->)", filled, text, flags=re.DOTALL))
 

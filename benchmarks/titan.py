@@ -33,6 +33,7 @@ from torchtitan.components.metrics import MetricsProcessor
 from torchtitan.models.common import Embedding
 from torchtitan.trainer import Trainer
 
+from measure import refuse_arguments
 from superpose.data.config import DataArgs, prepare
 from superpose.integrations.torchtitan.config_registry import superpose_debug
 from superpose.integrations.torchtitan.trainer import SuperposeTrainer
@@ -88,6 +89,7 @@ def ordinary(config: SuperposeTrainer.Config, tokenizer: str) -> Trainer.Config:
 
 
 def main() -> None:
+    refuse_arguments(__doc__)
     torch.set_num_threads(1)
     os.environ.setdefault("SUPERPOSE_CACHE", tempfile.mkdtemp())
     with tempfile.TemporaryDirectory() as out:

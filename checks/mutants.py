@@ -9,6 +9,7 @@ A mutant that survives ends the script with exit code 1.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -549,7 +550,12 @@ def killed(mutant: Mutant) -> bool:
 
 
 def main() -> None:
-    wanted = {int(number) for number in sys.argv[1:]}
+    form = argparse.RawDescriptionHelpFormatter
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    arguments.add_argument("errors", type=int, nargs="*", metavar="ERROR")
+    wanted = set(arguments.parse_args().errors)
+    if unknown := wanted - {mutant.error for mutant in MUTANTS}:
+        arguments.error(f"there is no error {min(unknown)}; give numbers from 1 to 12")
     chosen = [mutant for mutant in MUTANTS if not wanted or mutant.error in wanted]
     survivors = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,8 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import superpose
 from superpose import core
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_all_of_the_core_is_re_exported():
@@ -22,6 +25,15 @@ def test_the_core_imports_nothing_of_the_trainer_nor_transformers():
         "loaded = [m for m in sys.modules if m.startswith('superpose.') and not m.startswith('superpose.core')]\n"
         "assert not loaded, loaded\nassert 'transformers' not in sys.modules"
     )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_rooms_whose_names_load_on_first_use_load_no_pytorch():
+    packages = (ROOT / "src/superpose").rglob("__init__.py")
+    rooms = [file.parent.name for file in packages if "__getattr__ = names(" in file.read_text(encoding="utf-8")]
+    assert {"compare", "engine", "reproduce", "share", "train", "tune"} <= set(rooms)
+    imports = ", ".join(f"superpose.{room}" for room in rooms)
+    code = f"import sys, {imports}\nassert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

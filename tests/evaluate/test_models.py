@@ -24,6 +24,14 @@ def test_names_are_the_shortest_that_differ():
     assert _names([Path("/a/one/model"), Path("/a/two/model")]) == ["one/model", "two/model"]
 
 
+def test_names_are_as_they_were_typed(tmp_path, monkeypatch):
+    """Not those of where a link leads to: runs of a comparison are links into a pool of hashes."""
+    (tmp_path / "40b9b0431279d813").mkdir()
+    (tmp_path / "tst").symlink_to("40b9b0431279d813")
+    monkeypatch.chdir(tmp_path / "tst")
+    assert _names([".", "../tst", "s3://bucket/model"]) == [".", "tst", "model"]
+
+
 def test_what_cannot_be_evaluated(run, tmp_path):
     with pytest.raises(UserError, match="given twice"):
         load_models([run, run], "cpu")

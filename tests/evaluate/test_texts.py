@@ -20,6 +20,16 @@ def test_documents_are_read_until_there_are_enough(tmp_path):
     assert read_text("short", str(path), "body", 1e6).documents == ("één", "zwei", "three", "four")
 
 
+def test_what_cannot_be_read_is_counted(tmp_path):
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "tw\n{"title": "three"}\n{"text": "four"}\n')
+    text = read_text("some", str(path), "text", 1e6)
+    assert text.documents == ("one", "four")
+    assert {reason: count.count for reason, count in text.dropped.items()} == {"records": 1, "no_text": 1}
+    assert text.dropped["records"].bytes == len('{"text": "tw\n')
+    assert read_text("some", str(path), "text", 3).dropped == {}  # what is not read is not judged
+
+
 def test_a_store_gives_the_text_it_held_out(store, corpus):
     text = read_text("mine", str(store.path), "text", 1e6)
     assert len(text.documents) == store.val.documents

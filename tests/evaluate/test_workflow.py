@@ -1,9 +1,12 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from superpose.data.account import Count
 from superpose.errors import UserError
+from superpose.evaluate.evaluation import Evaluation
 from superpose.evaluate.tables import tables, verdict
 from superpose.evaluate.texts import HeldOut, opening
 from superpose.evaluate.workflow import score
@@ -86,6 +89,14 @@ def test_one_model_alone_is_compared_with_none(two):
     evaluation = score(two[:1], [TEXT], [])
     assert verdict(evaluation) == ""
     assert not any("minus" in name for _, header, _ in tables(evaluation) for name in header)
+
+
+def test_what_could_not_be_read_of_a_text_is_said(two):
+    text = replace(TEXT, dropped={"records": Count(count=2, bytes=87, first="letters.jsonl, line 3")})
+    evaluation = score(two[:1], [text], [])
+    left_out = "Left out of letters, in bytes: 87 in 2 broken records (first: letters.jsonl, line 3)."
+    assert verdict(evaluation) == left_out
+    assert Evaluation.model_validate_json(evaluation.model_dump_json()) == evaluation
 
 
 def test_equal_models_are_not_told_apart(two, tmp_path):

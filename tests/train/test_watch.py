@@ -80,6 +80,8 @@ def test_the_spike_and_how_long_it_lasts():
     ]
     found = switch(records)
     assert (found.step, found.bag_loss, found.spike, found.steps_to_recover) == (20, 5.0, 1.5, 30)
+    assert found.val_loss is None
+    assert switch(records, [validation(10, 7.0), validation(20, 6.4), validation(50, 4.9)]).val_loss == 6.4
     assert switch(records[:4]).steps_to_recover is None
     assert switch(records[:2]) is None
     assert switch(records[2:]) is None

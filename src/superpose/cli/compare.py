@@ -7,13 +7,18 @@ from typer import Argument, Context, Option
 
 from superpose.cli.options import (
     A_RECIPE,
+    BagSize,
     CoresPerRun,
     Corpus,
     EngineName,
     GpusPerRun,
     Jobs,
     Overrides,
+    Rate,
+    Ratio,
     Runs,
+    Stages,
+    Steps,
     Variants,
     expect_all,
     load_settings,
@@ -32,13 +37,11 @@ def compare(
         Argument(metavar="[RECIPE]", help=f"{A_RECIPE}; by default demo. With --logs, more of its NAME=FILES."),
     ] = None,
     corpus: Corpus = None,
-    steps: Annotated[int | None, Option(help="Optimizer steps of each run: the main budget.")] = None,
-    bag_size: Annotated[int | None, Option(help="Tokens in a bag (s).")] = None,
-    ratio: Annotated[float | None, Option(help="Share of the steps in superposition (r).")] = None,
-    stages: Annotated[
-        str | None, Option(metavar="S:R,S:R,...", help="Several stages of superposition instead, such as 8:0.1,4:0.2.")
-    ] = None,
-    lr: Annotated[float | None, Option(help="Peak learning rate of both arms.")] = None,
+    steps: Steps = None,
+    bag_size: BagSize = None,
+    ratio: Ratio = None,
+    stages: Stages = None,
+    lr: Rate = None,
     lrs: Annotated[
         str | None, Option(metavar="LR,LR,...", help="Learning rates to try in each arm first; each takes its best.")
     ] = None,
@@ -106,16 +109,12 @@ def compare(
     if recipe and len(recipe) > 1:
         raise UserError(f"{' '.join(recipe)}: one recipe is compared; give one, and change its settings with --set")
     file = Path(recipe[0]) if recipe else FOLDER / "demo.toml"
-    shortcuts = {
-        "data.corpus": corpus,
-        "train.steps": steps,
-        "superposition.bag_size": bag_size,
-        "superposition.ratio": ratio,
-        "train.lr": lr,
-    }
+    settings = load_settings(
+        file, overrides, corpus=corpus, steps=steps, bag_size=bag_size, ratio=ratio, stages=stages, lr=lr
+    )
     ordinary = (ordinary_budgets or "").split(",")
     design = workflow.Design(
-        load_settings(file, shortcuts, stages, overrides),
+        settings,
         numbers("--seeds", seeds, int),
         numbers("--budgets", budgets or "", int),
         numbers("--ordinary-budgets", ",".join(budget for budget in ordinary if budget != "auto"), int),

@@ -32,6 +32,14 @@ Variants = Annotated[
         help="A further arm: settings as --set takes them, with commas between, or a TOML file; may be repeated.",
     ),
 ]
+Steps = Annotated[int | None, Option(help="Optimizer steps of a run, both phases together.")]
+BagSize = Annotated[int | None, Option(help="Tokens in a bag (s).")]
+Ratio = Annotated[float | None, Option(help="Share of the steps in superposition (r).")]
+Stages = Annotated[
+    str | None,
+    Option(metavar="S:R,S:R,...", help="Several stages of superposition, such as 8:0.1,4:0.2, in place of one."),
+]
+Rate = Annotated[float | None, Option("--lr", help="Peak learning rate.")]
 Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
 Runs = Annotated[Path, Option(help="Directory for results and runs.")]
 Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, or on each GPU.")]
@@ -73,7 +81,15 @@ def named(option: str, text: str, expected: str) -> tuple[str, str]:
 
 
 def load_settings(
-    recipe: Path | None, shortcuts: dict[str, Any], stages: str | None = None, overrides: list[str] | None = None
+    recipe: Path | None,
+    overrides: list[str] | None,
+    *,
+    corpus: str | None = None,
+    steps: int | None = None,
+    bag_size: int | None = None,
+    ratio: float | None = None,
+    stages: str | None = None,
+    lr: float | None = None,
 ) -> "Recipe":
     """The recipe with the options' values and then the `--set` ones, checked as far as it can be before any work."""
     import json
@@ -82,9 +98,16 @@ def load_settings(
     from superpose.train.loop import check_recipe
     from superpose.train.recipe_file import load_recipe
 
+    shortcuts = {
+        "data.corpus": corpus,
+        "train.steps": steps,
+        "superposition.bag_size": bag_size,
+        "superposition.ratio": ratio,
+        "train.lr": lr,
+    }
     changes = [f"{name}={json.dumps(value)}" for name, value in shortcuts.items() if value is not None]
     if stages is not None:
-        if shortcuts["superposition.bag_size"] is not None or shortcuts["superposition.ratio"] is not None:
+        if bag_size is not None or ratio is not None:
             raise UserError("--stages gives bag sizes and ratios; leave out --bag-size and --ratio")
         try:
             # How many steps there are only the recipe knows; it checks the stages against them.

@@ -83,7 +83,7 @@ def plan(
             if said is not None:
                 raise UserError(f"{option} would be ignored: the recipe says it; change it with --set")
         # A plan is made before tokenizer and devices have to be here; steps are run with them.
-        settings = load_settings(recipe, {}, None, overrides) if calibrate else load_recipe(recipe, overrides)
+        settings = load_settings(recipe, overrides) if calibrate else load_recipe(recipe, overrides)
         if calibrate:
             check_device(settings.train.device)
         request = request_of(settings, machine, unique)

@@ -16,6 +16,7 @@ from superpose.cli.options import (
     Jobs,
     Overrides,
     Runs,
+    Steps,
     Variants,
     console,
     load_settings,
@@ -29,7 +30,7 @@ _TRIALS = 12
 def tune(
     recipe: Annotated[Path | None, Argument(help=f"{A_RECIPE}; by default cpu-tiny.")] = None,
     corpus: Corpus = None,
-    steps: Annotated[int | None, Option(help="Optimizer steps of a full run.")] = None,
+    steps: Steps = None,
     bag_sizes: Annotated[
         str | None,
         Option(metavar="S,S,...", help="Bag sizes to try; by default those as good as the best in the paper's sweeps."),
@@ -77,7 +78,7 @@ def tune(
     from superpose.tune.search import candidates
 
     variants = parse_variants(variant or [])
-    settings = load_settings(recipe, {"data.corpus": corpus, "train.steps": steps}, None, overrides)
+    settings = load_settings(recipe, overrides, corpus=corpus, steps=steps)
     search = workflow.plan_search(
         settings,
         candidates(

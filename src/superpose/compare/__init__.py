@@ -8,7 +8,7 @@ print(comparison.verdict())
 
 from typing import TYPE_CHECKING
 
-from superpose import lazy
+from superpose.lazy import names
 
 if TYPE_CHECKING:
     from superpose.compare.comparison import Comparison
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Design", "Logged", "compare", "compare_logs"]
 
-__getattr__ = lazy.names(
+__getattr__ = names(
     __name__,
     {
         "Comparison": "comparison",

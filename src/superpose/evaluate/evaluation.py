@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, FiniteFloat, SerializerFunctionWrapHandler, model_serializer
 
+from superpose.data.account import Drops
 from superpose.files import read_json
 from superpose.results.intervals import Interval
 from superpose.train.records import checked
@@ -64,10 +65,11 @@ class Document(BaseModel):
 
 
 class Text(BaseModel):
-    """A text, and how well each model predicts it."""
+    """A text, what could not be read of it, and how well each model predicts it."""
 
     name: str
     documents: list[Document]
+    dropped: Drops = {}
     models: list[TextFigures]
 
 

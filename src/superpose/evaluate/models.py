@@ -55,8 +55,9 @@ class EvaluatedModel:
 
 
 def load_models(places: Sequence[str | Path], device: str) -> list[EvaluatedModel]:
-    """Loads several models, named by their directories; a UserError if one holds no model, or is given twice."""
-    locations = [str(place) if is_remote(str(place)) else str(Path(place)) for place in places]
+    """Loads several models, named as their places were typed; a UserError if one holds no model, or is given twice."""
+    typed = [str(place) for place in places]
+    locations = [place.rstrip("/") if is_remote(place) else str(Path(place)) for place in typed]
     absolute = [place if is_remote(place) else str(Path(place).absolute()) for place in locations]
     for place, known in zip(locations, absolute, strict=True):
         if absolute.count(known) > 1:
@@ -85,9 +86,9 @@ def _load(place: str, name: str, device: str) -> EvaluatedModel:
 
 
 def _names(places: Sequence[str]) -> list[str]:
-    """The shortest ends of the paths that tell them apart; a link says more than what it leads to in the pool."""
+    """The shortest ends of the paths, as they were typed, that tell them apart: a link keeps its own name."""
     names, length = [""] * len(places), 0
     while len(set(names)) < len(names) or not length:
         length += 1
-        names = ["/".join(Path(place).absolute().parts[-length:]) for place in places]
+        names = [str(Path(*Path(place).parts[-length:])) for place in places]
     return names

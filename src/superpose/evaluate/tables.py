@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from superpose.data.account import described_drops
 from superpose.evaluate.evaluation import Evaluation, Task, Text
 from superpose.results.intervals import spoken
 from superpose.results.tables import Row, Table, markdown
@@ -24,9 +25,11 @@ def tables(evaluation: Evaluation) -> list[Table]:
 
 
 def verdict(evaluation: Evaluation) -> str:
-    """What a comparison with the first model comes to, a sentence for each text and other model."""
+    """What could not be read of each text, and how every other model compares with the first on it."""
     sentences = []
     for text in evaluation.texts:
+        if left_out := described_drops(text.dropped):
+            sentences.append(f"Left out of {text.name}, in bytes: {', '.join(left_out)}.")
         first = text.models[0].name
         for model in text.models[1:]:
             difference = model.minus_first

@@ -1,11 +1,12 @@
 """Held-out text by name: what the user gives, or what a run held out of its own training."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
 
+from superpose.data.account import Dropped, Drops, note
 from superpose.data.readers import Source, find_parts, read_part
 from superpose.data.store import TokenStore, is_store
 from superpose.data.tokenizer import read_tokenizer
@@ -20,10 +21,15 @@ OWN = "held-out"
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Documents to predict, as text: every model reads them with its own tokenizer."""
+    """Documents to predict, as text: every model reads them with its own tokenizer.
+
+    Attributes:
+        dropped: what was met beside them that cannot be read as text, see `superpose.data.account`.
+    """
 
     name: str
     documents: tuple[str, ...]
+    dropped: Drops = field(default_factory=dict)
 
     @property
     def sizes(self) -> Floats:
@@ -31,7 +37,7 @@ class HeldOut:
         return np.array([len(document.encode()) for document in self.documents], dtype=np.float64)
 
 
-def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut:
+def read_text(name: str, location: str, text_field: str, max_bytes: float) -> HeldOut:
     """The first documents of a source, until there are `max_bytes`; or the held-out side of a prepared store."""
     try:
         name.encode()
@@ -39,17 +45,23 @@ def read_text(name: str, location: str, field: str, max_bytes: float) -> HeldOut
         raise UserError(f"--text {name}={location}: the name is not in UTF-8; give another") from None
     if is_store(location):
         return _held_out_of(TokenStore.open(location), name, max_bytes)
-    documents = _first(_documents(name, location, field), max_bytes)
+    dropped: Drops = {}
+    documents = _first(_documents(name, location, text_field, dropped), max_bytes)
     if not documents:
         raise UserError(f"--text {name}={location} holds no text; give another source")
-    return HeldOut(name, documents)
+    return HeldOut(name, documents, dropped)
 
 
-def _documents(name: str, location: str, field: str) -> Iterator[str]:
-    for part in find_parts(Source(location, field)):
+def _documents(name: str, location: str, text_field: str, dropped: Drops) -> Iterator[str]:
+    """The documents of a source; what is none is noted in `dropped`."""
+    for part in find_parts(Source(location, text_field)):
         if part.is_tokens:
             raise UserError(f"--text {name}={location} holds tokens; give text, or a store that superpose prepared")
-        yield from (document for document in read_part(part) if isinstance(document, str))
+        for document in read_part(part):
+            if isinstance(document, Dropped):
+                note(dropped, document)
+            elif isinstance(document, str):
+                yield document
 
 
 def _first(documents: Iterable[str], max_bytes: float) -> tuple[str, ...]:

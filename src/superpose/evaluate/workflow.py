@@ -143,7 +143,7 @@ def _text(
             )
         )
     documents = [Document(starts=opening(document), bytes=len(document.encode())) for document in text.documents]
-    return Text(name=text.name, documents=documents, models=figures)
+    return Text(name=text.name, documents=documents, dropped=text.dropped, models=figures)
 
 
 def _task(models: Sequence[EvaluatedModel], scores: Sequence[TaskScore]) -> Task:

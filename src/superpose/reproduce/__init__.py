@@ -8,7 +8,7 @@ for done in reproduce(["table1", "figure6"], scale="tiny"):
 
 from typing import TYPE_CHECKING
 
-from superpose import lazy
+from superpose.lazy import names
 
 if TYPE_CHECKING:
     from superpose.reproduce.experiments import EXPERIMENTS
@@ -17,4 +17,4 @@ if TYPE_CHECKING:
 __all__ = ["EXPERIMENTS", "Reproduction", "reproduce"]
 
 _PLACES = {"EXPERIMENTS": "experiments", "Reproduction": "reproduction", "reproduce": "reproduction"}
-__getattr__ = lazy.names(__name__, _PLACES)
+__getattr__ = names(__name__, _PLACES)

@@ -198,12 +198,10 @@ def summarize(result: dict[str, Any]) -> list[str]:
     ]
     if "average_val_loss" in result:
         lines.insert(1, f"with averaged weights {result['average_val_loss']:.4f} nats per token")
-    if switched := result.get("switch"):
-        recovered = switched["steps_to_recover"]
-        lines.append(
-            f"switch at step {switched['step']}: the training loss jumped by {switched['spike']:+.2f} nats and "
-            + ("did not come back to the bags' level" if recovered is None else f"was back after {recovered} steps")
-        )
+    switched = result.get("switch", {})
+    # Next-token at both places; the loss of bags before the switch is another quantity.
+    if (there := switched.get("val_loss")) is not None:
+        lines.append(f"validation loss at the switch (step {switched['step']:,}): {there:.4f} nats per token")
     energy = result["energy"]
     if energy["kwh"] is not None:
         lines.append(f"energy {energy['kwh']:.3g} kWh in {energy['hours']:.2g} h, {energy['how']}")

@@ -9,7 +9,7 @@ recipe = import_model("my-model", "on.toml")
 
 from typing import TYPE_CHECKING
 
-from superpose import lazy
+from superpose.lazy import names
 
 if TYPE_CHECKING:
     from superpose.share.exporting import export
@@ -20,4 +20,4 @@ if TYPE_CHECKING:
 __all__ = ["Facts", "export", "generate", "import_model", "sample"]
 
 _HOMES = {"Facts": "facts", "export": "exporting", "import_model": "importing"}
-__getattr__ = lazy.names(__name__, {**_HOMES, "generate": "sampling", "sample": "sampling"})
+__getattr__ = names(__name__, {**_HOMES, "generate": "sampling", "sample": "sampling"})

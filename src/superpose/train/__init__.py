@@ -10,7 +10,7 @@ The names are imported on first use, so that the command line answers before PyT
 
 from typing import TYPE_CHECKING
 
-from superpose import lazy
+from superpose.lazy import names
 
 if TYPE_CHECKING:
     from superpose.data.config import prepare
@@ -23,4 +23,4 @@ __all__ = ["Recipe", "StoppedError", "load_recipe", "prepare", "train"]
 
 _HOMES = {"Recipe": "config", "load_recipe": "recipe_file", "prepare": ".data.config"}
 
-__getattr__ = lazy.names(__name__, {**_HOMES, "StoppedError": "running", "train": "loop"})
+__getattr__ = names(__name__, {**_HOMES, "StoppedError": "running", "train": "loop"})

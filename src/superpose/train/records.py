@@ -162,12 +162,14 @@ class Switch:
         bag_loss: mean training loss of the last record before it.
         spike: the first record's next-token loss over `bag_loss`, in nats.
         steps_to_recover: until a record's next-token loss was no more than `bag_loss`; None if it never was.
+        val_loss: next-token, at the switch, so it can be compared with every other validation; None in older files.
     """
 
     step: int
     bag_loss: FiniteFloat
     spike: FiniteFloat
     steps_to_recover: int | None
+    val_loss: FiniteFloat | None = None
 
 
 @dataclass(frozen=True)

@@ -136,10 +136,11 @@ class SwitchSpike(Watcher):
     """Says in the result how the run took the switch."""
 
     def before_finish(self, result: Result) -> Result:
-        return replace(result, switch=switch(read_records(self.run.path / "metrics.jsonl", Training)))
+        path = self.run.path / "metrics.jsonl"
+        return replace(result, switch=switch(read_records(path, Training), read_records(path, Validation)))
 
 
-def switch(records: Sequence[Training]) -> Switch | None:
+def switch(records: Sequence[Training], validations: Sequence[Validation] = ()) -> Switch | None:
     """The last change from bags to single tokens in a run's records; None where there is none."""
     after = next((i for i, record in enumerate(records) if record.phase == "recovery"), len(records))
     if not 0 < after < len(records):
@@ -147,7 +148,8 @@ def switch(records: Sequence[Training]) -> Switch | None:
     step, bag_loss = records[after - 1].step, records[after - 1].measured_loss
     recovered = next((record.step for record in records[after:] if record.measured_loss <= bag_loss), None)
     spike = records[after].measured_loss - bag_loss
-    return Switch(step, bag_loss, spike, None if recovered is None else recovered - step)
+    val_loss = next((record.val_loss for record in validations if record.step == step), None)
+    return Switch(step, bag_loss, spike, None if recovered is None else recovered - step, val_loss)
 
 
 class EnergyMeter(Watcher):

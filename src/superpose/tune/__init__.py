@@ -8,7 +8,7 @@ print(tuned.verdict(), tuned.recipe.superposition)
 
 from typing import TYPE_CHECKING
 
-from superpose import lazy
+from superpose.lazy import names
 
 if TYPE_CHECKING:
     from superpose.tune.halving import Tuned, tune
@@ -17,4 +17,4 @@ if TYPE_CHECKING:
 __all__ = ["Search", "Tuned", "candidates", "plan_search", "tune"]
 
 _PLACES = {"Tuned": "halving", "tune": "halving", "Search": "search", "candidates": "search", "plan_search": "search"}
-__getattr__ = lazy.names(__name__, _PLACES)
+__getattr__ = names(__name__, _PLACES)
