@@ -11,12 +11,14 @@ targets[:, 0])`, that of ordinary training; the limit is the three matrix produc
 is that of a process that does one forward and backward pass, 300 MB of Python and PyTorch included.
 
 Settings that benchmarks/results/loss.json has for this CPU are not measured again, so a run can be cut and goes on;
-`--again` measures them. Writes that file and, with the six ways, docs/images/loss.png.
+`--again` measures them. Writes that file, the table of shapes in docs/loss.md and, with the six ways,
+docs/images/loss.png. `--page` writes the table alone.
 """
 
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +35,10 @@ from superpose.core.loss import multi_hot_cross_entropy
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "benchmarks" / "results" / "loss.json"
+PAGE = ROOT / "docs" / "loss.md"
+PLACE = re.compile(r"(<!-- shapes -->\n).*?(<!-- end -->)", re.DOTALL)
+TO_LIMIT = {"float32": 1.15, "bfloat16": 1.30}
+"""Goals at widths of 256 and more; to the plain loss 1.00 everywhere."""
 BAG_SIZES = (1, 4, 8, 16)
 DTYPES = ("float32", "bfloat16")
 WAYS_SHAPE = (2048, 256, 16384)
@@ -177,6 +183,36 @@ def shape_row(width: int, vocab_size: int, dtype: str, rounds: int, memory: bool
     return row
 
 
+def table(results: dict[str, Any]) -> str:
+    """All shapes of a file of results, by CPU and threads; in bold what misses a goal."""
+    found: dict[tuple[str, int], list[tuple[str, int, int, dict[str, Any]]]] = {}
+    for name, row in results.items():
+        if shape := re.fullmatch(r"(.+) \| (\w+) D (\d+) V (\d+) threads (\d+)", name):
+            place = found.setdefault((shape[1], int(shape[5])), [])
+            place.append((shape[2], int(shape[3]), int(shape[4]), row))
+    parts = []
+    for (cpu, threads), rows in sorted(found.items()):
+        sizes = " | ".join(map(str, BAG_SIZES[1:]))
+        lines = [
+            f"| | N | D | V | to limit: s 1 | {sizes} | to plain: s 1 | {sizes} | peak MB | plain |",
+            "| --- " + "| ---: " * (5 + 2 * len(BAG_SIZES)) + "|",
+        ]
+        for dtype, width, vocab_size, row in sorted(rows, key=lambda row: (DTYPES.index(row[0]), *row[1:3])):
+            limit = TO_LIMIT[dtype] if width >= 256 else float("inf")
+            cells = [_cell(row["to_limit"][str(s)], limit) for s in BAG_SIZES]
+            cells += [_cell(row["to_plain"][str(s)], 1.0) for s in BAG_SIZES]
+            peaks = [str(row.get(name, "-")) for name in ("peak_mb", "plain_peak_mb")]
+            shape_cells = (dtype, f"{row['positions']:,}", f"{width:,}", f"{vocab_size:,}")
+            lines.append(f"| {' | '.join((*shape_cells, *cells, *peaks))} |")
+        title = f"{cpu}, {threads} {'thread' if threads == 1 else 'threads'}:"
+        parts.append("\n".join([title, "", *lines]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(ratio: float, goal: float) -> str:
+    return f"**{ratio:.2f}**" if round(ratio, 2) > goal else f"{ratio:.2f}"
+
+
 def plot_rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The six ways' rows of the CPU that this is, with their dtype and bag size."""
     return [
@@ -227,6 +263,11 @@ def plot(results: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=110)
 
 
+def write_page(results: dict[str, Any]) -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(PLACE.sub(lambda found: found[1] + table(results) + found[2], text), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--ways", action="store_true", help="six ways at one shape; without this and --shapes, both")
@@ -237,11 +278,15 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=VOCABULARIES)
     parser.add_argument("--again", action="store_true", help="measure what is known as well")
+    parser.add_argument("--page", action="store_true", help="measure nothing: write the table of docs/loss.md")
     parser.add_argument(
         "--once", nargs=6, metavar=("METHOD", "N", "D", "V", "DTYPE", "S"), help="one pass, for its peak"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.page:
+        write_page(json.loads(FILE.read_text())["results"])
+        return
     if arguments.once:
         method, positions, width, vocab_size, dtype, bag_size = arguments.once
         hidden, head, targets = operands(int(positions), int(width), int(vocab_size), dtype, int(bag_size))
@@ -273,6 +318,7 @@ def main() -> None:
             for width, vocab_size, dtype in shapes:
                 run = partial(shape_row, width, vocab_size, dtype, arguments.rounds, memory=threads == 1)
                 measure(f"{dtype} D {width} V {vocab_size} threads {threads}", run)
+        write_page(json.loads(FILE.read_text())["results"])
 
 
 if __name__ == "__main__":

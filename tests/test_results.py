@@ -1,9 +1,11 @@
 """The tables of docs/results.md are those of the committed results, digit for digit."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+import loss
 from superpose.compare.comparison import Comparison
 from superpose.reproduce.reproduction import Reproduction
 from superpose.results.tables import markdown
@@ -36,6 +38,11 @@ def test_every_result_is_there():
 @pytest.mark.parametrize("name", ["english", "python", "python-16000"])
 def test_the_page_shows_the_verdict(name):
     assert Comparison.load(RESULTS / name).verdict() in PAGE.replace("\n", " ")
+
+
+def test_the_page_of_the_loss_shows_its_shapes():
+    made = loss.table(json.loads(loss.FILE.read_text())["results"])
+    assert loss.PLACE.search(loss.PAGE.read_text(encoding="utf-8"))[0] == f"<!-- shapes -->\n{made}<!-- end -->"
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.name)

@@ -172,9 +172,7 @@ def heads() -> str:
         for head, (label, colour) in enumerate((("the model", "b"), ("head 1", "c"), ("head 2", "c"))):
             parts += [box(left + step * (latent + 1 + head), y, width, 32, label, colour)]
     parts += [text(left, 236, "At latent j, head i predicts what the model predicts at latent j + i.", "small")]
-    parts += [
-        text(left, 254, "Only the heads need bags 4 and 5: the next window begins at bag 3.", "small soft")
-    ]
+    parts += [text(left, 254, "Only the heads need bags 4 and 5: the next window begins at bag 3.", "small soft")]
     return picture(760, 274, "Two extra heads: the bag each one predicts at each of three latents", parts)
 
 
