@@ -43,6 +43,25 @@ def test_every_script_is_listed(folder):
     assert listed == scripts | packages
 
 
+def test_the_image_is_given_what_an_installation_reads_and_nothing_else():
+    """What COPY takes is what .dockerignore lets through, and all that the wheel's build and pip name."""
+    lines = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text(encoding="utf-8")).splitlines()
+    steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
+    assert [name for name, _ in steps] == [
+        *("ARG", "FROM", "ARG", "ARG", "COPY", "COPY", "RUN", "ENV", "WORKDIR", "ENTRYPOINT", "CMD")
+    ]
+    copied = {path for name, rest in steps if name == "COPY" for path in rest.split()[:-1]}
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert copied == {line[1:] for line in ignored if line.startswith("!")}
+    read_by_setup = set(re.findall(r'ROOT / "([\w.]+)', (ROOT / "setup.py").read_text(encoding="utf-8")))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = {"setup.py", *read_by_setup, *project["license-files"], "constraints.txt"}
+    assert {path.partition("/")[0] for path in needed} == copied
+    assert dict(steps)["ARG"].partition("=")[2] in project["optional-dependencies"]  # the last of them
+    base = next(rest for name, rest in steps if name == "ARG").removeprefix("BASE=python:").partition("-")[0]
+    assert f"Programming Language :: Python :: {base}" in project["classifiers"]
+
+
 def test_the_lowest_versions_are_those_of_the_project():
     """`make test-lowest` installs what pyproject.toml promises, for the command, reports, trackers and Trainer."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
