@@ -32,7 +32,7 @@ def training(step, seconds):
 
 
 def test_the_line_is_said_once_by_steps_that_all_at_work_took_together(recipe):
-    """Steps of 4 s beside the start of another run, then of 2 s: 5 runs of 20 steps and of 4 validations, at 1 s now."""
+    """Steps of 4 s beside the start of another, then of 2 s: 5 runs of 20 steps and of 4 validations, at 1 s now."""
     said = []
     heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, said.append)
     told = Pace(step=5, step_seconds=4.0, validation_seconds=2.0).as_json()
@@ -60,7 +60,7 @@ def test_of_long_steps_no_more_are_waited_for(recipe):
 
 
 def test_what_is_left_follows_the_records(recipe):
-    """20 steps at 2 s and 4 validations at 1 s are 44 s; five of them, two at a time. Validations slow down as steps do."""
+    """20 steps at 2 s and 4 validations at 1 s are 44 s; five of them, two at a time. Validations slow down too."""
     heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, lambda line: None)
     assert heard.left() is None
     heard.hear("a", {**pace(2.0).as_json(), "step": 0})

@@ -111,7 +111,7 @@ class Forecast:
 
 
 def _with_steps_of(pace: Pace, seconds: float) -> Pace:
-    """The pace at which a step takes so long. Its validation was timed beside its steps, and takes longer or less as they do."""
+    """The pace with steps of so many seconds. Its validation was timed beside its steps, and changes as they do."""
     seconds = max(seconds, 1e-9)
     if pace.validation_seconds is None or not pace.step_seconds:
         return replace(pace, step_seconds=seconds)
