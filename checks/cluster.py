@@ -16,12 +16,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-# A node that is gone is missed within seconds; by default it takes Ray up to half a minute.
+# A node that is gone refuses connections and is missed within seconds; by default it takes Ray up to half a minute. One
+# that is slow to answer, where much else shares the machine, is not gone.
 _WATCHFUL = {
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_timeout_ms": "20000",
     "RAY_health_check_failure_threshold": "4",
+    # Ray's workers give way to all else by default, and would never end beside it.
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -27,19 +27,40 @@ def test_one_run_is_one(recipe):
     assert forecast([Planned(recipe)], 1, [pace(1.0)]) == "1 run of 20 steps in all of about 1.0 s: about 24 s"
 
 
-def test_the_line_is_said_once_when_those_at_work_have_told(recipe):
+def training(step, seconds):
+    return {"kind": "training", "step": step, "seconds": seconds}
+
+
+def test_the_line_is_said_once_by_steps_that_all_at_work_took_together(recipe):
+    """Steps of 4 s beside the start of another, then of 2 s: 5 runs of 20 steps and of 4 validations, at 1 s now."""
     said = []
     heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, said.append)
-    for record in ({"kind": "validation", "step": 0}, pace(1.0).as_json()):
-        heard.hear("a", record)
+    told = Pace(step=5, step_seconds=4.0, validation_seconds=2.0).as_json()
+    for name, record in (("a", {"kind": "validation", "step": 0}), ("a", told), ("a", training(10, 40.0))):
+        heard.hear(name, record)
+    for name, record in (("a", training(11, 44.0)), ("b", told)):
+        heard.hear(name, record)
     assert said == []
-    for name in "bcd":
-        heard.hear(name, pace(1.0).as_json())
-    assert len(said) == 1
+    for step, seconds in ((12, 46.0), (13, 48.0)):
+        for name in "ab":
+            heard.hear(name, training(step, seconds))
+    heard.hear("c", told)
+    heard.hear("c", {"kind": "result"})
+    assert said == ["5 runs of 100 steps in all, 2 at a time, of about 2.0 s: about 1.8 min"]
+
+
+def test_of_long_steps_no_more_are_waited_for(recipe):
+    said, now = [], 0.0
+    heard = Forecast({"a": Planned(recipe)}, 1, said.append, lambda: now)
+    heard.hear("a", pace(50.0).as_json())
+    assert said == []
+    now = 61.0
+    heard.hear("a", training(10, 500.0))
+    assert said[0].startswith("1 run of 20 steps in all of about 50 s")
 
 
 def test_what_is_left_follows_the_records(recipe):
-    """20 steps at 2 s and 4 validations at 1 s are 44 s; five of them, two at a time."""
+    """20 steps at 2 s and 4 validations at 1 s are 44 s; five of them, two at a time. Validations slow down too."""
     heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, lambda line: None)
     assert heard.left() is None
     heard.hear("a", {**pace(2.0).as_json(), "step": 0})
@@ -47,12 +68,12 @@ def test_what_is_left_follows_the_records(recipe):
     heard.hear("a", {"kind": "training", "step": 5, "seconds": 10.0})
     assert heard.left() == pytest.approx(95 * 2.2 / 2)
     heard.hear("a", {"kind": "training", "step": 10, "seconds": 30.0})  # twice as slow
-    assert heard.left() == pytest.approx(90 * 4.2 / 2)
+    assert heard.left() == pytest.approx(90 * 4.4 / 2)
     for name in "abc":
         heard.hear(name, {"kind": "failure", "message": "died"})
-    assert heard.left() == pytest.approx(40 * 4.2 / 2)
+    assert heard.left() == pytest.approx(40 * 4.4 / 2)
     heard.hear("d", {"kind": "result"})
-    assert heard.left() == pytest.approx(20 * 4.2)  # nothing is beside the last
+    assert heard.left() == pytest.approx(20 * 4.4)  # nothing is beside the last
     heard.hear("e", {"kind": "result"})
     assert heard.left() == 0
 

@@ -4,8 +4,9 @@ Design -> settings of each arm, where some are tuned -> runs in RUNS/pool -> Com
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def compare(
         planned = plan_runs(design, tunings)
         for run in {run.arm: run for run in reversed(planned)}.values():
             display.say(f"{run.arm}: {announce(run.recipe, store)}")
-        page = _Page(design, planned, tunings, store, runs / POOL, directory)
+        page = _Page(design, planned, tunings, store, runs / POOL, directory, display.so_far)
         outcomes = train_all(planned, store, runs / POOL, jobs, display, machines, (), page.hear)
     link(outcomes, directory)
     comparison = Comparison.of(design, outcomes, tunings, store)
@@ -86,7 +87,9 @@ class _Page:
         store: TokenStore,
         pool: Path,
         to: Path,
+        so_far: Callable[[], str],
     ) -> None:
+        self._so_far = so_far
         self._design, self._tunings, self._store, self._pool, self._to = design, tunings, store, pool, to
         self._all = {run.key(store) for run in planned}
         self._outcomes: dict[str, Outcome] = {}
@@ -103,6 +106,5 @@ class _Page:
         comparison = Comparison.of(self._design, known, self._tunings, self._store)
         if comparison.seeds:
             self._written = time.monotonic()
-            done = sum(outcome.result is not None for outcome in known)
-            state = f"{done} of {len(self._all)} runs done, {len(known) - done} failed; this is of those that are done."
+            state = f"{datetime.now():%Y-%m-%d %H:%M}: {self._so_far()}; this is of those that are done."
             comparison.write_summary(self._to, state)

@@ -98,6 +98,10 @@ class Engine(ABC):
             UserError: there is no room for one.
         """
 
+    def together(self, at_a_time: int, resources: Resources) -> int:
+        """How many of so many equal jobs that are submitted are done at once; the others wait inside the engine."""
+        return at_a_time
+
     def share(self, path: Path) -> None:  # noqa: B027  # processes of this machine see what this one sees
         """Expects every machine to see a file or a folder as this one does: a job on one that does not is a UserError.
 

@@ -17,8 +17,9 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -76,8 +77,10 @@ class Ray(Engine):
         self._tasks: dict[str, Any] = {}
         self._answers: queue.SimpleQueue[tuple[str, Any, Any]] = queue.SimpleQueue()
         self._events: deque[Event] = deque()
-        retried = {"max_retries": _TRIES, "retry_exceptions": [LostError]}
-        self._alone, self._shared = ray.remote(**retried)(_alone), ray.remote(**retried)(_shared)
+        self._ended: list[Event] = []
+        self._asking = False
+        # One of each kind and size for all jobs: making one takes Ray as long as handing a job to it.
+        self._work: dict[tuple[bool, Resources], Any] = {}
         self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
         self._listen()
         return self
@@ -98,8 +101,8 @@ class Ray(Engine):
         each = Resources(self._cores or 1, (self._gpus or 1) if on_gpu else 0)
         waited = 0
         while True:
-            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-            if any(node.get("CPU", 0) >= each.cores and node.get("GPU", 0) >= each.gpus for node in nodes):
+            nodes = self._nodes()
+            if any(_fitting(node, each) for node in nodes):
                 return min(jobs or _AT_ONCE, count), each
             # Some may be on their way, such as those that take the place of others.
             if waited == _SECONDS_TO_JOIN:
@@ -111,6 +114,13 @@ class Ray(Engine):
             f"no node of the Ray cluster has {each.cores} cores and {each.gpus:g} GPUs for a run; "
             f"there are at most {most[0]:g} and {most[1]:g}"
         )
+
+    def together(self, at_a_time: int, resources: Resources) -> int:
+        return max(1, min(at_a_time, sum(_fitting(node, resources) for node in self._nodes())))
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each node has."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def share(self, path: Path) -> None:
         path = path.resolve()
@@ -134,9 +144,12 @@ class Ray(Engine):
         return event.value
 
     def submit(self, key: str, job: Job) -> None:
-        task = self._alone if job.alone else self._shared
-        needs = {"num_cpus": job.resources.cores, "num_gpus": job.resources.gpus}
-        reference = task.options(**needs).remote(__version__, self._marks, job, key, self._mailbox)
+        kind = job.alone, job.resources
+        if kind not in self._work:
+            needs = {"num_cpus": job.resources.cores, "num_gpus": job.resources.gpus}
+            retried = {"max_retries": _TRIES, "retry_exceptions": [LostError]}
+            self._work[kind] = self._ray.remote(**needs, **retried)(_alone if job.alone else _shared)
+        reference = self._work[kind].remote(__version__, self._marks, job, key, self._mailbox)
         self._tasks[key] = reference
         self._when_known("task", key, reference)
 
@@ -148,11 +161,14 @@ class Ray(Engine):
                 self._listen()
             elif what == "rest":
                 self._records(future)
-                self._events.append(about)
+                self._events += (event for event in about if event.key in self._tasks)
+                self._asking = False
             elif about in self._tasks:
-                event = self._ended(about, future)
-                # Its last records are on their way; they come first.
-                self._when_known("rest", event, self._mailbox.rest.remote())
+                self._ended.append(self._ending(about, future))
+            if self._ended and not self._asking:
+                # Their last records are on their way, and come first. One question serves all that ended meanwhile.
+                self._when_known("rest", self._ended, self._mailbox.rest.remote())
+                self._ended, self._asking = [], True
         event = self._events.popleft()
         if event.kind != "record":
             self._tasks.pop(event.key, None)
@@ -166,6 +182,7 @@ class Ray(Engine):
         if references:
             self._ray.wait(references, num_returns=len(references), timeout=_SECONDS_TO_STOP)
         self._events = deque(event for event in self._events if event.key not in keys)
+        self._ended = [event for event in self._ended if event.key not in keys]
 
     def _listen(self) -> None:
         self._when_known("records", None, self._mailbox.take.remote())
@@ -179,7 +196,7 @@ class Ray(Engine):
         with suppress(self._ray.exceptions.RayError):
             self._events += (Event(key, "record", record) for key, record in future.result() if key in self._tasks)
 
-    def _ended(self, key: str, future: Any) -> Event:
+    def _ending(self, key: str, future: Any) -> Event:
         try:
             kind, value = future.result()
         except self._ray.exceptions.RayTaskError as error:
@@ -187,6 +204,12 @@ class Ray(Engine):
         except self._ray.exceptions.RayError as error:
             kind, value = "failed", LostError(f"its process or its node was lost {_TRIES} times ({first_line(error)})")
         return Event(key, kind, value)
+
+
+def _fitting(node: Mapping[str, float], each: Resources) -> int:
+    """Jobs that a node has room for at once."""
+    by_gpus = node.get("GPU", 0) / each.gpus if each.gpus else inf
+    return int(min(node.get("CPU", 0) / each.cores, by_gpus))
 
 
 def _knock(address: str) -> None:

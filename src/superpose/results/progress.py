@@ -89,7 +89,7 @@ class Display:
         self._live = console.is_terminal and not console.quiet
         # Runs may tell of themselves minutes apart.
         self._progress = _Bars(console=console, disable=not self._live, transient=True, speed_estimate_period=1800)
-        self._progress.summary = self._summary
+        self._progress.summary = self.so_far
         self._expected: set[str] = set()
         self._reasons: dict[str, str] = {}
         self._done: set[str] = set()
@@ -116,7 +116,8 @@ class Display:
         self._expected = self._done | self._reasons.keys() | set(names)
         self._left = left
 
-    def _summary(self) -> str:
+    def so_far(self) -> str:
+        """How many of how many runs are done, what failed and how long the others take, in a line."""
         if not self._expected:
             return ""
         failed, left = len(self._reasons), self._left()
@@ -179,7 +180,7 @@ class Display:
         if worked:
             self._progress.remove_task(self._tasks.pop(name))
         if not self._live and self._expected and worked:
-            self.console.print(self._summary())
+            self.console.print(self.so_far())
 
     def _task(self, name: str, total: int) -> TaskID:
         if name not in self._tasks:

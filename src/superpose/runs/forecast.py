@@ -1,5 +1,6 @@
 """How many runs and steps a command is about to train, and about how long that takes: one line, said early."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -11,6 +12,8 @@ from superpose.train.records import Pace
 
 _ENOUGH = 4
 """Runs whose pace is waited for, where more are at work: they share the machine, so one alone would be faster."""
+_SECONDS_OF_PATIENCE = 60
+"""With steps so long that the next records are further away, those before had little of the start in them."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,10 @@ class Planned:
 
 @dataclass
 class Forecast:
-    """Says the line as soon as the first runs have told their pace, and learns from all that they tell afterwards.
+    """Says the line as soon as the pace of the runs at work is known, and learns from all that they tell afterwards.
+
+    The first steps of a run are timed while others still start on the same cores, which makes them up to twice as long.
+    So the line goes by the first steps that all took together; what a validation took is brought down with them.
 
     What is done for a record takes the same time however many runs there are.
 
@@ -35,14 +41,18 @@ class Forecast:
         runs: to be trained now and later in this command by their names, not those that are finished.
         at_a_time: how many are at work together.
         say: prints a line.
+        clock: seconds.
     """
 
     runs: Mapping[str, Planned]
     at_a_time: int
     say: Callable[[str], None]
+    clock: Callable[[], float] = time.monotonic
     _paces: dict[str, Pace] = field(default_factory=dict)
     _rates: dict[str, float] = field(default_factory=dict)
     _last: dict[str, tuple[int, float]] = field(default_factory=dict)
+    _settled: set[str] = field(default_factory=set)
+    _together: float | None = None
     _said: bool = False
 
     def __post_init__(self) -> None:
@@ -51,14 +61,20 @@ class Forecast:
 
     def hear(self, name: str, record: Mapping[str, Any]) -> None:
         """Takes a record of any of the runs."""
-        kind = record["kind"]
         if name in self._open:
             self._learn(name, record)
-        if self._said or kind not in ("pace", "result"):
+        if self._said or not self._paces:
             return
-        # One that has ended will be followed by others, which do not wait for the rest.
-        if self._paces and (kind == "result" or len(self._paces) >= min(_ENOUGH, self.at_a_time)):
-            self.say(forecast([*self.runs.values()], self.at_a_time, [*self._paces.values()]))
+        enough = min(_ENOUGH, self.at_a_time)
+        if self._together is None and len(self._paces) >= enough:
+            self._together = self.clock()
+            # Steps from here on count: those before may have been beside the start of another.
+            self._last.clear()
+        waited = self._together is not None and self.clock() - self._together > _SECONDS_OF_PATIENCE
+        # A run that has ended will be followed by others, which do not wait for the rest.
+        if len(self._settled) >= enough or waited or record["kind"] == "result":
+            paces = [pace for name, pace in self._paces.items() if name in self._settled] or [*self._paces.values()]
+            self.say(forecast([*self.runs.values()], self.at_a_time, paces))
             self._said = True
 
     def left(self) -> float | None:
@@ -77,7 +93,9 @@ class Forecast:
             step, seconds = record["step"], record["seconds"]
             before = self._last.get(name)
             if name in self._paces and before and step > before[0]:
-                self._told(name, replace(self._paces[name], step_seconds=(seconds - before[1]) / (step - before[0])))
+                self._told(name, _with_steps_of(self._paces[name], (seconds - before[1]) / (step - before[0])))
+                if self._together is not None:
+                    self._settled.add(name)
             self._last[name] = step, seconds
         left = min(self._open[name], self.runs[name].recipe.train.steps - record.get("step", 0))
         self._todo -= self._open[name] - left
@@ -90,6 +108,15 @@ class Forecast:
         rate = seconds_of(recipe, pace) / recipe.train.steps
         self._rate += rate - self._rates.get(name, 0.0)
         self._rates[name] = rate
+
+
+def _with_steps_of(pace: Pace, seconds: float) -> Pace:
+    """The pace with steps of so many seconds. Its validation was timed beside its steps, and changes as they do."""
+    seconds = max(seconds, 1e-9)
+    if pace.validation_seconds is None or not pace.step_seconds:
+        return replace(pace, step_seconds=seconds)
+    validation = pace.validation_seconds * seconds / pace.step_seconds
+    return replace(pace, step_seconds=seconds, validation_seconds=validation)
 
 
 def forecast(runs: Sequence[Planned], at_a_time: int, paces: Sequence[Pace]) -> str:

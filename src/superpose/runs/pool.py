@@ -131,7 +131,8 @@ def train_all(
     """
     if done := sum((pool / run.key(store) / "result.json").exists() for run in runs):
         display.say(f"{done} of {len(runs)} runs are finished already; their results are in {pool}")
-    forecast = Forecast(_planned([*runs, *later], store, pool), _room(runs, engine, jobs)[0], display.say)
+    together = engine.together(*_room(runs, engine, jobs))
+    forecast = Forecast(_planned([*runs, *later], store, pool), together, display.say)
     display.expect({run.key(store): run.name for run in reversed([*runs, *later])}.values(), forecast.left)
 
     def heard(run: Run, record: dict[str, Any]) -> None:
