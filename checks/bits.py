@@ -2,21 +2,23 @@
 
     python checks/bits.py > before.json         on the code as it was
     python checks/bits.py --against before.json on the changed code: exit code 1 names each kind that differs
+    python checks/bits.py tst power --seeds 1,2 some kinds alone, with several seeds
 
 Weights depend on the machine and on PyTorch's version, so compare hashes of one machine alone. About five minutes
-on two cores.
+on two cores for each seed.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 SMALL = (
@@ -59,6 +61,12 @@ KINDS: dict[str, tuple[str, ...]] = {
     "reset": ("train.reset_optimizer=true", "train.rewarm_steps=2"),
     "bytes": ("data.tokenizer='bytes'", "data.vocab_size=1024"),
 }
+ALONE = {kind: (*SMALL, *settings) for kind, settings in KINDS.items()} | {
+    family: (*(s for s in SMALL if not s.startswith("model.")), f"model.architecture='{family}'",
+             f"model.config={{{config}}}")
+    for family, config in FAMILIES.items()
+}  # fmt: skip
+"""Settings of the kinds that are trained alone and in one process."""
 LAUNCHED = {
     "ddp": ("parallel.strategy='ddp'",),
     "fsdp": (),
@@ -68,37 +76,50 @@ LAUNCHED = {
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("kinds", nargs="*", help=f"Of {', '.join(ALONE)}; by default these and all else there is.")
+    arguments.add_argument("--seeds", default="1", help="Of the runs that are trained alone.")
     arguments.add_argument("--against", type=Path, help="Hashes to compare with.")
-    before = arguments.parse_args().against
+    given = arguments.parse_args()
+    if unknown := set(given.kinds) - ALONE.keys():
+        arguments.error(f"there is no kind {unknown.pop()!r}; choose of {', '.join(ALONE)}")
+    before, seeds = given.against, given.seeds.split(",")
     with tempfile.TemporaryDirectory() as folder:
-        hashes = dict(all_kinds(Path(folder)))
+        hashes = dict(some_kinds(Path(folder), given.kinds, seeds) if given.kinds else all_kinds(Path(folder), seeds))
     print(json.dumps(hashes, indent=1))
     if before is not None:
         known = json.loads(before.read_text(encoding="utf-8"))
+        if given.kinds:  # the others of an earlier file are not asked for
+            known = {kind: known.get(kind) for kind in hashes}
         differing = sorted(kind for kind in known.keys() | hashes.keys() if known.get(kind) != hashes.get(kind))
         sys.exit(f"other bits: {', '.join(differing)}" if differing else 0)
 
 
-def all_kinds(folder: Path) -> Iterator[tuple[str, str]]:
-    """Name of each kind of run and the hash of its weights."""
+def corpus_in(folder: Path) -> Path:
     corpus = folder / "text.txt"
     words = ["alpha", "beta", "gamma", "delta", "omega", "sigma"]
     corpus.write_text("".join(f"{n}: the {words[n % 6]} of {words[n * n % 6]} is {n % 10}.\n" + "\n" * (n % 5 == 0)
                               for n in range(20_000)), encoding="utf-8")  # fmt: skip
     os.environ["SUPERPOSE_CACHE"] = str(folder / "cache")
-    family_settings = {
-        family: (f"model.architecture='{family}'", f"model.config={{{config}}}") for family, config in FAMILIES.items()
-    }
-    small = tuple(setting for setting in SMALL if not setting.startswith("model."))
-    for kind, settings in KINDS.items():
-        yield kind, trained([*python(), "train"], folder / kind, corpus, (*SMALL, *settings))
-    for kind, settings in family_settings.items():
-        yield kind, trained([*python(), "train"], folder / kind, corpus, (*small, *settings))
+    return corpus
+
+
+def some_kinds(folder: Path, kinds: Iterable[str], seeds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name of each kind of run that is trained alone, with its seed if there are several, and its weights' hash."""
+    corpus = corpus_in(folder)
+    for kind, seed in itertools.product(kinds, seeds):
+        name = f"{kind}, seed {seed}" if len(seeds) > 1 else kind
+        settings = (*ALONE[kind], f"train.seed={seed}")
+        yield name, trained([*python(), "train"], folder / f"{kind}{seed}", corpus, settings)
+
+
+def all_kinds(folder: Path, seeds: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Name of each kind of run and the hash of its weights."""
+    yield from some_kinds(folder, ALONE, seeds)
+    corpus = folder / "text.txt"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     for kind, settings in LAUNCHED.items():
         yield kind, trained([*launch, "superpose", "train"], folder / kind, corpus, (*SMALL, *settings))
-    resumed = folder / "tst"
-    yield "export", exported(resumed, folder / "exported")
+    yield "export", exported(folder / f"tst{seeds[0]}", folder / "exported")
     yield from compared(folder, corpus)
 
 

@@ -47,10 +47,18 @@ def test_a_recipe_and_its_report(tmp_path):
     assert "make the plan again" in str(CliRunner().invoke(cli.app, ["report", str(tmp_path / "plan")]).exception)
 
 
-def test_calibration_on_this_machine(corpus, tmp_path):
+def test_a_setting_of_ones_own_takes_the_place_of_the_recipes():
+    for recipe in (TINY, "cpu-tiny-tail"):
+        plan = json.loads(invoke(recipe, "--bag-size", 2, "--ratio", 0.5, "--json").stdout)
+        assert [(phase["bag_size"], phase["steps"]) for phase in plan["cost"]["phases"]] == [(2, 1500), (1, 1500)]
+        assert plan["cost"]["raw_tokens"] == 1.5 * plan["cost"]["latents"]
+
+
+@pytest.mark.parametrize("recipe", [(TINY,), ("cpu-tiny-tail",), ("cpu-tiny-tail", "--bag-size", 2, "--ratio", 0.5)])
+def test_calibration_on_this_machine(recipe, corpus, tmp_path):
     settings = ["data.vocab_size=300", "data.val_fraction=0.1", "data.val_megabytes=0.02", "train.batch_size=4"]
     settings += ["train.latents=16", "train.steps=40", "train.warmup_steps=2", f"data.corpus='{corpus}'"]
-    result = invoke(TINY, "--calibrate", "--hardware", "cpu", *(p for s in settings for p in ("--set", s)))
+    result = invoke(*recipe, "--calibrate", "--hardware", "cpu", *(p for s in settings for p in ("--set", s)))
     assert result.exit_code == 0, result.output
     assert "Measured here" in result.output
 

@@ -297,6 +297,27 @@ class TestAnswers:
         assert 'It alone has train.optimizer = "muon", so the difference is not superposition\'s alone.' in verdict
         assert "times ordinary ones, so it takes" in verdict
 
+    def test_a_mixture_or_a_rate_of_stages_is_said_not_to_be_of_bags(self, recipe):
+        mixed = with_settings(
+            recipe, "superposition", ratio=0.3, stages=[{"ratio": 0.4, "bag_size": 4, "mixture": {"web": 1.0}}]
+        )
+        said = "a mixture of sources, which ordinary training has not, so the difference is not of bags alone"
+        assert not mixed.ordinary().schedule.mixes
+        assert f"TST's stages have {said}: a variant" in made_up(mixed, LOSSES, POWER).verdict()
+        variants = {"mixed": ["superposition.mixture={web=1}"], "slow": ["superposition.lr_factor=0.5"]}
+        losses = {ORDINARY: LOSSES[ORDINARY], TST: LOSSES[TST], "mixed": LOSSES["power"], "slow": LOSSES["small"]}
+        verdict = made_up(recipe, losses, variants).verdict()
+        assert f"Its stages have {said}." in verdict
+        assert "Its stages have a learning rate of their own, which" in verdict
+        assert "TST's stages have" not in verdict
+
+    def test_ordinary_training_with_the_same_mixture_can_stand_beside(self, recipe):
+        single = {"web-first": ["superposition.stages=[{ratio=0.4, mixture={web=1}}]"]}
+        made = Design(recipe, variants=single).variant_recipes["web-first"][20]
+        assert made.schedule.args == (StageArgs(0.4, mixture={"web": 1.0}),)
+        assert training_flops(made) == training_flops(recipe.ordinary())
+        assert not any(stage.superposes for stage in made.schedule.stages)
+
     def test_the_speedup_of_a_variant_is_read_off_the_same_curve(self, recipe):
         comparison = made_up(recipe, LOSSES, TWO)
         more = [Trained(ORDINARY, seed, 80, 1e-3, Path(), {"val_loss": 2.8}) for seed in (1, 2, 3, 4)]

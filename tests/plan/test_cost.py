@@ -1,10 +1,15 @@
 import math
+from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superpose import Schedule, StageArgs
+from superpose import IGNORE_INDEX, Schedule, StageArgs, split_window
+from superpose.data.sources import sources_of
+from superpose.data.tokens import TokenArray
+from superpose.data.windows import WindowPlan
 from superpose.errors import UserError
 from superpose.plan.advisor import make_plan
 from superpose.plan.cost import OVERHEAD, Calibration, calibrate, cost_of
@@ -14,7 +19,7 @@ from superpose.plan.request import NAMES, PUBLIC_RUNS, Price, Request, parse_har
 
 
 def costs(schedule, latents_per_step, flops_per_latent, step_seconds=None, **request):
-    request = Request(None, latents_per_step, 1, schedule.total_steps, **request)
+    request = Request(None, latents_per_step, request.pop("rows", 1), schedule.total_steps, **request)
     return cost_of(request, schedule, flops_per_latent, step_seconds)
 
 
@@ -34,6 +39,27 @@ def test_extra_heads_cost_their_flops_while_their_stage_lasts():
     stages = [StageArgs(0.2, bag_size=4, extra_heads=2), StageArgs(0.3, bag_size=2, extra_heads=1)]
     request, schedule = Request(None, 512, 1, 100), Schedule(100, stages=stages)
     assert cost_of(request, schedule, 1000, flops_per_head=300).flops == 512 * (100 * 1000 + (20 * 2 + 30) * 300)
+
+
+@pytest.mark.parametrize("bag_size", [4, {4: 1, 2: 1}])
+def test_passes_over_each_source_are_those_that_a_run_reads(bag_size):
+    """Counted token by token in the windows of all steps: those below 100 are of one source, the others of another."""
+    lengths = np.array([7, 30, 11, 25, 14, 9] * 20)
+    origins, offsets = np.arange(120) % 3 % 2, np.concatenate([[0], np.cumsum(lengths)])
+    text = TokenArray([np.repeat(np.where(origins == 0, 50, 150), lengths)], ["text"], 151)
+    sources = sources_of(("web", "code"), origins, offsets, (1, 1))
+    bags = StageArgs(0.4, bag_size=bag_size, ordinary_rows=0.25, mixture={"web": 1.0})
+    schedule = Schedule(40, stages=[bags, StageArgs(0.3, mixture={"web": 0.25, "code": 0.75})], seed=2)
+    run, read = WindowPlan(schedule, 4, 8, len(text), 5, sources=sources), Counter()
+    for step in range(40):
+        computed = schedule.step_at(step)
+        inputs, _ = split_window(run.read(text, step), computed.bag_size)
+        read.update(inputs[inputs != IGNORE_INDEX].tolist())
+    tokens = {name: source.num_tokens for name, source in sources.items()}
+    cost = costs(schedule, 8, 1000, rows=4, unique_tokens=len(text), sources=tokens)
+    assert cost.source_epochs == {"web": read[50] / tokens["web"], "code": read[150] / tokens["code"]}
+    assert read.total() == cost.raw_tokens
+    assert costs(Schedule(40, 4, 0.3), 8, 1000, sources=tokens).source_epochs == {}
 
 
 def test_hours_money_energy_and_co2():

@@ -1,14 +1,21 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from superpose import Schedule, StageArgs
 from superpose.core.linear_loss import chunk_positions, linear_multi_hot_cross_entropy
 from superpose.core.model import SuperposedLM
 from superpose.plan import memory as plan_memory
+from superpose.plan.evidence import Setting
+from superpose.plan.fit import request_of
 from superpose.plan.memory import block_activations, head_memory, memory
 from superpose.plan.model import facts
 from superpose.plan.request import Request, Sharing
+from superpose.train.step import build_state, optimizer_step
 from tests.conftest import make_model
 from tests.plan.test_model import config_of
+from tests.train.test_loop import ALONE, changed
 
 LATENTS = 256
 
@@ -74,6 +81,33 @@ def test_the_state_is_arithmetic():
     assert estimate(config, optimizer="muon").optimizer < one.optimizer
 
 
+def test_extra_heads_are_among_the_bytes_that_a_run_holds(recipe, store):
+    """Against a tiny run after its first step: parameters, gradients as large, and the moments of the optimizers."""
+    stages = [{"ratio": 0.2, "bag_size": 4, "extra_heads": 2}, {"ratio": 0.2, "bag_size": 2, "extra_heads": 1}]
+    headed = changed(recipe, "superposition", bag_size=4, ratio=0.3, stages=stages)
+    state, step = build_state(headed, store, ALONE), headed.schedule.step_at(0)
+    optimizer_step(state, headed.train, step, headed.windows(store.train).read(store.train.tokens, 0), 1e-3)
+    parameters = sum(p.nbytes for module in (state.model, state.lm.extra_heads) for p in module.parameters())
+    kept = [each.state.values() for each in state.optimizers]
+    moments = sum(t.nbytes for states in kept for of_one in states for t in of_one.values() if t.dim())
+    request, plain = request_of(headed), request_of(recipe)
+    model = facts(request.config, request.latents)
+    found, without = memory(request, model), memory(plain, model)
+    assert (found.weights, found.gradients, found.optimizer) == (parameters, parameters, moments)
+    assert found.weights - without.weights == 4 * 2 * model.width**2
+    positions = request.rows * request.latents
+    assert (
+        found.head - without.head == head_memory("cpu", 2 * positions, model.width, 300) + 8 * positions * model.width
+    )
+    assert found.peak > without.peak
+    assert memory(replace(request, setting=None), model).weights == without.weights, "what is recommended has none"
+
+
+def test_the_live_peak_of_a_real_step_with_extra_heads():
+    found, live = peaks_of_a_step(extra_heads=3)
+    assert found == pytest.approx(live, rel=0.15)
+
+
 def test_what_saves_memory_saves_it():
     config = config_of("llama")
     config.vocab_size = 5000
@@ -85,25 +119,32 @@ def test_what_saves_memory_saves_it():
 
 
 def test_the_live_peak_of_a_real_step():
-    """Against PyTorch's own tracker of what is allocated, in a step with its optimizer."""
+    found, live = peaks_of_a_step()
+    assert found == pytest.approx(live, rel=0.15)
+
+
+def peaks_of_a_step(extra_heads=0):
+    """Estimated, and by PyTorch's own tracker of what is allocated, in a step with its optimizer."""
     from torch.distributed._tools.mem_tracker import MemTracker
 
     model = make_model("llama", vocab_size=2000).train()
-    optimizer = torch.optim.AdamW(model.parameters())
-    lm, rows = SuperposedLM(model), 64
+    lm, rows = SuperposedLM(model, extra_heads=extra_heads), 64
+    optimizer = torch.optim.AdamW([*model.parameters(), *lm.extra_heads.parameters()])
     tracker = MemTracker()
-    tracker.track_external(model, optimizer)
+    tracker.track_external(model, lm.extra_heads, optimizer)
+    weight = {"extra_heads_weight": 0.3} if extra_heads else {}
     for _ in range(2):
         with tracker:
-            lm(torch.randint(2000, (rows, LATENTS + 1))).loss.backward()
+            lm(torch.randint(2000, (rows, LATENTS + 1 + extra_heads)), **weight).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         live = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
         tracker.reset_mod_stats()
-    config = model.config
-    found = estimate(config, rows, precision="float32")
+    stages = [StageArgs(1.0, extra_heads=extra_heads)] if extra_heads else None
+    of_heads = {"setting": Setting(1, 0.0), "schedule": Schedule(1, stages=stages)}
+    found = estimate(model.config, rows, precision="float32", **of_heads)
     # The tracker does not look into the loss' operator, so its chunks are not in the live figure.
-    assert found.peak - found.base - found.head == pytest.approx(live, rel=0.15)
+    return found.peak - found.base - found.head, live
 
 
 def test_the_head_takes_what_the_loss_allocates():

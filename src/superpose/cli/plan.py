@@ -70,6 +70,7 @@ def plan(
     from superpose.plan import Setting, parse_hardware, points_of, request_for, request_of, summary
     from superpose.plan.advisor import make_plan
     from superpose.plan.cost import calibrate as run_steps
+    from superpose.plan.fit import source_tokens
     from superpose.plan.request import Price
     from superpose.plan.tables import record, tables
     from superpose.results.progress import Display, print_table
@@ -97,6 +98,7 @@ def plan(
     request = replace(
         request,
         setting=None if recommend else given,
+        schedule=request.schedule if given == request.setting else None,
         utilisation=mfu,
         price_per_hour=None if hourly is None else Price(*hourly),
         co2_grams=request.co2_grams if co2 is None else co2,
@@ -108,10 +110,13 @@ def plan(
             raise UserError("--calibrate runs steps of a recipe's model on its text; give a recipe that can run here")
         with Display(terminal) as display:
             store = prepared_store(settings, display)
-        if (setting := request.setting) is not None and setting.bag_size > 1:
+        if (setting := request.setting) is not None and setting.bag_size > 1 and request.schedule is None:
+            short = settings.superposition.model_copy(update={"stages": ()})
+            settings = settings.model_copy(update={"superposition": short})
             settings = with_settings(settings, "superposition", bag_size=setting.bag_size, ratio=setting.ratio)
         measured = run_steps(settings, store)
-        request = replace(request, unique_tokens=request.unique_tokens or len(store.train.tokens))
+        text = request.unique_tokens or len(store.train.tokens)
+        request = replace(request, unique_tokens=text, sources=source_tokens(store.train))
     planned = make_plan(request, points, measured)
     written = record(planned)
     if out is not None:

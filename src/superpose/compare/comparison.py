@@ -19,6 +19,7 @@ from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, steps_o
 from superpose.compare.tuned import LR, Trial, Tuning, label
 from superpose.compare.tuned import spoken as settings_spoken
 from superpose.compare.variant_tables import on_variants, variant_answers, variant_tables
+from superpose.compare.variants import beside_bags
 from superpose.data.store import TokenStore
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
@@ -292,6 +293,11 @@ class Comparison:
             for at in (f" at {tuning.steps:,} steps" if len({one.steps for one in self.tunings}) > 1 else "",)
             for name in tuning.edges
         ]
+        if own := beside_bags(self.recipe):
+            notes.append(
+                f"TST's stages have {own}, which ordinary training has not, so the difference is not of bags alone: a "
+                f"variant of the same stages with a bag_size of 1 tells the two apart."
+            )
         if self.failures:
             notes.append(f"{len(self.failures)} runs failed and are left out: {', '.join(self.failures)}.")
         return notes

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from superpose.compare.experiment import ORDINARY, TST
+from superpose.compare.variants import beside_bags
 from superpose.results.intervals import ends, spoken
 from superpose.results.statistics import Corrected
 from superpose.results.tables import Row, Table, describe
@@ -121,6 +122,8 @@ def _notes(comparison: Comparison, name: str) -> list[str]:
     elsewhere = [change for change in changes_of(comparison, name) if not change.startswith("superposition.")]
     if elsewhere:
         notes.append(f"It alone has {'; '.join(elsewhere)}, so the difference is not superposition's alone.")
+    if own := beside_bags(comparison.variants[name][comparison.steps]):
+        notes.append(f"Its stages have {own}, which ordinary training has not, so the difference is not of bags alone.")
     return notes
 
 

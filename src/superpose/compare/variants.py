@@ -191,6 +191,14 @@ def check_variants(
         known[name] = _identity(variant)
 
 
+def beside_bags(recipe: Recipe) -> str:
+    """What a recipe's stages have that is no superposition and that ordinary training has not, in words; or ""."""
+    stages = recipe.schedule.args
+    found = ["a mixture of sources"] if any(stage.mixture is not None for stage in stages) else []
+    found += ["a learning rate of their own"] if any(stage.lr_factor != 1 for stage in stages) else []
+    return " and ".join(found)
+
+
 def _identity(recipe: Recipe) -> tuple[dict[str, Any], Schedule]:
     """The same for recipes that compute the same, be their stages spelled out or not."""
     spelled = {f"superposition.{setting}" for setting in (*SHORT_FORM, "stages")}

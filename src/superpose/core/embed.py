@@ -104,6 +104,16 @@ def check_pooling(pooling: str) -> None:
         raise ValueError(f"pooling is {pooling!r}; choose one of {', '.join(get_args(Pooling))}")
 
 
+def pool_divisors(valid: Tensor, pooling: Pooling, dtype: torch.dtype) -> Tensor:
+    """What the weighted sum of a bag's embeddings is divided by, (sum of g_i) ** e: of valid [..., S], [..., 1].
+
+    1 where no token is valid, and the sum is 0. In float32, or float64 for that dtype.
+    """
+    pool = _POOLS[pooling]
+    weights = _place_weights(valid, [pool.weight(place) for place in range(1, valid.shape[-1] + 1)], dtype)
+    return _mass(weights) ** pool.exponent
+
+
 def embed_tokens(inputs: Tensor, embedding: Callable[[Tensor], Tensor], pooling: Pooling = "mean") -> Tensor:
     """Embeddings [B, L, D] of bags [B, L, S] or single tokens [B, L]; zeros where all is ignored.
 
@@ -172,12 +182,22 @@ def _mean_bags_backward(
 
 def _shares(valid: Tensor, places: list[float], exponent: float, dtype: torch.dtype) -> Tensor:
     """What the tokens of bags [N, S] are multiplied with, by their places; 0 where they are not valid."""
+    weights = _place_weights(valid, places, dtype)
+    return (weights / _mass(weights) ** exponent).to(dtype)
+
+
+def _place_weights(valid: Tensor, places: list[float], dtype: torch.dtype) -> Tensor:
+    """The places' weights [..., S], 0 where they are not valid."""
     # Made where they are: a copy from the host would have it wait.
     precise = torch.promote_types(dtype, torch.float32)
     weights = torch.stack([valid.new_full((), place, dtype=precise) for place in places])
-    weights = torch.where(valid, weights, 0.0)
+    return torch.where(valid, weights, 0.0)
+
+
+def _mass(weights: Tensor) -> Tensor:
+    """Sums [..., 1] of weights [..., S]; 1 where there are none."""
     mass = weights.sum(dim=-1, keepdim=True)
-    return (weights / mass.masked_fill(mass == 0, 1) ** exponent).to(dtype)
+    return mass.masked_fill(mass == 0, 1)
 
 
 def _weighted(bags: Tensor, weight: Tensor, shares: Tensor, padding_idx: int | None) -> Tensor:

@@ -157,16 +157,28 @@ def _of_text(cost: RunCost) -> list[Reason]:
             f"(ordinary training: {short(cost.ordinary_tokens)} and {short(cost.ordinary_tokens / _AS_NEW)})"
         )
         return [Reason(None, needed)]
-    if cost.epochs <= 1:
+    worn = [
+        Reason(
+            "small gain",
+            f"data-bound: the source {name} is read {passes:.1f} times; give more of it, or a smaller share of mixture",
+        )
+        for name, passes in cost.source_epochs.items()
+        if passes > _AS_NEW
+    ]
+    return worn + _of_whole_text(cost.epochs, cost.ordinary_epochs)
+
+
+def _of_whole_text(epochs: float, ordinary_epochs: float) -> list[Reason]:
+    if epochs <= 1:
         return []
-    passes = f"the text is read {cost.epochs:.1f} times, {cost.ordinary_epochs:.1f} times without bags"
-    if cost.epochs <= _AS_NEW:
+    passes = f"the text is read {epochs:.1f} times, {ordinary_epochs:.1f} times without bags"
+    if epochs <= _AS_NEW:
         return [Reason(None, f"{passes}; up to {_AS_NEW:.0f} times is nearly as good as new text")]
     other = (
-        f"mode 'output' (superposition.mode) reads no more than ordinary training, {cost.ordinary_epochs:.1f} times, "
+        f"mode 'output' (superposition.mode) reads no more than ordinary training, {ordinary_epochs:.1f} times, "
         f"and in the paper's ablation it gained too (s 4, r 0.5), though less than bags on both sides"
     )
-    if cost.epochs <= _WORN:
+    if epochs <= _WORN:
         return [Reason("small gain", f"data-bound: {passes}, and what TST gains is new text; {other}")]
     return [Reason("do not", f"data-bound: {passes}, and beyond {_WORN:.0f} times text is worth nothing more; {other}")]
 

@@ -10,12 +10,16 @@ store's windows. Ordinary training and TST of equal steps take the same, but for
 
 import statistics
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from superpose.core.schedule import Schedule
+from superpose.data.sources import NamedSource
 from superpose.data.store import TokenStore
+from superpose.data.windows import WindowPlan
 from superpose.plan.request import Range, Request, usual_utilisation
 from superpose.train.config import Recipe
 from superpose.train.distributed import joined_ranks
@@ -44,6 +48,7 @@ class RunCost:
     Attributes:
         latents, raw_tokens, flops: of the whole run; `ordinary_tokens` are read by a run without superposition.
         epochs, ordinary_epochs: passes over the unique text; None if it is not known.
+        source_epochs: passes over each named source, where stages share them out and their sizes are known.
         utilisation, hours: lowest and highest; equal where it was given or measured. Hours are wall-clock time on all
             devices together. None without hardware, as what follows.
         device_hours, price, kwh, kg_co2: of all devices, lowest and highest. Energy is None where no power is known.
@@ -63,6 +68,7 @@ class RunCost:
     price: Range | None = None
     kwh: Range | None = None
     kg_co2: Range | None = None
+    source_epochs: Mapping[str, float] = field(default_factory=dict)
 
 
 def cost_of(
@@ -88,7 +94,8 @@ def cost_of(
     heads = sum(stage.steps * per_step * stage.extra_heads for stage in schedule.stages)
     flops = float(latents) * flops_per_latent + heads * flops_per_head
     epochs, ordinary_epochs = (tokens / text if text else None for tokens in (raw_tokens, latents))
-    cost = RunCost(steps, latents, raw_tokens, latents, phases, flops, epochs, ordinary_epochs)
+    by_source = passes_by_source(request, schedule)
+    cost = RunCost(steps, latents, raw_tokens, latents, phases, flops, epochs, ordinary_epochs, source_epochs=by_source)
     hardware, given = request.hardware, request.utilisation
     if hardware is None:
         return cost
@@ -111,6 +118,22 @@ def cost_of(
         kwh=times(energy) if energy else None,
         kg_co2=times(energy * request.co2_grams / 1000) if energy else None,
     )
+
+
+def passes_by_source(request: Request, schedule: Schedule) -> dict[str, float]:
+    """How often each named source is read, as a run counts it; nothing where no stage has a mixture.
+
+    Raises:
+        UserError: a stage shares out what is no source, or a source is shorter than a step reads of it.
+    """
+    if not request.sources or not schedule.mixes:
+        return {}
+    # A source counts by its tokens, so one document of as many stands for it.
+    sources = {
+        name: NamedSource(np.zeros(1, np.int64), np.array([0, tokens]), 0) for name, tokens in request.sources.items()
+    }
+    whole = sum(request.sources.values())
+    return WindowPlan(schedule, request.rows, request.latents, whole, seed=0, sources=sources).source_epochs
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from superpose.core.schedule import Schedule
 from superpose.data.config import DataArgs, vocabulary_size
-from superpose.data.store import TokenStore
+from superpose.data.store import Split, TokenStore
 from superpose.errors import UserError
 from superpose.models.build import build_config
 from superpose.plan.evidence import LATENTS_PER_STEP, Setting
@@ -46,8 +46,10 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
             unusual.append(f"superposition.{name} = {value!r}")
     schedule = recipe.schedule
     setting = _setting(schedule, unusual)
-    if unique_tokens is None and recipe.data.store is not None:
-        unique_tokens = len(TokenStore.open(recipe.data.store).train.tokens)
+    sources: dict[str, int] = {}
+    if recipe.data.store is not None and (unique_tokens is None or schedule.mixes):
+        side = TokenStore.open(recipe.data.store).train
+        sources, unique_tokens = source_tokens(side), len(side.tokens) if unique_tokens is None else unique_tokens
     half = train.precision == "bfloat16" or (train.precision == "auto" and train.device != "cpu")
     return Request(
         config,
@@ -63,9 +65,15 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
         optimizer=train.optimizer,
         checkpoint_activations=train.checkpoint_activations,
         schedule=schedule,
+        sources=sources,
         device=train.device.split(":")[0],
         unusual=tuple(unusual),
     )
+
+
+def source_tokens(side: Split) -> dict[str, int]:
+    """Tokens of each named source of a side of a store."""
+    return {name: source.num_tokens for name, source in side.sources.items()}
 
 
 def request_for(

@@ -5,6 +5,7 @@
     gathered               of FSDP2: two blocks, and embedding and head, whole, in the dtype of the products
     activations            what the blocks keep for the backward pass, by counting what PyTorch would keep of one
     head                   the chunked loss' chunk of logits and its gradients; beside it whole logits
+    extra heads            among the others, at their most: a matrix and hidden states each, and one loss more for all
     checkpoint             host memory: the copy of the state that is written beside training, and the writer's own
     base                   the process itself: libraries on a CPU, the driver's context on a GPU
 
@@ -76,13 +77,16 @@ def memory(request: Request, model: ModelFacts) -> Memory:
     latents, shards, half = request.latents, request.sharing.shards, request.precision == "bfloat16"
     rows = max(1, request.rows // request.sharing.devices // request.parts)
     width_bytes = 2 if half else _FLOAT32
-    weights = gradients = _FLOAT32 * model.parameters // shards
+    heads = request.extra_heads
+    of_heads = heads * model.width**2
+    parameters = model.parameters + of_heads
+    weights = gradients = _FLOAT32 * parameters // shards
     # Muon has one moment for the matrices of the blocks, AdamW two for everything.
     in_blocks = model.layers * model.block_parameters
-    moments = 2 * model.parameters - (in_blocks if request.optimizer == "muon" else 0)
+    moments = 2 * parameters - (in_blocks if request.optimizer == "muon" else 0)
     state = _FLOAT32 * moments // shards
     # A block's gradients are whole until they are summed and scattered.
-    outer = model.parameters - in_blocks
+    outer = parameters - in_blocks
     whole = width_bytes * (2 * model.block_parameters + outer) + _FLOAT32 * (model.block_parameters + outer)
     gathered = whole if shards > 1 else 0
 
@@ -95,12 +99,17 @@ def memory(request: Request, model: ModelFacts) -> Memory:
         activations = model.layers * inputs + rows * per_row + fixed + 3 * inputs
 
     positions = rows * latents
-    head = head_memory("cpu" if request.device == "cpu" else "cuda", positions, model.width, model.vocab_size)
+    kind = "cpu" if request.device == "cpu" else "cuda"
+    head = head_memory(kind, positions, model.width, model.vocab_size)
+    if heads:  # beside the gradients that the model's own loss has made
+        head += head_memory(kind, heads * positions, model.width, model.vocab_size)
+        # Going backward: their hidden states, and the gradient of these once more, scaled.
+        activations += 2 * _FLOAT32 * heads * positions * model.width
     # Logits, their copy in float32 if they were not, log-probabilities kept, and their gradient.
-    head_whole = positions * model.vocab_size * (2 * _FLOAT32 + (2 if half else 0) + width_bytes)
+    head_whole = (1 + heads) * positions * model.vocab_size * (2 * _FLOAT32 + (2 if half else 0) + width_bytes)
 
     # Going backward, gradients take the place of activations: each is largest at one end. Several parts share them.
-    between = gradients if request.sharing.gradients else _FLOAT32 * model.parameters
+    between = gradients if request.sharing.gradients else _FLOAT32 * parameters
     early, late = (between, 0) if request.parts > 1 else (0, gradients)
     kept = weights + state + gathered + early
     checkpoint = _COPIES * (weights + state)

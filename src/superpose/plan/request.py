@@ -5,7 +5,8 @@ What devices do at most, what power they take, and what public runs reached on t
 
 import re
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
@@ -154,6 +155,7 @@ class Request:
         sharing: of the model over the devices.
         device: "cpu", or anything else for a GPU.
         schedule: the run's own, if its stages are not told by `setting`; it counts wherever `setting` is taken.
+        sources: tokens of each named source of the text, which stages with a mixture share out.
         unusual: what about the run has no evidence, in words ("continued pre-training").
         like: what the model's shape was taken from, in words.
     """
@@ -175,9 +177,17 @@ class Request:
     checkpoint_activations: bool = False
     device: str = "cuda"
     schedule: Schedule | None = None
+    sources: Mapping[str, int] = field(default_factory=dict)
     unusual: tuple[str, ...] = ()
     like: str = ""
 
     @property
     def latents_per_step(self) -> int:
         return self.rows * self.latents
+
+    @property
+    def extra_heads(self) -> int:
+        """The most heads beside the model's own that a stage has; a setting that is recommended has none."""
+        if self.schedule is None or self.setting is None:
+            return 0
+        return max(stage.extra_heads for stage in self.schedule.stages)

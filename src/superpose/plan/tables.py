@@ -71,6 +71,7 @@ def _reading(plan: Plan) -> Table:
     ]
     if cost.epochs is not None and cost.ordinary_epochs is not None:
         rows.append(("passes over the text", "", "", f"{cost.epochs:.2f} (ordinary {cost.ordinary_epochs:.2f})"))
+    rows += [(f"passes over {name}", "", "", f"{passes:.2f}") for name, passes in cost.source_epochs.items()]
     return "What is read", ("phase", "bag size", "steps", "raw tokens"), rows
 
 
@@ -124,6 +125,7 @@ def _range(values: Range, form: str = "{:,.1f}") -> str:
 def _memory(plan: Plan) -> Table:
     memory, request, shards = plan.memory, plan.request, plan.request.sharing.shards
     spread = f"over {shards} shards" if shards > 1 else "whole"
+    spread += f", {heads} extra head{'s' * (heads > 1)} among them" if (heads := request.extra_heads) else ""
     parts = (
         ("weights", memory.weights, f"float32, {spread}"),
         ("gradients", memory.gradients, f"float32, {spread}"),

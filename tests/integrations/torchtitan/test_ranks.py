@@ -1,6 +1,7 @@
 """TorchTitan on two ranks of a CPU: each kind of parallelism trains as one rank does, in both phases."""
 
 import os
+from typing import get_args
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torchtitan.distributed.spmd_types import set_current_spmd_mesh
 from torchtitan.distributed.utils import set_spmd_backend
 
 from superpose import embed_bags, multi_hot_cross_entropy
+from superpose.core.embed import Pooling
 from superpose.core.loss import bag_weights
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loss import mark_positions, sum_of_losses
@@ -117,18 +119,19 @@ def on_shards(rank, environment):
     bags[torch.rand(3, 5, 4, generator=generator) < 0.3] = -100
     table = torch.randn(23, 6, dtype=torch.float64, generator=generator)
     upstream = torch.randn(3, 5, 6, dtype=torch.float64, generator=generator)
-    whole = table.clone().requires_grad_()
-    expected = embed_bags(bags, whole)
-    expected.backward(upstream)
-    embedding = BagEmbedding.Config(num_embeddings=23, embedding_dim=6).build()
-    embedding.weight = torch.nn.Parameter(table[start:stop].clone())
-    embedding.tp_group = group
-    part = embedding(bags)
-    part.backward(upstream)
-    total = part.detach().clone()
-    torch.distributed.all_reduce(total)
-    close("embedding", total, expected)
-    close("gradient of the table", embedding.weight.grad, whole.grad[start:stop])
+    for pooling in get_args(Pooling):
+        whole = table.clone().requires_grad_()
+        expected = embed_bags(bags, whole, pooling=pooling)
+        expected.backward(upstream)
+        embedding = BagEmbedding.Config(num_embeddings=23, embedding_dim=6).build()
+        embedding.weight = torch.nn.Parameter(table[start:stop].clone())
+        embedding.tp_group, embedding.pooling = group, pooling
+        part = embedding(bags)
+        part.backward(upstream)
+        total = part.detach().clone()
+        torch.distributed.all_reduce(total)
+        close(f"embedding, {pooling}", total, expected)
+        close(f"gradient of the table, {pooling}", embedding.weight.grad, whole.grad[start:stop])
     everyone = [None, None]
     torch.distributed.all_gather_object(everyone, problems)
     torch.distributed.destroy_process_group()

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,15 +23,18 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torchtitan.components.checkpointer import BaseCheckpointManager, CheckpointManager
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss, MSELoss
+from torchtitan.components.optimizer import LRSchedulersContainer
 from torchtitan.config import ConfigManager
 from torchtitan.models.common import Embedding, ScaledDotProductAttention
 from torchtitan.models.llama3.config_registry import llama3_debugmodel
 from torchtitan.tools.logging import logger
 from transformers import AutoModelForCausalLM
 
-from superpose import Schedule, count_positions, embed_bags, multi_hot_cross_entropy
+from superpose import Schedule, count_positions, embed_bags, multi_hot_cross_entropy, split_window
 from superpose.core.loss import bag_weights
 from superpose.core.stage import StageArgs
+from superpose.data.sources import sources_of
+from superpose.data.windows import WindowPlan
 from superpose.integrations.torchtitan import config_registry
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader
@@ -74,11 +79,22 @@ STAGES = [
     {"ratio": 0.2, "bag_size": 4, "weighting": [1.0, 1.0, 0.0, 0.0]},
     {"ratio": 0.2, "bag_size": 2, "mode": "output"},
 ]
+ALL = [
+    {
+        **{"ratio": 0.3, "bag_size": {4: 2, 2: 1, 1: 1}, "bag_size_end": {4: 1, 2: 2}, "weighting": "power"},
+        **{"pooling": "sqrt", "ordinary_rows": 0.25, "lr_factor": 2.0, "lr_blend_steps": 2},
+    },
+    {
+        **{"ratio": 0.3, "bag_size": 3, "weighting": [3.0, 2.0, 1.0], "weighting_end": [1.0, 0.5, 0.0]},
+        **{"pooling": "power", "lr_factor": 0.5, "lr_blend_steps": 3},
+    },
+]
 SUPERPOSED = {
     "one stage": {},
     "lists": {"bag_size": (4, 2), "ratio": (0.2, 0.2), "weighting": "power"},
     "stages": {"bag_size": 4, "ratio": 0.3, "stages": STAGES},
     "more rows": {"expand": "batch"},
+    "all of a stage": {"bag_size": 4, "ratio": 0.3, "stages": ALL},
 }
 """Settings of superposition, as recipes write them."""
 
@@ -162,10 +178,27 @@ def test_a_run_goes_on_exactly_where_it_stopped(stop, whole, store):
     assert [r["seen"] for r in resumed.records] == [r["seen"] for r in metrics.records][stop:]
 
 
+STAGED = {"superposition.stages": tuple(map(StageArgs.from_dict, ALL)), "superposition.ratio": 0.3}
+DESCRIBED = SMALL | STAGED
+
+
+@pytest.mark.error(n=9)
+def test_a_run_of_described_stages_goes_on_exactly_where_it_stopped(store, tmp_path):
+    """At steps 2 (sizes are drawn, some rows are ordinary) and 5 (weights and learning rate are changing)."""
+    checkpoint = CheckpointManager.Config(enable=True, interval=1, keep_latest_k=0, last_save_model_only=False)
+    settings = {**DESCRIBED, "checkpoint": checkpoint}
+    metrics = run(config_of(store, tmp_path, **settings))
+    for stop in (2, 5):
+        again = {"checkpoint.load_step": stop, "checkpoint.interval": 100}
+        assert losses(run(config_of(store, tmp_path, **settings, **again))) == losses(metrics)[stop:]
+
+
 @pytest.mark.error(n=4)
 def test_parts_of_a_step_make_the_step(whole, store, tmp_path):
     settings = {**SMALL, "training.local_batch_size": 1, "training.global_batch_size": ROWS}
     assert losses(run(config_of(store, tmp_path, **settings))) == pytest.approx(losses(whole[0]), rel=1e-5)
+    described = losses(run(config_of(store, tmp_path, **DESCRIBED)))
+    assert losses(run(config_of(store, tmp_path, **settings | STAGED))) == pytest.approx(described, rel=1e-5)
 
 
 @pytest.mark.error(n=2)
@@ -376,6 +409,32 @@ def test_bags_are_averaged_and_single_tokens_looked_up(dtype):
     assert torch.equal(embedding(bags[..., 0].clamp(min=0)), embedding.weight[bags[..., 0].clamp(min=0)])
 
 
+@pytest.mark.parametrize("expand", ["sequence", "batch"])
+def test_the_rows_of_described_stages_are_those_of_the_recipe(expand, store):
+    """Drawn sizes, ordinary rows and shares of sources: two ranks in two parts read what `superpose train` does."""
+    half = len(store.train.offsets) // 2
+    origins = (np.arange(len(store.train.offsets) - 1) >= half).astype(int)
+    sources = sources_of(("web", "code"), origins, store.train.offsets, (1, 1))
+    stage = StageArgs(
+        0.5, bag_size={4: 1, 2: 1}, ordinary_rows=0.25, mixture={"web": 0.75, "code": 0.25}, weighting="power"
+    )
+    schedule = Schedule(STEPS, stages=[stage], seed=3)
+    whole = WindowPlan(schedule, 8, LATENTS, len(store.train.tokens), 3, expand, sources=sources)
+    config = StoreLoader.Config(dataset_path=str(store.path), schedule=schedule, rows=8, seed=3, expand=expand)
+    named = SimpleNamespace(train=replace(store.train, sources=sources), end_of_text=store.end_of_text)
+    place = {"dp_world_size": 2, "seq_len": LATENTS, "local_batch_size": 2}
+    with mock.patch("superpose.integrations.torchtitan.loader.open_store", return_value=named):
+        loaders = [config.build(dp_rank=rank, **place) for rank in range(2)]
+    assert len({schedule.bag_size_at(step) for step in range(5)}) == 2
+    for step in range(STEPS):
+        computed = schedule.step_at(step)
+        inputs, targets = split_window(whole.read(store.train.tokens, step), computed.bag_size, computed.mode)
+        read = [loader.read(2 * step + part) for loader in loaders for part in range(2)]
+        assert torch.equal(torch.cat([batch["input"] for batch, _ in read]), inputs)
+        labels = torch.cat([labels for _, labels in read])
+        assert torch.equal(labels.masked_fill(labels < 0, -100), targets)
+
+
 @pytest.mark.error(n=1)
 @pytest.mark.parametrize("order", ["joined", "aligned"])
 def test_ranks_and_parts_share_a_step_out(order, store):
@@ -499,14 +558,30 @@ def test_any_decoder_of_torchtitan_can_be_superposed(store, tmp_path):
     assert isinstance(config.loss, ChunkedLossWrapper.Config)
 
 
+class OwnRates(LRSchedulersContainer):
+    @dataclass(kw_only=True, slots=True)
+    class Config(LRSchedulersContainer.Config):
+        pass
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"dataloader.dataset_path": None}, "give --dataloader.dataset_path"),
         ({"superposition.ratio": 1.5}, "between 0 and 1"),
         ({"superposition.stages": (StageArgs(0.3, bag_size=4),), "superposition.bag_size": 8}, "leave out bag_size"),
-        ({"superposition.stages": (StageArgs(0.3, bag_size=4, ordinary_rows=0.5),)}, "stage 1: ordinary_rows is not"),
-        ({"superposition.stages": (StageArgs(0.3, bag_size={4: 1, 2: 1}),)}, "stage 1: bag_size that is drawn is not"),
+        ({"superposition.stages": (StageArgs(0.3, bag_size=4, extra_heads=1),)}, "stage 1: extra_heads is not served"),
+        (
+            {
+                "superposition.stages": (StageArgs(0.3, bag_size={4: 1, 2: 1}),),
+                "training.disable_cuda_graphs": False,
+            },
+            r"stage 1: .* set training\.disable_cuda_graphs",
+        ),
+        (
+            {"superposition.stages": (StageArgs(0.3, bag_size=4, lr_factor=2.0),), "lr_scheduler": OwnRates.Config()},
+            "OwnRates.Config know no lr_factor",
+        ),
         ({"superposition.expand": "batch", "training.seq_len": 60}, "multiple of the bag size times loss.num_chunks"),
         ({"superposition.expand": "batch", "parallelism.pipeline_parallel_degree": 2}, "rows have two lengths"),
         ({"loss.loss_fn.z_loss": -1.0}, "z_loss is -1.0"),
@@ -522,6 +597,16 @@ def test_what_cannot_be_is_one_sentence(settings, message, store, tmp_path):
     config = config_of(store, tmp_path, **settings)
     with pytest.raises(ValueError, match=message):
         config.build()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [({"ordinary_rows": 0.3}, r"is 2\.4 of 8 rows"), ({"mixture": {"web": 1.0}}, "mixture of stage 1")],
+)
+def test_what_the_text_or_the_batch_cannot_give_is_one_sentence(setting, message, store, tmp_path):
+    config = config_of(store, tmp_path, **{"superposition.stages": (StageArgs(0.3, bag_size=4, **setting),)})
+    with pytest.raises(ValueError, match=message):
+        run(config)
 
 
 def test_a_config_without_a_language_model_is_refused():

@@ -13,7 +13,7 @@ Shapes: B rows, L latents, N = B x L positions, S targets of a position (a bag),
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -82,7 +82,7 @@ class MultiHotLoss(CrossEntropyLoss):
         return total if global_valid_tokens is None else total * labels.shape[-1] / global_valid_tokens, {}
 
 
-@cache  # copied to a device once: a CUDA graph takes no copy from the host
+@lru_cache(maxsize=16)  # copied to a device once: a CUDA graph takes no copy from the host
 def _weights(bag_size: int, weighting: Weighting | Sequence[float], device: torch.device) -> Tensor:
     return bag_weights(bag_size, weighting).to(device)
 

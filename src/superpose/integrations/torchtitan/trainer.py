@@ -10,6 +10,7 @@ from torch import Tensor
 from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.loss import BaseLoss, ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
+from torchtitan.components.optimizer import LRSchedulersContainer
 from torchtitan.config import Configurable
 from torchtitan.distributed.cudagraph import wrap_with_cuda_graph
 from torchtitan.models.common import Embedding
@@ -19,12 +20,13 @@ from torchtitan.trainer import Trainer
 from superpose.core.fold import Mode
 from superpose.core.loss import Weighting
 from superpose.core.schedule import Schedule
-from superpose.core.stage import StageArgs
+from superpose.core.stage import Stage, StageArgs
 from superpose.data.windows import Expand, WindowPlan
 from superpose.integrations.torchtitan.checkpoint import ScheduleCheckpoints
 from superpose.integrations.torchtitan.embedding import BagEmbedding
 from superpose.integrations.torchtitan.loader import HeldOutLoader, StoreLoader, open_store
 from superpose.integrations.torchtitan.loss import MultiHotLoss
+from superpose.integrations.torchtitan.rates import StageRates
 from superpose.train.config import SHORT_FORM
 
 _Config = TypeVar("_Config", bound=Configurable.Config)
@@ -47,8 +49,8 @@ class Superposition:
     stages: Annotated[tuple[StageArgs, ...], tyro.conf.Suppress] = ()
     """In place of bag_size, ratio, mode and weighting: what each stage is, for configs in Python."""
 
-    def schedule(self, total_steps: int) -> Schedule:
-        """The run's schedule.
+    def schedule(self, total_steps: int, seed: int = 0) -> Schedule:
+        """The run's schedule; bag sizes are drawn by the seed.
 
         Raises:
             ValueError: a setting is out of range, would be ignored, or is not served here.
@@ -59,20 +61,27 @@ class Superposition:
             raise ValueError(
                 "superposition.stages says what each stage is; leave out bag_size, ratio, mode and weighting"
             )
-        return Schedule(total_steps, stages=self.stages)
+        return Schedule(total_steps, stages=self.stages, seed=seed)
 
 
-_SERVED = SHORT_FORM
+_SERVED = {
+    *(*SHORT_FORM, "bag_size_end", "weighting_end", "pooling", "ordinary_rows", "mixture"),
+    *("lr_factor", "lr_blend_steps"),
+}
 """Settings of a stage; others would be ignored here, and are refused."""
 
 
 def _check_served(config: Any, schedule: Schedule) -> None:
     for number, stage in enumerate(schedule.args, 1):
         unserved = [name for name in stage.to_dict() if name not in _SERVED]
-        unserved += ["bag_size that is drawn"] if len(stage.sizes) > 1 else []
         if unserved:
             raise ValueError(
                 f"stage {number}: {unserved[0]} is not served in TorchTitan; leave it out, or take `superpose train`"
+            )
+        if (stage.draws or stage.weighting_end is not None) and not config.training.disable_cuda_graphs:
+            raise ValueError(
+                f"stage {number}: bag sizes that are drawn and weights that change differ from step to step, and a "
+                f"CUDA graph does not; set training.disable_cuda_graphs"
             )
     if config.superposition.expand == "sequence":
         return
@@ -82,7 +91,7 @@ def _check_served(config: Any, schedule: Schedule) -> None:
                 f"superposition.expand is 'batch', whose rows have two lengths; leave out parallelism.{name}"
             )
     chunks = config.loss.num_chunks if isinstance(config.loss, ChunkedLossWrapper.Config) else 1
-    for parts in {stage.raw_tokens_per_latent for stage in schedule.stages}:
+    for parts in {stage.raw_tokens_per_latent for stage, _ in schedule.counts()}:
         if config.training.seq_len % (parts * chunks):
             raise ValueError(
                 f"superposition.expand is 'batch': give training.seq_len ({config.training.seq_len}) as a multiple of "
@@ -136,7 +145,9 @@ class SuperposeTrainer(Trainer):
     """Latents this rank has computed."""
 
     def __init__(self, config: Config) -> None:
-        self.schedule = config.superposition.schedule(config.training.steps)
+        # The seed of the data, which decides all else that a step reads.
+        seed = getattr(config.dataloader, "seed", 0)
+        self.schedule = config.superposition.schedule(config.training.steps, seed)
         _check_served(config, self.schedule)
         config = _bound(config, self.schedule)
         super().__init__(config)
@@ -144,7 +155,9 @@ class SuperposeTrainer(Trainer):
         plan = self.metrics_processor.plan = self.dataloader.plan
         if not getattr(config.checkpoint, "initial_load_path", None):
             self.metrics_processor.guess = math.log(self.model_config.vocab_size)
-        stages = ", ".join(f"{stage.steps:,} steps of bag size {stage.bag_size}" for stage in plan.schedule.stages)
+        modules = (module for part in self.model_parts for module in part.modules())
+        self._embeddings = [module for module in modules if isinstance(module, BagEmbedding)]
+        stages = ", ".join(f"{stage.steps:,} steps of bag size {_sizes(stage)}" for stage in plan.schedule.stages)
         text = f"{plan.raw_tokens():,} tokens of text, {plan.epochs:.2f} passes over it"
         logger.info(f"Superposition: {stages}; {text}")
 
@@ -167,14 +180,21 @@ class SuperposeTrainer(Trainer):
         self.ntokens_seen = self.step * self.dataloader.plan.rows * self.dataloader.plan.latents // ranks
 
     def train_step(self, data_iterator: Iterator[Any]) -> None:
-        self._bag_loss.weighting = self.schedule.step_at(self.step - 1).weighting
+        computed = self.schedule.step_at(self.step - 1)
+        self._bag_loss.weighting = computed.weighting
+        for embedding in self._embeddings:
+            embedding.pooling = computed.pooling
         if self.step - 1 in self.schedule.boundaries:
             stage = self.schedule.stage_at(self.step - 1)
-            logger.info(f"step {self.step}: {stage.phase} begins, bag size {stage.bag_size}")
+            logger.info(f"step {self.step}: {stage.phase} begins, bag size {_sizes(stage)}")
             if not self.config.training.disable_cuda_graphs:
                 # A graph has the shapes it was recorded with.
                 self.fwd_bwd_fn = wrap_with_cuda_graph(self._forward_backward_body)
         super().train_step(data_iterator)
+
+
+def _sizes(stage: Stage) -> str:
+    return " or ".join(map(str, stage.sizes))
 
 
 def superposed(
@@ -237,6 +257,7 @@ def _bound(config: Any, schedule: Schedule) -> Any:
     return replace(
         config,
         loss=_map_loss(config.loss, _checked),
+        lr_scheduler=_with_factors(config.lr_scheduler, schedule),
         checkpoint=_with_schedule(config.checkpoint, schedule, expand),
         dataloader=reader,
         validator=validator,
@@ -257,6 +278,18 @@ def _with_schedule(checkpoint: Any, schedule: Schedule, expand: Expand) -> Any:
             f"CheckpointManager"
         )
     return _converted(checkpoint, ScheduleCheckpoints.Config, schedule=schedule, expand=expand)
+
+
+def _with_factors(rates: Any, schedule: Schedule) -> Any:
+    """TorchTitan's own learning rates where no stage has a factor."""
+    if all(stage.lr_factor == 1 for stage in schedule.args):
+        return rates
+    if type(rates) not in (LRSchedulersContainer.Config, StageRates.Config):
+        raise ValueError(
+            f"learning rates of {type(rates).__qualname__} know no lr_factor; choose TorchTitan's "
+            f"LRSchedulersContainer, or leave lr_factor out"
+        )
+    return _converted(rates, StageRates.Config, schedule=schedule)
 
 
 def _map_loss(loss: BaseLoss.Config, change: Any) -> BaseLoss.Config:
