@@ -98,6 +98,7 @@ def compare(
     from superpose import compare as workflow
     from superpose.compare.variants import parse_variants
     from superpose.engine import open_engine
+    from superpose.plan.short_runs import too_short
     from superpose.results.progress import Display, print_results
 
     if logs:
@@ -125,6 +126,8 @@ def compare(
         parse_variants(variant or []),
     )
     name, display = name or file.stem, Display()
+    if few := too_short(settings, max(design.tst_budgets)):
+        display.say(few, style="yellow")
     comparison = workflow.compare(
         design,
         runs=runs,

@@ -46,6 +46,7 @@ def train(
     """
     import os
 
+    from superpose.plan.short_runs import too_short
     from superpose.results.progress import Display, summarize
     from superpose.train.forecast import forecast
     from superpose.train.loop import announce, check_device
@@ -62,6 +63,8 @@ def train(
     with Display(terminal) as display:
         store = prepared_store(settings, display)
         terminal.print(announce(settings, store))
+        if few := too_short(settings, settings.train.steps):
+            display.say(few, style="yellow")
 
         def told(record: dict[str, Any]) -> None:
             if resume and record["kind"] == "start":
