@@ -23,6 +23,7 @@ from superpose.cli.options import (
     expect_all,
     load_settings,
     numbers,
+    say_next,
 )
 from superpose.errors import UserError
 from superpose.recipes import FOLDER
@@ -140,6 +141,7 @@ def compare(
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")
     expect_all(display)
+    say_next("report", runs / name)
 
 
 def _tried(lrs: str | None, tune: list[str] | None) -> dict[str, tuple[Any, ...]]:
@@ -168,3 +170,4 @@ def _compare_logs(arms: list[str], metric: str, x: str | None, runs: Path, name:
     logged, display = compare_logs(arms, metric, x, runs=runs, name=name), Display()
     print_results(display.console, logged.tables(), logged.verdict())
     display.say(f"Tables, curve and all values: {runs / name}/")
+    say_next("report", runs / name)

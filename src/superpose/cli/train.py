@@ -18,6 +18,7 @@ from superpose.cli.options import (
     console,
     load_settings,
     prepared_store,
+    say_next,
 )
 
 
@@ -79,5 +80,11 @@ def train(
             terminal.print(f"{stopped}; the same command{'' if resume else ' with --resume'} goes on")
             raise typer.Exit(stopped.exit_code) from None
     terminal.print("\n".join(summarize(result)))
-    bags = "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."
-    terminal.print(bags if result["ends_in_superposition"] else f"model: {out / 'model'}")
+    if terminal.quiet:
+        return
+    if result["ends_in_superposition"]:
+        terminal.print("It ended inside superposition, so it has no model to export: it predicts bags, not text.")
+        say_next("runs", "show", out)
+    else:
+        terminal.print(f"model: {out / 'model'}")
+        say_next("evaluate", *([baseline] if baseline else []), out)

@@ -61,7 +61,9 @@ def check_tried(recipe: Recipe, tried: Tried) -> None:
     for name, values in tried.items():
         option = "--lrs" if name == LR else f"--tune {name}"
         if not name.startswith(SECTION):
-            raise UserError(f"--tune {name}: both arms have the settings of train, and only these are tuned; leave it out")
+            raise UserError(
+                f"--tune {name}: both arms have the settings of train, and only these are tuned; leave it out"
+            )
         if name in _FIXED:
             raise UserError(f"--tune {name}: {_FIXED[name]}; leave it out")
         if len(set(map(repr, values))) < len(values):
