@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from unittest import mock
@@ -199,6 +200,17 @@ def compared(recipe, store, tmp_path_factory):
         mock.patch("superpose.compare.workflow.train_all", lambda planned, *of: trained(planned, *of[:2])),
     ):
         return runs / "named", compare(design, runs=runs, name="named")
+
+
+def suggestions(output):
+    """The arguments of the commands that another names at its end."""
+    return [shlex.split(line)[2:] for line in output.splitlines() if line.startswith("Next: superpose ")]
+
+
+def suggested(output):
+    """Those of the only one."""
+    (arguments,) = suggestions(output)
+    return arguments
 
 
 @pytest.fixture

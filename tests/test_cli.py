@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from superpose.cli import app
 from superpose.files import one_at_a_time
 from superpose.recipes import NAMES, find_recipe
+from tests.conftest import suggested
 from tests.train.test_loop import changed
 
 TINY = [
@@ -104,7 +105,8 @@ def test_compare_train_and_generate_end_to_end(documents, tmp_path, monkeypatch,
     again = inside("compare", "--corpus", documents, "--steps", 20, "--seeds", "1,2", *TINY)
     assert "4 of 4 runs are finished already" in again.stdout
 
-    said = inside("report", demo, "--out", tmp_path / "report.html")
+    assert suggested(again.stdout) == ["report", "runs/demo"]
+    said = inside(*suggested(again.stdout), "--out", tmp_path / "report.html")
     assert said.exit_code == 0, said.stderr
     assert "report.html" in said.stdout
     assert {"report.html", "report.md", "report-1.png"} <= {path.name for path in tmp_path.iterdir()}
@@ -112,6 +114,9 @@ def test_compare_train_and_generate_end_to_end(documents, tmp_path, monkeypatch,
     # The same arm alone, from the configuration the comparison wrote, ends with the same bits.
     alone = inside("train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone")
     assert alone.exit_code == 0, alone.stderr
+    evaluated = inside(*suggested(alone.stdout), "--max-megabytes", 0.001)
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert inside(*suggested(evaluated.stdout), "--max-new-tokens", 2).exit_code == 0
     for name in ("model.safetensors", "tokenizer.json"):
         assert (tmp_path / "alone/model" / name).read_bytes() == (demo / "tst-20-seed1/model" / name).read_bytes()
     again = ["train", demo / "tst-20-seed1" / "config.json", "--out", tmp_path / "alone"]
@@ -123,11 +128,13 @@ def test_compare_train_and_generate_end_to_end(documents, tmp_path, monkeypatch,
 def test_prepare_verify_and_train_on_a_store(documents, tmp_path, refused):
     made = inside("tokenizer", "train", documents, "--vocab-size", 300, "--out", tmp_path / "tokenizer")
     assert "300 entries" in made.stdout, made.stderr
+    assert suggested(made.stdout)[:4] == ["prepare", str(documents), "--tokenizer", str(tmp_path / "tokenizer")]
     options = ["--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / "store"]
     options += ["--val-fraction", 0.1, "--val-megabytes", 0.003]
     done = inside("prepare", documents, *options)
     assert done.exit_code == 0, done.stderr
     assert "vocabulary 300" in done.stdout
+    assert suggested(done.stdout) == ["compare", "--corpus", str(tmp_path / "store")]
     assert inside("data", "show", tmp_path / "store").stdout in done.stdout
     assert "as they were written" in inside("data", "verify", tmp_path / "store").stdout
 

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from superpose import cli
+from tests.conftest import suggested
 
 
 def invoke(*arguments):
@@ -23,6 +24,25 @@ def test_a_plan_out_of_numbers():
     assert result.exit_code == 0, result.output
     for words in ("go: s", "Why", "What it takes", "Memory of a device", "price"):
         assert words in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ((TINY, "--set=train.lr=1e-3"), ["compare", TINY, "--set=train.lr=1e-3"]),
+        ((TINY, "--bag-size", 2, "--ratio", 0.2), ["compare", TINY, "--bag-size", "2", "--ratio", "0.2"]),
+        (("paper-270m",), ["train", "paper-270m", "--out", "runs/paper-270m"]),
+        (NUMBERS, ["recipes"]),
+    ],
+)
+def test_a_plan_names_the_command_that_carries_it_out(arguments, command):
+    assert suggested(invoke(*arguments).output) == command
+
+
+def test_a_plan_that_advises_against_a_run_names_no_command():
+    result = invoke(TINY, "--set=train.steps=1000")
+    assert result.output.startswith("do not")
+    assert "Next:" not in result.output
 
 
 def test_json_for_programs():

@@ -7,7 +7,7 @@ from superpose import cli
 from superpose.compare import Comparison
 from superpose.reproduce.experiments import EPOCHS, EXPERIMENTS
 from superpose.reproduce.reproduction import Reproduction
-from tests.conftest import trained
+from tests.conftest import suggested, trained
 
 TINY = {
     "train.steps": 100,
@@ -54,6 +54,7 @@ def test_experiments_one_after_the_other(invoke, tmp_path):
     assert bound.recipe.data.max_megabytes < table2.recipe.data.max_megabytes
     assert set(table2.rates) == {"ordinary", "tst"}
     assert {finding.verdict for finding in (*bound.findings, *table2.findings)} == {"undecided"}  # one seed
+    assert suggested(done.output) == ["report", str(tmp_path / "reproduce-tiny")]
     for words in ("Data-bound", "reinit minus tst", "undecided"):
         assert words in done.output
         assert words in (tmp_path / "reproduce-tiny" / "summary.md").read_text()

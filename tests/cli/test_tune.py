@@ -11,6 +11,7 @@ from superpose.runs.pool import Outcome
 from superpose.train.loop import train
 from superpose.train.recipe_file import load_recipe, with_settings, write_recipe
 from superpose.train.run_directory import finished
+from tests.conftest import suggestions
 
 OPTIONS = shlex.split("--bag-sizes 2,4 --ratios 0.2,0.4 --lrs 2e-2 --trials 3 --min-steps 10 --name found")
 
@@ -100,9 +101,9 @@ def test_a_search_that_was_killed_ends_as_if_it_had_not_been(invoke, recipe, sto
     assert read_json(link / "result.json")["val_loss"] in [
         loss for standing in facts["rungs"][-1]["ordinary"] for loss in standing["losses"]
     ]
-    run = CliRunner().invoke(
-        cli.app, ["train", str(tmp_path / "runs/found/recipe.toml"), "--out", str(tmp_path / "run")]
-    )
+    compare, train = suggestions(resumed.output)
+    assert compare == shlex.split(saved["next"])[1:]
+    run = CliRunner().invoke(cli.app, train)
     assert run.exit_code == 0, run.output
     planned = []
 

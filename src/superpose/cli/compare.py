@@ -23,6 +23,7 @@ from superpose.cli.options import (
     expect_all,
     load_settings,
     numbers,
+    say_next,
 )
 from superpose.errors import UserError
 from superpose.recipes import FOLDER
@@ -98,6 +99,7 @@ def compare(
     from superpose import compare as workflow
     from superpose.compare.variants import parse_variants
     from superpose.engine import open_engine
+    from superpose.plan.short_runs import too_short
     from superpose.results.progress import Display, print_results
 
     if logs:
@@ -125,6 +127,8 @@ def compare(
         parse_variants(variant or []),
     )
     name, display = name or file.stem, Display()
+    if few := too_short(settings, max(design.tst_budgets)):
+        display.say(few, style="yellow")
     comparison = workflow.compare(
         design,
         runs=runs,
@@ -137,6 +141,7 @@ def compare(
         print_results(display.console, comparison.tables(), comparison.verdict())
         display.say(f"Tables, curves, metrics and models: {runs / name}/")
     expect_all(display)
+    say_next("report", runs / name)
 
 
 def _tried(lrs: str | None, tune: list[str] | None) -> dict[str, tuple[Any, ...]]:
@@ -165,3 +170,4 @@ def _compare_logs(arms: list[str], metric: str, x: str | None, runs: Path, name:
     logged, display = compare_logs(arms, metric, x, runs=runs, name=name), Display()
     print_results(display.console, logged.tables(), logged.verdict())
     display.say(f"Tables, curve and all values: {runs / name}/")
+    say_next("report", runs / name)

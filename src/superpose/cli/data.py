@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from superpose.cli.options import EngineName, numbers
+from superpose.cli.options import EngineName, numbers, say_next
 from superpose.errors import UserError
 
 Sources = Annotated[
@@ -90,6 +90,7 @@ def prepare(
             display.say("stopped; the same command goes on where it was")
             raise
     typer.echo(f"{store.describe()}\n{out}, in {time.monotonic() - started:.0f} s")
+    say_next("compare", "--corpus", out)
 
 
 tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
@@ -122,6 +123,7 @@ def train_a_tokenizer(
     with whole_directory(out) as aside:
         save_tokenizer(trained, aside)
     typer.echo(f"{trained.vocab_size:,} entries, documents end with {END_OF_TEXT}\n{out}")
+    say_next("prepare", *sources, "--tokenizer", out, "--out", out.with_name(f"{out.name}-store"))
 
 
 data_app = typer.Typer(help="Look at token stores.", no_args_is_help=True)

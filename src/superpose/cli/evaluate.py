@@ -5,7 +5,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from superpose.cli.options import AsJson, console, named, print_json
+from superpose.cli.options import AsJson, console, named, print_json, say_next
 from superpose.errors import UserError
 
 
@@ -72,3 +72,4 @@ def evaluate(
     print_results(console(), tables(evaluation), verdict(evaluation))
     if out is not None:
         console().print(f"All figures: {out}/")
+    say_next("generate", places[-1])

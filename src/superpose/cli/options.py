@@ -1,5 +1,6 @@
 """What several commands share: options, and what is made of them."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -70,6 +71,11 @@ def print_json(value: Any) -> None:
     import json
 
     typer.echo(json.dumps(value, indent=1))
+
+
+def say_next(*command: object, err: bool = False) -> None:
+    """Names the command that is useful after this one, on a line that can be copied."""
+    typer.echo(f"Next: {shlex.join(['superpose', *map(str, command)])}", err=err)
 
 
 def named(option: str, text: str, expected: str) -> tuple[str, str]:

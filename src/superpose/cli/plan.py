@@ -6,7 +6,16 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE, AsJson, Overrides, console, load_settings, prepared_store, print_json
+from superpose.cli.options import (
+    A_RECIPE,
+    AsJson,
+    Overrides,
+    console,
+    load_settings,
+    prepared_store,
+    print_json,
+    say_next,
+)
 from superpose.errors import UserError
 
 _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
@@ -130,6 +139,13 @@ def plan(
         terminal.print(title, style="bold")
         print_table(terminal, header, rows)
         terminal.print()
+    if recipe is None:
+        say_next("recipes")
+    elif planned.decision != "do not":
+        chosen = ["--bag-size", planned.setting.bag_size, "--ratio", planned.setting.ratio]
+        changed = [*(f"--set={change}" for change in overrides or []), *(chosen if recommend or bag_size else [])]
+        verb, to = ("train", ["--out", Path("runs", recipe.stem)]) if planned.decision == "go" else ("compare", [])
+        say_next(verb, recipe, *changed, *to)
 
 
 def _amount(option: str, text: str) -> float:

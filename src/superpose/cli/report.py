@@ -23,3 +23,4 @@ def report(
         raise UserError(f"--out {page}: expected a name that ends in .html")
     for path in write_report(places, page):
         typer.echo(path)
+    typer.echo(f"Open {page} in a browser.")

@@ -17,6 +17,7 @@ from superpose.cli.options import (
     Variants,
     expect_all,
     numbers,
+    say_next,
 )
 
 
@@ -89,3 +90,4 @@ def reproduce(
     if variant:
         display.say(f"Variants: {runs / f'{name}-variants'}/comparison.json and summary.md")
     expect_all(display)
+    say_next("report", runs / name)

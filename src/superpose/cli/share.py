@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from superpose.cli.options import A_RECIPE
+from superpose.cli.options import A_RECIPE, say_next
 
 
 def export(
@@ -42,6 +42,8 @@ def export(
         typer.echo(f"It predicts {facts.predicts} and cannot generate text; its card says so.")
     if facts.tokenizer:
         typer.echo(f"Load its tokenizer with PreTrainedTokenizerFast, as its card shows: {facts.tokenizer}.")
+    if facts.bag_size == 1:
+        say_next("generate", directory)
 
 
 def import_model(
@@ -60,8 +62,9 @@ def import_model(
     taken = importing.import_model(directory, out, recipe)
     typer.echo(
         f"{out}: {taken.train.latents} latents, peak learning rate {taken.train.lr:g}, {taken.train.steps:,} steps. "
-        f"Set data.corpus and train.lr there, lower than for a fresh model, then: superpose train {out} --out RUN"
+        f"Set data.corpus there, and train.lr lower than for a fresh model."
     )
+    say_next("train", out, "--out", Path("runs", out.stem))
 
 
 def generate(

@@ -18,6 +18,7 @@ from superpose.cli.options import (
     console,
     load_settings,
     prepared_store,
+    say_next,
 )
 
 
@@ -46,6 +47,7 @@ def train(
     """
     import os
 
+    from superpose.plan.short_runs import too_short
     from superpose.results.progress import Display, summarize
     from superpose.train.forecast import forecast
     from superpose.train.loop import announce, check_device
@@ -62,6 +64,8 @@ def train(
     with Display(terminal) as display:
         store = prepared_store(settings, display)
         terminal.print(announce(settings, store))
+        if few := too_short(settings, settings.train.steps):
+            display.say(few, style="yellow")
 
         def told(record: dict[str, Any]) -> None:
             if resume and record["kind"] == "start":
@@ -76,5 +80,11 @@ def train(
             terminal.print(f"{stopped}; the same command{'' if resume else ' with --resume'} goes on")
             raise typer.Exit(stopped.exit_code) from None
     terminal.print("\n".join(summarize(result)))
-    bags = "It ended inside superposition, so no model was exported: it predicts bags and cannot generate text."
-    terminal.print(bags if result["ends_in_superposition"] else f"model: {out / 'model'}")
+    if terminal.quiet:
+        return
+    if result["ends_in_superposition"]:
+        terminal.print("It ended inside superposition, so it has no model to export: it predicts bags, not text.")
+        say_next("runs", "show", out)
+    else:
+        terminal.print(f"model: {out / 'model'}")
+        say_next("evaluate", *([baseline] if baseline else []), out)

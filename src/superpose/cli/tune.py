@@ -21,6 +21,7 @@ from superpose.cli.options import (
     console,
     load_settings,
     numbers,
+    say_next,
 )
 
 _TRIALS = 12
@@ -109,7 +110,7 @@ def tune(
     )
     print_results(terminal, tuned.tables(), tuned.verdict())
     written = runs / name / RECIPE
-    terminal.print(f"Compare: {tuned.next_command(written, runs)}", soft_wrap=True)
-    terminal.print(f"Train:   superpose train {shlex.quote(str(written))} --out RUN", soft_wrap=True)
+    terminal.print(f"Next: {tuned.next_command(written, runs)}", soft_wrap=True)
+    say_next("train", written, "--out", runs / f"{name}-best", err=as_json)
     if as_json:
         typer.echo((runs / name / "tuning.json").read_text(encoding="utf-8"), nl=False)
