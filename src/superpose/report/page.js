@@ -56,7 +56,7 @@ function layout(chart, axis) {
     shapes: shapes,
     annotations: chart.marks.map(mark => ({
       x: chart.log_x ? Math.log10(mark.x[axis]) : mark.x[axis], xref: "x", y: 1, yref: "paper", yanchor: "top",
-      xanchor: "left", xshift: 3, showarrow: false, text: mark.label, font: { color: color("accent"), size: 12 },
+      xanchor: "left", xshift: 3, showarrow: false, text: mark.label, font: { color: color("accent"), size: 12 }, bgcolor: color("paper"),
     })),
     hovermode: "closest",
   };
