@@ -4,6 +4,7 @@ import shutil
 import time
 
 import pytest
+from selenium.webdriver import ActionChains, Keys
 
 from superpose.report.page import write_report
 from tests.report.test_write import HOSTILE, reproduced  # noqa: F401  # a fixture
@@ -19,6 +20,20 @@ return [background, ink];
 PLACED = """
 const charts = [...document.querySelectorAll('.chart')];
 return charts.map(chart => [chart.querySelectorAll('.scatterlayer .trace').length, chart.clientWidth]);
+"""
+TIP = """
+const tip = document.getElementById('tip'), box = tip.getBoundingClientRect();
+return tip.hidden ? null : [tip.textContent, box.left >= 0 && box.right <= innerWidth && box.bottom <= innerHeight];
+"""
+INK = """
+const ink = document.querySelector('#chart-0 .xtitle').style.fill;
+const expected = document.createElement('i');
+expected.style.color = getComputedStyle(document.documentElement).getPropertyValue('--ink');
+return ink === expected.style.color;
+"""
+TABLES = """
+const wide = [...document.querySelectorAll('.scroll')].filter(table => table.scrollWidth > table.clientWidth);
+return wide.map(table => [table.tabIndex, getComputedStyle(table).backgroundImage.split('linear-gradient').length - 1]);
 """
 LEGEND = """
 const last = [...document.querySelectorAll('.chart')].at(-1);
@@ -80,10 +95,10 @@ def eventually(browser, script, value):
     return False
 
 
-def test_it_draws_without_errors_on_any_screen(opened):
+def test_it_draws_without_errors_on_any_screen(opened, page):
     browser, width, scheme = opened
     charts = browser.execute_script(PLACED)
-    assert len(charts) == 9
+    assert len(charts) == len(list(page.parent.glob("report-*.png"))) > 9
     for traces, chart_width in charts:
         assert traces > 0, charts
         assert 0.85 * min(width, 1056) < chart_width <= width
@@ -111,6 +126,62 @@ def test_an_axis_can_be_chosen(opened):
     assert eventually(browser, switch, 8 * 4 * 4 * 16)  # raw tokens at the switch
     assert flops != 8 * 4 * 4 * 16
     assert browser.get_log("browser") == []
+
+
+def test_a_word_is_explained_on_focus_on_hover_and_on_touch(opened):
+    browser, *_ = opened
+    word = browser.find_element("css selector", ".verdict .term")
+    meaning = browser.find_element("id", word.get_attribute("aria-describedby")).get_attribute("textContent")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", word)
+    assert eventually(browser, TIP, [meaning, True])
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert browser.execute_script(TIP) is None
+    browser.execute_script("arguments[0].blur()", word)
+    for act in (ActionChains(browser).move_to_element(word), ActionChains(browser).click(word)):
+        act.perform()
+        assert eventually(browser, TIP, [meaning, True])
+        browser.execute_script("document.activeElement.blur()")
+        ActionChains(browser).move_by_offset(0, 200).click().perform()
+        assert eventually(browser, TIP, None)
+    assert browser.get_log("browser") == []
+
+
+def test_the_words_at_the_edges_are_explained_inside_of_the_screen(opened):
+    browser, width, _ = opened
+    words = browser.find_elements("css selector", "figcaption .term, th .term")
+    last = max(words, key=lambda word: word.rect["x"] + word.rect["width"] if word.rect["x"] < width else 0)
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end'}); arguments[0].focus()", last)
+    text, inside = browser.execute_script(TIP)
+    assert text
+    assert inside
+    browser.execute_script("arguments[0].blur()", last)
+    assert browser.execute_script(TIP) is None
+
+
+def test_charts_follow_the_scheme_while_the_page_is_open(opened):
+    browser, _, scheme = opened
+    for other in ("light" if scheme == "dark" else "dark", scheme):
+        feature = {"name": "prefers-color-scheme", "value": other}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        assert eventually(browser, INK, True)
+    assert browser.get_log("browser") == []
+
+
+def test_a_table_that_is_too_wide_scrolls_and_shows_that_it_does(opened):
+    browser, width, _ = opened
+    tables = browser.execute_script(TABLES)
+    assert tables or width > 500
+    assert all(place == [0, 4] for place in tables)  # reached by keyboard; covers and shades
+
+
+def test_what_tst_is_stands_first_with_a_picture(opened):
+    browser, width, _ = opened
+    first = browser.find_element("css selector", "main > section")
+    assert "reads bags" in first.text
+    one, other = first.find_elements("css selector", "svg")
+    assert (one.rect["y"] == other.rect["y"]) == (width > 500)  # beside each other, or one above the other
+    size = "return parseFloat(getComputedStyle(arguments[0]).fontSize) * arguments[0].getScreenCTM().a"
+    assert browser.execute_script(size, one.find_element("css selector", "text")) > 10
 
 
 def test_a_name_that_is_a_script_is_shown_and_not_run(opened):

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superpose.compare.logged import Logged
+from superpose.compare.logs import Curve
 from superpose.errors import UserError
 from superpose.report.page import page, write_report
 from superpose.report.sections import read_sections
@@ -40,7 +42,9 @@ def test_a_report_of_everything(compared, reproduced, tmp_path):
     places = [directory, reproduced, run, directory / "ordinary-20-seed1"]
     written, text, *pictures = write_report(places, tmp_path / "r.html")
     html = written.read_text()
-    assert escape(comparison.verdict().split(". ")[0]) in html
+    bare = re.sub("</?button[^>]*>", "", html)
+    assert escape(comparison.verdict().split(". ")[0]) in bare
+    assert "reads bags for the first part of training" in bare
     assert "http-equiv" in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html.split("<script>")[0])  # nothing is loaded
     markdown = text.read_text()
@@ -51,19 +55,38 @@ def test_a_report_of_everything(compared, reproduced, tmp_path):
         "rank correlation",
         "tst-20-seed1",
         "single runs are no comparison",
+        "- **nats**: ",
+        "the text itself:\n\n    ",
     ):
         assert words in markdown
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
         assert f"]({picture.name})" in markdown
-    assert len(pictures) == 4 + 2 + 2 + 1
+    assert len(pictures) == sum(len(section.charts) for section in read_sections(places))
+    assert "<mark>" in html
 
 
 def test_a_single_run(compared, tmp_path):
     directory, _ = compared
     (section,) = read_sections([directory / "tst-20-seed1"])
     assert "ended at a validation loss of" in section.verdict
-    assert section.charts[0].series[0].x["step"] == [8.0, 10.0, 20.0]
+    assert section.charts[0].series[0].x["step"] == [0.0, 8.0, 10.0, 20.0]
+    for chart in section.charts:
+        assert [(places["step"], label) for places, label in chart.marks] == [(8.0, "recovery begins")]
+
+
+def test_runs_beside_each_other_say_whose_switch_is_marked(compared, run):
+    directory, _ = compared
+    (section,) = read_sections([directory / "tst-20-seed1", directory / "ordinary-20-seed1", run])
+    ((_, label),) = section.charts[0].marks
+    assert label == "tst-20-seed1, one: recovery begins"
+
+
+def test_a_page_on_other_things_than_tst_does_not_explain_it(tmp_path):
+    curves = tuple(Curve(name, 1, ((1.0, 3.0), (2.0, value))) for name, value in (("a", 2.0), ("b", 2.5)))
+    Logged("val_loss", "step", {"small": curves[:1], "large": curves[1:]}).write(tmp_path)
+    html = page(read_sections([tmp_path]), "")
+    assert "What TST is" not in html
 
 
 def test_what_holds_nothing_to_report_is_refused(compared, tmp_path):

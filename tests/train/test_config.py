@@ -145,3 +145,22 @@ def test_of_a_long_value_its_ends_are_shown():
 def test_a_value_that_no_parser_takes_is_text(value):
     with pytest.raises(UserError, match=r"train\.lr is '.*\.\.\..*'; input should be a (valid|finite) number"):
         load_recipe(None, [f"train.lr={value}"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "interval"),
+    [
+        (3000, 300, 300),
+        (8000, 1000, 1000),
+        (300, 300, 60),
+        (301, 300, 61),
+        (60, 300, 20),
+        (20, 10, 10),
+        (600, 99, 99),
+    ],
+)
+def test_a_short_run_is_validated_more_often(steps, every, interval):
+    recipe = Recipe.model_validate({"train": {"steps": steps, "eval_every": every, "warmup_steps": 1}})
+    assert recipe.validation_interval == interval
+    assert interval <= every
+    assert steps // interval >= min(5, steps // 20) - 1

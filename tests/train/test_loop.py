@@ -124,6 +124,16 @@ def test_dropout_goes_on_as_it_would_have(recipe, store, tmp_path):
 
 
 @pytest.mark.error(n=8)
+def test_a_short_run_is_validated_more_often_and_trained_to_the_same_bits(recipe, store, tmp_path):
+    steps = {}
+    for every in (45, 15):
+        train(changed(recipe, "train", steps=45, eval_every=every), store, tmp_path / f"{every}")
+        told = read_metrics(tmp_path / f"{every}" / "metrics.jsonl")
+        steps[every] = [record["step"] for record in told if record["kind"] == "validation"]
+    assert steps == {45: [0, 18, 20, 40, 45], 15: [0, 15, 18, 30, 45]}
+    assert same_weights(tmp_path / "45", tmp_path / "15")
+
+
 def test_the_loop_asks_nothing_but_the_schedule(recipe, store, tmp_path, monkeypatch):
     """Bag sizes seen by the model are those of the schedule, also where stages change more than once."""
     staged = changed(recipe, "superposition", bag_size=[4, 2], ratio=[0.25, 0.25])

@@ -24,9 +24,9 @@ function traces(chart, axis) {
     };
     return {
       x: series.x[axis], y: series.y, name: series.name, showlegend: !series.thin,
-      mode: series.points ? "markers" : errors ? "lines+markers" : "lines",
+      mode: [series.lines && "lines", series.dots && "markers"].filter(Boolean).join("+"),
       line: { color: series.thin ? faded(color) : color, width: series.thin ? 1 : 2.5 },
-      marker: { color: color, size: 8 },
+      marker: { color: series.thin ? faded(color) : color, size: series.thin ? 4 : series.points || errors ? 8 : 6 },
       error_y: errors || undefined,
       hovertemplate: "%{y:.4f}<extra>%{fullData.name}</extra>",
     };
@@ -56,7 +56,7 @@ function layout(chart, axis) {
     shapes: shapes,
     annotations: chart.marks.map(mark => ({
       x: chart.log_x ? Math.log10(mark.x[axis]) : mark.x[axis], xref: "x", y: 1, yref: "paper", yanchor: "top",
-      xanchor: "left", xshift: 3, showarrow: false, text: mark.label, font: { color: color("accent"), size: 12 },
+      xanchor: "left", xshift: 3, showarrow: false, text: mark.label, font: { color: color("accent"), size: 12 }, bgcolor: color("paper"),
     })),
     hovermode: "closest",
   };

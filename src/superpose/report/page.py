@@ -17,8 +17,11 @@ from typing import Any
 
 from superpose import __version__
 from superpose.files import write_text
+from superpose.report.bags import TST, bags_picture
+from superpose.report.glossary import glossary, marked, words_of
+from superpose.report.samples import Samples
 from superpose.report.sections import Section, read_sections
-from superpose.results.charts import Chart, color_of, draw
+from superpose.results.charts import FEW, Chart, Series, apart, color_of, draw
 from superpose.results.tables import Table, markdown, of_words, plain
 
 _DARK = {"#6b7280": "#a1a9b8", "#2563eb": "#7aa2ff", "#4b5563": "#cbd5e1", "#7c3aed": "#a78bfa", "#be185d": "#f472b6"}
@@ -39,7 +42,10 @@ def write_report(places: Sequence[Path], out: Path) -> list[Path]:
     about, text = f"superpose {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", out.with_suffix(".md")
     write_text(out, page(sections, about))
     parts = [_markdown(section, out, pictures) for section in sections]
-    write_text(text, "\n".join([f"# superpose report\n\n{about}\n", *parts]))
+    intro = [" ".join(TST) + "\n"] if any(section.of_tst for section in sections) else []
+    words = [f"- **{name}**: {meaning}" for name, meaning in words_of("\n".join([*intro, *parts]))]
+    parts += ["\n".join(["## Words\n", *words, ""])] if words else []
+    write_text(text, "\n".join([f"# superpose report\n\n{about}\n", *intro, *parts]))
     return [out, text, *pictures]
 
 
@@ -48,14 +54,23 @@ def _markdown(section: Section, out: Path, pictures: list[Path]) -> str:
     for chart in section.charts:
         picture = out.with_name(f"{out.stem}-{len(pictures) + 1}.png")
         # Equal FLOPs beside equal data, where a chart has both.
-        draw(chart, [axis for axis in ("flops", "raw_tokens") if axis in chart.axes] or [*chart.axes][:1], picture)
+        draw(chart, ("flops", "raw_tokens") if "flops" in chart.axes else [*chart.axes][:1], picture)
         pictures.append(picture)
         parts.append(f"![{plain(chart.title)}]({picture.name})\n\n{plain(chart.caption)}\n")
     tables = [
         (plain(title), tuple(map(plain, header)), [tuple(map(plain, row)) for row in rows])
         for title, header, rows in section.tables
     ]
-    return "\n".join([*parts, markdown(tables, plain(section.verdict))])
+    samples = [] if section.samples is None else _samples_as_markdown(section.samples)
+    return "\n".join([*parts, markdown(tables, plain(section.verdict)), *samples])
+
+
+def _samples_as_markdown(samples: Samples) -> list[str]:
+    """Each text as a block of code, which ends nowhere but where its indentation does."""
+    texts = {"the prompt": samples.prompt, **samples.texts} if samples.texts else {}
+    blocks = ["\n".join(f"    {line}" for line in text.splitlines()) for text in texts.values()]
+    named = [f"{plain(name)}:\n\n{block}\n" for name, block in zip(texts, blocks, strict=True)]
+    return ["What they write\n", *named, f"{plain(samples.note)}\n"]
 
 
 def page(sections: Sequence[Section], about: str) -> str:
@@ -63,31 +78,44 @@ def page(sections: Sequence[Section], about: str) -> str:
     from plotly.offline import get_plotlyjs
 
     numbers = itertools.count()
+    body = _intro(sections) + "".join(_section(section, numbers) for section in sections)
     return Template(_asset("page.html")).substitute(
         title=escape(sections[0].title if len(sections) == 1 else f"{sections[0].title} and {len(sections) - 1} more"),
         about=escape(about),
-        body="".join(_section(section, numbers) for section in sections),
+        body=body + glossary(body),
         charts=_data([_chart(chart) for section in sections for chart in section.charts]),
         style=_asset("page.css"),
         script=_asset("page.js"),
+        explain=_asset("glossary.js"),
         plotly=get_plotlyjs(),
     )
 
 
+def _intro(sections: Sequence[Section]) -> str:
+    """What TST is, with the bag size of the first section that has one; nothing on a page about other things."""
+    if not any(section.of_tst for section in sections):
+        return ""
+    size = next((section.bag_size for section in sections if section.bag_size is not None), None)
+    picture = bags_picture() if size is None else bags_picture(size)
+    return f'<section class="intro"><h2>What TST is</h2><p>{marked(" ".join(TST))}</p>{picture}</section>\n'
+
+
 def _section(section: Section, numbers: Iterator[int]) -> str:
     headline, _, rest = section.verdict.partition(". ")
-    verdict = f"<strong>{escape(headline + ('.' if rest else ''))}</strong>"
+    verdict = f"<strong>{marked(headline + ('.' if rest else ''))}</strong>"
     if rest:
-        verdict += f"<span>{escape(rest)}</span>"
+        verdict += f"<span>{marked(rest)}</span>"
     figures = "".join(_figure(chart, next(numbers)) for chart in section.charts)
     tables = "".join(map(_table, section.tables))
+    samples = "" if section.samples is None else _samples(section.samples)
     settings = "".join(
         f"<details><summary>{escape(name)}</summary><pre>{escape(text)}</pre></details>"
         for name, text in section.settings
     )
+    made_with = f"<h3>Made with</h3>{settings}" if settings else ""
     return (
         f'<section><h2>{escape(section.title)}</h2><div class="verdict">{verdict}</div>'
-        f"{figures}{tables}<h3>Made with</h3>{settings}</section>\n"
+        f"{figures}{tables}{samples}{made_with}</section>\n"
     )
 
 
@@ -100,24 +128,34 @@ def _figure(chart: Chart, number: int) -> str:
     axes = f'<div class="axes" role="group" aria-label="x axis">{buttons}</div>' if len(chart.axes) > 1 else ""
     return (
         f'<figure><h3>{escape(chart.title)}</h3>{axes}<div class="chart" id="chart-{number}"></div>'
-        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
+        f"<figcaption>{marked(chart.caption)}</figcaption></figure>"
     )
+
+
+def _samples(samples: Samples) -> str:
+    """Each text after its prompt, side by side where there is room."""
+    texts = "".join(
+        f"<div><h4>{escape(name)}</h4><pre><mark>{escape(samples.prompt)}</mark>{escape(text)}</pre></div>"
+        for name, text in samples.texts.items()
+    )
+    side_by_side = f'<div class="samples">{texts}</div>' if texts else ""
+    return f"<figure><h3>What they write</h3>{side_by_side}<figcaption>{marked(samples.note)}</figcaption></figure>"
 
 
 def _table(table: Table) -> str:
     title, header, rows = table
     words = [of_words(rows, place) for place in range(len(header))]
-    head = "".join(f"<th{_class('words' * left)}>{escape(name)}</th>" for name, left in zip(header, words, strict=True))
+    head = "".join(f"<th{_class('words' * left)}>{marked(name)}</th>" for name, left in zip(header, words, strict=True))
     body = "".join(f"<tr>{''.join(map(_cell, row, words))}</tr>" for row in rows)
     return (
-        f'<h3>{escape(title)}</h3><div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<h3>{escape(title)}</h3><div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def _cell(value: str, words: bool) -> str:
     mark = value if value in ("agrees", "disagrees") else ""
-    return f"<td{_class(mark, 'words' * words)}>{escape(value)}</td>"
+    return f"<td{_class(mark, 'words' * words)}>{marked(value) if words else escape(value)}</td>"
 
 
 def _class(*names: str) -> str:
@@ -132,21 +170,27 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "axes": {axis: escape(title) for axis, title in chart.axes.items()},
         "y_title": escape(chart.y_title),
         "series": [
-            {**vars(one), "name": escape(one.name), "color": color, "dark": _DARK.get(color, color)}
+            {**vars(one), **_look(one), "name": escape(one.name), "color": color, "dark": _DARK.get(color, color)}
             for one, color in zip(chart.series, colors, strict=True)
         ],
         "marks": [{"x": places, "label": escape(label)} for places, label in chart.marks],
         "level": chart.level,
         "log_x": chart.log_x,
-        "y_range": chart.y_range,
+        "y_range": chart.shown,
         "ticks": {axis: _ticks(chart, axis) for axis in chart.axes},
     }
 
 
+def _look(series: Series) -> dict[str, bool]:
+    """Points, lines, or both: each point is seen where they are few, and one alone always."""
+    few = series.points or len(series.y) <= FEW
+    return {"dots": few, "lines": not series.points}
+
+
 def _ticks(chart: Chart, axis: str) -> dict[str, Any]:
-    """Few places with names of their own are all named: budgets, seeds, ratios."""
-    places = sorted({place for series in chart.series for place in series.x[axis]})
-    if len(places) > 12 or axis in ("flops", "seconds", "raw_tokens", "latents"):
+    """Few places with names of their own are all named, but those that would touch: budgets, seeds, ratios."""
+    places = apart(chart.places(axis), chart.log_x) if chart.places(axis) else []
+    if not places:
         return {}
     return {"tickvals": places, "ticktext": [f"{place:,.6g}" for place in places]}
 

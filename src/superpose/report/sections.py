@@ -19,10 +19,13 @@ from superpose.errors import UserError
 from superpose.files import read_json
 from superpose.paper.published import published_gain
 from superpose.plan.tables import PlanRecord
+from superpose.report.samples import Samples, samples_of
 from superpose.reproduce.experiments import SWEEP, SWEEP_RATIOS, SWEEP_SIZES, cell
 from superpose.reproduce.reproduction import Reproduction
-from superpose.results.charts import AXES, Chart, Series, read_series
+from superpose.results.charts import AXES, Chart, Mark, Series
+from superpose.results.curves import Losses, captioned, read_series, switch_marks, training_charts, zoomed
 from superpose.results.tables import Row, Table
+from superpose.train.config import Recipe
 from superpose.train.recipe_file import load_recipe
 from superpose.train.records import read_result
 
@@ -34,6 +37,9 @@ class Section:
     Attributes:
         verdict: what came out, in a sentence or a few; the first is the headline.
         settings: name and JSON text of what it was made with.
+        samples: what the models write; None where nobody is asked.
+        bag_size: s, to be drawn in the picture of bags; None where it is not known.
+        of_tst: whether it is about TST at all: runs that were logged elsewhere may be of anything.
     """
 
     title: str
@@ -41,6 +47,9 @@ class Section:
     charts: list[Chart]
     tables: list[Table]
     settings: list[tuple[str, str]]
+    samples: Samples | None = None
+    bag_size: int | None = None
+    of_tst: bool = True
 
 
 def read_sections(places: Sequence[Path]) -> list[Section]:
@@ -59,7 +68,8 @@ def read_sections(places: Sequence[Path]) -> list[Section]:
         elif (place / "logged.json").is_file():
             logged = Logged.load(place)
             title = f"Runs of {' and '.join(logged.arms)}"
-            sections.append(Section(title, logged.verdict(), [logged.chart()], logged.tables(), []))
+            section = Section(title, logged.verdict(), [logged.chart()], logged.tables(), [], of_tst=False)
+            sections.append(section)
         elif (place / "plan.json").is_file():
             sections.append(_of_plan(place / "plan.json"))
         elif place in runs:
@@ -88,7 +98,9 @@ def _of_comparison(place: Path) -> Section:
     }
     arms = ["ordinary training", comparison.tst_label, *comparison.variants]
     title = f"{place.name}: {', '.join(arms[:-1])} and {arms[-1]}"
-    return Section(title, comparison.verdict(), all_charts(comparison), comparison.tables(), _texts(settings))
+    charts, tables = all_charts(comparison), comparison.tables()
+    samples, size = samples_of(comparison, place), comparison.recipe.schedule.bag_size_at(0)
+    return Section(title, comparison.verdict(), charts, tables, _texts(settings), samples, size)
 
 
 def _of_plan(path: Path) -> Section:
@@ -113,7 +125,14 @@ def _of_runs(places: Sequence[Path]) -> Section:
     results = {place: read_result(place / "result.json") for place in places}
     names = {place: place.resolve().name if place.name in ("", ".", "..") else place.name for place in places}
     series = tuple(read_series(place, name) for place, name in names.items())
-    chart = Chart("Validation loss", "next-token validation loss, nats per token", dict(AXES), series)
+    recipes = {place: load_recipe(place / "config.json") for place in places}
+    marks = _switches(names, recipes)
+    title = "Validation loss"
+    chart = Chart(
+        title, "next-token validation loss, nats per token", dict(AXES), series, marks, y_range=zoomed(series)
+    )
+    losses = [Losses(place, name) for place, name in names.items()]
+    charts = [captioned(chart, "Validation is on the next token in all phases."), *training_charts(losses, marks)]
     rows: list[Row] = []
     for place, result in results.items():
         losses = f"{result.val_loss:.4f}", f"{result.val_bits_per_byte:.4f}"
@@ -124,8 +143,20 @@ def _of_runs(places: Sequence[Path]) -> Section:
     verdict = f"{names[best]} ended lowest, at {amount}; single runs are no comparison, see superpose compare."
     if len(places) == 1:
         verdict = f"{names[best]} ended at a validation loss of {amount}."
-    recipes = [(names[place], _text(load_recipe(place / "config.json").model_dump(mode="json"))) for place in places]
-    return Section("Runs", verdict, [chart], [("Results", header, rows)], recipes)
+    settings = [(names[place], _text(recipe.model_dump(mode="json"))) for place, recipe in recipes.items()]
+    return Section("Runs", verdict, charts, [("Results", header, rows)], settings)
+
+
+def _switches(names: dict[Path, str], recipes: dict[Path, Recipe]) -> tuple[Mark, ...]:
+    """Where the phases of the runs meet; those whose meet after the same steps and tokens share a mark."""
+    found = dict[tuple[str, float, float], tuple[Mark, list[str]]]()
+    for place, recipe in recipes.items():
+        for mark in switch_marks(place, recipe.schedule):
+            same = mark[1], mark[0]["step"], mark[0]["raw_tokens"]
+            found.setdefault(same, (mark, []))[1].append(names[place])
+    if len(names) == 1:
+        return tuple(mark for mark, _ in found.values())
+    return tuple((places, f"{', '.join(whose)}: {label}") for (places, label), whose in found.values())
 
 
 def _findings(entry: Reproduction) -> Chart:

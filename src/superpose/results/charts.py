@@ -1,15 +1,12 @@
 """Charts as data, whatever draws them, and as PNG pictures."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from superpose.errors import UserError
 from superpose.files import whole_file
-from superpose.train.records import Validation, read_records
 
 AXES = {
     "flops": "training FLOPs",
@@ -20,7 +17,13 @@ AXES = {
 }
 """Quantities a run's curve can be drawn against; at equal steps FLOPs and latents are equal, the others are not."""
 
+AMOUNTS = ("flops", "seconds", "raw_tokens", "latents")
+"""Axes whose numbers are large or odd; all others have few places, which are named as they are."""
 Role = Literal["ordinary", "tst", "other"]
+Mark = tuple[dict[str, float], str]
+"""A vertical line: its place on each axis, and what it says."""
+FEW = 12
+"""Points of a line up to which each one is drawn, so that a line of a single point is seen."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ class Chart:
 
     Attributes:
         axes: title of each x axis by its name; the first is shown first.
-        marks: places of vertical lines, by axis, with what they say.
-        level: a horizontal line, such as 0 for differences.
+        level: a horizontal line, such as 0 for differences; it is always in the picture.
         log_x: whether places are drawn by their logarithm.
         y_range: what is shown of the y axis first; None for all.
         caption: what the reader sees, in a sentence or two.
@@ -62,48 +64,31 @@ class Chart:
     y_title: str
     axes: dict[str, str]
     series: tuple[Series, ...]
-    marks: tuple[tuple[dict[str, float], str], ...] = ()
+    marks: tuple[Mark, ...] = ()
     level: float | None = None
     log_x: bool = False
     y_range: tuple[float, float] | None = None
     caption: str = ""
 
+    @property
+    def shown(self) -> tuple[float, float] | None:
+        """What the y axis shows first; None for whatever there is."""
+        if self.y_range is not None or self.level is None:
+            return self.y_range
+        bars = [end for one in self.series for end in (*one.low, *one.high) if end is not None]
+        values = [self.level, *(y for one in self.series for y in one.y), *bars]
+        margin = 0.08 * (max(values) - min(values)) or 1.0
+        return min(values) - margin, max(values) + margin
 
-def read_series(directory: Path, name: str, role: Role = "other", thin: bool = False) -> Series:
-    """A run's validation loss against all axes, without that of the untrained model."""
-    records = [record for record in read_validations(directory) if record.step > 0]
-    x = {axis: [float(getattr(record, axis)) for record in records] for axis in AXES}
-    return Series(name, x, [record.val_loss for record in records], role, thin=thin)
-
-
-def read_validations(directory: Path) -> list[Validation]:
-    """A run's validation records; a UserError if there are none, or they were altered."""
-    path = directory / "metrics.jsonl"
-    try:
-        records = read_records(path, Validation)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); a report needs the runs it is about") from None
-    if not any(record.step > 0 for record in records):
-        raise UserError(f"{path} holds no validation of a trained model; train the run again")
-    return records
-
-
-def mean_series(series: Sequence[Series], name: str) -> Series:
-    """The mean of some runs at the steps all of them have; a UserError if they have none in common."""
-    shared = sorted(set.intersection(*(set(one.x["step"]) for one in series)))
-    if not shared:
-        raise UserError(f"the runs of {name} were validated at different steps; train them with one eval_every")
-    places = [[one.x["step"].index(step) for step in shared] for one in series]
-
-    def mean(columns: list[list[float]]) -> list[float]:
-        shown = [np.take(column, place) for column, place in zip(columns, places, strict=True)]
-        return [float(value) for value in np.mean(shown, axis=0)]
-
-    x = {axis: mean([one.x[axis] for one in series]) for axis in AXES}
-    return Series(name, x, mean([one.y for one in series]), series[0].role)
+    def places(self, axis: str) -> list[float]:
+        """Those of an x axis that are few enough to be named: budgets, seeds, ratios; none of amounts."""
+        found = sorted({place for one in self.series for place in one.x[axis]})
+        return [] if len(found) > FEW or axis in AMOUNTS else found
 
 
 COLORS = {"ordinary": "#6b7280", "tst": "#2563eb"}
+_MOST_ENDS = 3
+"""Lines whose last values fit beside each other."""
 OTHERS = ("#d97706", "#059669", "#dc2626", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#4b5563")
 
 
@@ -117,6 +102,13 @@ def color_of(series: Series, chart: Chart) -> str:
 
 def draw(chart: Chart, axes: Sequence[str], path: Path) -> None:
     """Writes a chart against one or more of its x axes, side by side."""
+    canvas = drawn(chart, axes)
+    with whole_file(path) as aside:
+        canvas.print_png(str(aside))
+
+
+def drawn(chart: Chart, axes: Sequence[str]) -> Any:
+    """The picture as matplotlib has it, a FigureCanvasAgg."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -126,46 +118,78 @@ def draw(chart: Chart, axes: Sequence[str], path: Path) -> None:
         for series in chart.series:
             _draw_series(panel, series, axis, color_of(series, chart))
         for places, label in chart.marks:
-            panel.axvline(places[axis], color=COLORS["tst"], linestyle=":", linewidth=1.2, label=label)
+            panel.axvline(places[axis], color=COLORS["tst"], linestyle=":", linewidth=1.2, label=_literal(label))
         if chart.level is not None:
             panel.axhline(chart.level, color="#9ca3af", linewidth=1)
-        if chart.y_range is not None:
-            panel.set_ylim(*chart.y_range)
-        if chart.log_x:
-            panel.set_xscale("log")
+        if chart.shown is not None:
+            panel.set_ylim(*chart.shown)
+        panel.margins(x=0.1)
+        _label_ends(panel, chart, axis)
+        _place_ticks(panel, chart, axis)
         panel.set_xlabel(chart.axes[axis])
         panel.grid(color="#e5e7eb", linewidth=0.8)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.margins(x=0.1)
     panels[0].set_ylabel(chart.y_title)
     panels[0].legend(frameon=False)
-    with whole_file(path) as aside:
-        FigureCanvasAgg(figure).print_png(str(aside))
+    return FigureCanvasAgg(figure)
+
+
+def _place_ticks(panel: Any, chart: Chart, axis: str) -> None:
+    """Names few places, none so near to another that the names would touch."""
+    from matplotlib.ticker import EngFormatter, FixedFormatter, FixedLocator, MaxNLocator, NullLocator
+
+    if chart.log_x:
+        panel.set_xscale("log")
+        panel.xaxis.set_minor_locator(NullLocator())
+    if places := chart.places(axis):
+        kept = apart(places, log=chart.log_x)
+        panel.xaxis.set_major_locator(FixedLocator(kept))
+        panel.xaxis.set_major_formatter(FixedFormatter([f"{place:,.6g}" for place in kept]))
+        return
+    if not chart.log_x:
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+    # 2.5e+11 is read as it is written, without a power at the end of the axis; 240 k and 3 M for all else.
+    panel.xaxis.set_major_formatter("{x:.3g}" if axis == "flops" else EngFormatter())
+
+
+def apart(places: Sequence[float], log: bool = False, least: float = 0.11) -> list[float]:
+    """Those of ascending places that are at least a share of the axis from the one before; the last is always kept."""
+    scaled = [math.log(place) if log else place for place in places]
+    width, kept = (scaled[-1] - scaled[0]) * least, [len(places) - 1]
+    for number in range(len(places) - 2, -1, -1):
+        if scaled[kept[-1]] - scaled[number] >= width:
+            kept.append(number)
+    return [places[number] for number in reversed(kept)]
+
+
+def _label_ends(panel: Any, chart: Chart, axis: str) -> None:
+    """Writes the last value beside each line, the higher one higher."""
+    lines = [one for one in chart.series if one.y and not (one.thin or one.points or one.low)]
+    if len(lines) > _MOST_ENDS:
+        return
+    for rank, series in enumerate(sorted(lines, key=lambda one: one.y[-1])):
+        side = "top" if rank == 0 and len(lines) > 1 else "bottom" if rank == len(lines) - 1 else "center"
+        panel.annotate(
+            f"{series.y[-1]:.3f}",
+            (series.x[axis][-1], series.y[-1]),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va=side,
+            color=color_of(series, chart),
+            fontsize=9,
+        )
 
 
 def _draw_series(panel: Any, series: Series, axis: str, color: str) -> None:
-    x = series.x[axis]
+    x, marker = series.x[axis], "o" if len(series.y) <= FEW else ""
     if series.thin:
-        panel.plot(x, series.y, color=color, linewidth=0.7, alpha=0.4)
+        panel.plot(x, series.y, color=color, linewidth=0.7, alpha=0.4, marker=marker, markersize=2)
         return
-    style = {"linestyle": "none", "marker": "o"} if series.points else {"linewidth": 2}
-    panel.plot(x, series.y, color=color, label=_literal(series.name), **style)
-    if series.low:
-        for place, low, high in zip(x, series.low, series.high, strict=True):
-            if low is not None and high is not None:
-                panel.plot([place, place], [low, high], color=color, linewidth=1.2, alpha=0.7)
-        panel.plot(x, series.y, color=color, linestyle="none", marker="o", markersize=4)
-    elif not series.points and x:
-        side = "top" if series.role == "tst" else "bottom"
-        panel.annotate(
-            f"{series.y[-1]:.3f}",
-            (x[-1], series.y[-1]),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va=side,
-            color=color,
-            fontsize=9,
-        )
+    style = {"linestyle": "none", "marker": "o"} if series.points else {"linewidth": 2, "marker": marker}
+    panel.plot(x, series.y, color=color, label=_literal(series.name), markersize=5, **style)
+    for place, y, low, high in zip(x, series.y, series.low, series.high, strict=False):
+        bottom, top = y if low is None else low, y if high is None else high
+        panel.plot([place, place], [bottom, top], color=color, linewidth=1.2, alpha=0.7)
 
 
 def _literal(text: str) -> str:

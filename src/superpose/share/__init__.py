@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from superpose.lazy import names
 
 if TYPE_CHECKING:
+    from superpose.models.sampling import sample
     from superpose.share.exporting import export
     from superpose.share.facts import Facts
     from superpose.share.importing import import_model
-    from superpose.share.sampling import generate, sample
+    from superpose.share.sampling import generate
 
 __all__ = ["Facts", "export", "generate", "import_model", "sample"]
 
 _HOMES = {"Facts": "facts", "export": "exporting", "import_model": "importing"}
-__getattr__ = names(__name__, {**_HOMES, "generate": "sampling", "sample": "sampling"})
+__getattr__ = names(__name__, {**_HOMES, "generate": "sampling", "sample": ".models.sampling"})

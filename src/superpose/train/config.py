@@ -126,6 +126,7 @@ class TrainArgs(OptimArgs, frozen=True):
     """CPU threads; 0 for PyTorch's own choice."""
     log_every: _Count = 10
     eval_every: _Count = 300
+    """At most so many steps from one validation to the next; a short run has more, see `Recipe.validation_interval`."""
     checkpoint_every: _Count = 1000
     keep_checkpoints: _Count = 2
     """How many of the newest stay; those at the boundaries of phases always do."""
@@ -137,6 +138,8 @@ class TrainArgs(OptimArgs, frozen=True):
     """Where metrics go besides metrics.jsonl: tensorboard, wandb, trackio; auto: TensorBoard if it is installed."""
 
 
+_VALIDATIONS, _CLOSEST = 5, 20
+"""A run is validated so often at least, but never at less than so many steps: a validation takes as long as some."""
 OF_THE_MACHINE = {
     *("train.accumulate", "train.checkpoint_activations", "train.compile", "train.device", "train.threads"),
     *("train.keep_checkpoints", "train.log_every", "train.runaway", "train.track"),
@@ -175,6 +178,15 @@ class Recipe(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
     def latents_per_step(self) -> int:
         """Positions a step computes, all ranks together."""
         return self.train.batch_size * self.train.latents
+
+    @property
+    def validation_interval(self) -> int:
+        """Steps from one validation to the next: `eval_every`, or fewer where a short run would have hardly a curve.
+
+        What is trained does not depend on it.
+        """
+        steps, every = self.train.steps, self.train.eval_every
+        return min(every, max(_CLOSEST, -(-steps // _VALIDATIONS)))
 
     def ordinary(self) -> Self:
         """The same run without superposition."""

@@ -38,7 +38,7 @@ def seconds_of(recipe: Recipe, pace: Pace, done: int = 0) -> float:
     A step of either phase computes as many latents, so one pace serves both: in superposition it takes a few hundredths
     more (docs/training.md).
     """
-    steps, every = recipe.train.steps, recipe.train.eval_every
+    steps, every = recipe.train.steps, recipe.validation_interval
     validated = {*range(every, steps + 1, every), *recipe.schedule.boundaries, steps}
     validations = sum(step > done for step in validated) + (done == 0)
     seconds: float = (steps - done) * pace.step_seconds + validations * (pace.validation_seconds or 0.0)

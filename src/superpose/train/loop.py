@@ -207,7 +207,7 @@ def _steps(run: Running) -> HeldOutLoss:
             if done % args.log_every == 0 or saving:
                 run.tell(run.training(done, computed, lr, results))
                 results = []
-            if done % args.eval_every == 0 or turning:
+            if done % run.recipe.validation_interval == 0 or turning:
                 measured = _validate(run, done)
             if saving:
                 with run.clock.paused():

@@ -29,7 +29,7 @@ class Record:
     """A line of metrics.jsonl, told after so many optimizer steps."""
 
     kind: ClassVar[str]
-    step: int
+    step: _Count
 
     def as_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **as_json(self)}
