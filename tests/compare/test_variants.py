@@ -9,7 +9,14 @@ from superpose.compare.comparison import Comparison, Trained
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, found_tunings, plan_runs, plan_tuning
 from superpose.compare.tuned import LR, Trial, Tuning
 from superpose.compare.variant_tables import changes_of, variant_tables
-from superpose.compare.variants import parse_variant, parse_variants, settings_of, steps_of_equal_flops, training_flops
+from superpose.compare.variants import (
+    changed_recipe,
+    parse_variant,
+    parse_variants,
+    settings_of,
+    steps_of_equal_flops,
+    training_flops,
+)
 from superpose.core import Schedule, StageArgs
 from superpose.errors import UserError
 from superpose.results.statistics import corrected
@@ -153,6 +160,16 @@ def test_a_rate_of_its_own_is_refused_where_rates_are_tried(recipe):
     assert run.recipe.train.lr == 1e-3
     with pytest.raises(UserError, match="which --lrs chooses for each arm"):
         Design(recipe, tune={LR: (1e-3, 2e-3)}, variants=changes)
+
+
+def test_a_setting_of_bags_goes_to_the_stages_that_have_such(recipe):
+    stages = [{"ratio": 0.3, "bag_size": 4}, {"ratio": 0.1, "bag_size": 2, "mode": "output"}]
+    mine = changed_recipe(recipe, "tail", {"superposition": {"stages": stages}})
+    (run,) = (run for run in plan_runs(Design(mine, variants={"x": ["superposition.pooling=sqrt"]})) if run.arm == "x")
+    assert [stage.pooling for stage in run.recipe.schedule.args] == ["sqrt", "mean"]
+    single = with_settings(recipe, "superposition", mode="output")
+    with pytest.raises(UserError, match="has no stage of bags"):
+        Design(single, variants={"x": ["superposition.pooling=sqrt"]})
 
 
 class TestPlanning:

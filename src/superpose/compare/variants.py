@@ -28,6 +28,8 @@ Changes = Sequence[str] | Mapping[str, Any]
 """Settings as `--set` writes them, or sections as in a recipe."""
 
 _UNSAID = {setting: SuperpositionArgs.model_fields[setting].default for setting in SHORT_FORM}
+_WITHOUT = {"pooling": "output", "weighting": "input", "weighting_end": "input"}
+"""Settings of bags that are read or predicted, and the mode whose stages have single tokens there."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _FIXED = {
     "train.seed": "all arms are trained with the comparison's seeds",
@@ -123,12 +125,16 @@ def _superposition(changes: Changes) -> dict[str, Any]:
 
 
 def _with_each_stage(recipe: Recipe, settings: Mapping[str, Any], source: str) -> Recipe:
-    """The recipe with these settings in each of its stages of bags, which are spelled out for it."""
-    if not any(stage.superposes for stage in recipe.schedule.args):
+    """The recipe with these settings in each of its stages that has such bags; stages are spelled out for it."""
+    bags = [stage for stage in recipe.schedule.args if stage.superposes]
+    if not all(any(stage.mode != _WITHOUT.get(setting) for stage in bags) for setting in settings):
         names = ", ".join(f"superposition.{setting}" for setting in settings)
         raise UserError(f"{source} has no stage of bags, so {names} would be ignored; leave it out")
     try:
-        stages = [replace(stage, **settings) if stage.superposes else stage for stage in recipe.schedule.args]
+        stages = [
+            replace(stage, **{k: v for k, v in settings.items() if stage.superposes and stage.mode != _WITHOUT.get(k)})
+            for stage in recipe.schedule.args
+        ]
     except ValueError as error:
         raise UserError(f"{source}: {error}") from None
     unsaid = recipe.model_copy(update={"superposition": recipe.superposition.model_copy(update=_UNSAID)})

@@ -135,8 +135,8 @@ def _of_runs(places: Sequence[Path]) -> Section:
     charts = [captioned(chart, "Validation is on the next token in all phases."), *training_charts(losses, marks)]
     rows: list[Row] = []
     for place, result in results.items():
-        losses = f"{result.val_loss:.4f}", f"{result.val_bits_per_byte:.4f}"
-        rows.append((names[place], *losses, f"{result.raw_tokens:,}", f"{result.flops:.2e}", f"{result.seconds:.0f}"))
+        measured = f"{result.val_loss:.4f}", f"{result.val_bits_per_byte:.4f}"
+        rows.append((names[place], *measured, f"{result.raw_tokens:,}", f"{result.flops:.2e}", f"{result.seconds:.0f}"))
     header = ("run", "validation loss, nats", "bits per byte", "raw tokens", "training FLOPs", "seconds")
     best = min(results, key=lambda place: results[place].val_loss)
     amount = f"{results[best].val_loss:.4f} nats per token"
