@@ -97,7 +97,7 @@ def tune(
         draw_seed=draw_seed,
         variants=variants,
     )
-    name, terminal = name or f"tune-{recipe.stem if recipe else 'demo'}", console(stderr=as_json)
+    name, terminal = name or f"tune-{recipe.stem if recipe else 'cpu-tiny'}", console(stderr=as_json)
     command = shlex.join(["superpose", *sys.argv[1:]])
     tuned = workflow.tune(
         search,

@@ -353,7 +353,7 @@ def tune(
     search: Search,
     *,
     runs: Path = Path("runs"),
-    name: str = "tune-demo",
+    name: str = "tune-cpu-tiny",
     jobs: int = 0,
     engine: Engine | None = None,
     display: Display | None = None,
