@@ -62,6 +62,24 @@ def test_the_first_loss_is_log_v_and_one_of_log_v_over_s_is_noticed():
         page("The first loss", names=names)
 
 
+@pytest.mark.error(n=9)
+def test_windows_cut_by_hand_read_each_token_once():
+    names = page("Rows as long")
+    text = names["text"]
+    inputs, targets = (tokens.flatten() for tokens in split_window(names["windows"], 4))
+    assert torch.equal(inputs, text[: len(inputs)])
+    assert torch.equal(targets, text[4 : len(targets) + 4])
+    assert len(inputs) > len(text) - 2 * names["length"]
+
+
+@pytest.mark.error(n=8)
+def test_all_passes_of_a_step_have_its_bag_size():
+    names, asked = page(), []
+    names["lm"].register_forward_pre_hook(lambda module, given: asked.append(given[1]))
+    page("Steps that count", names=names)
+    assert asked == [4] * 6 + [1] * 14
+
+
 @pytest.mark.error(n=4)
 @pytest.mark.parametrize("s", [1, 4])
 def test_accumulated_parts_make_the_gradients_of_the_whole_step(s):
