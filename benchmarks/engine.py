@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py            # both; where the extra `ray` is installed
     python benchmarks/engine.py --runs 1000 --megabytes 20
+    python benchmarks/engine.py --pages runs/mine     # what a page costs that is written while runs are at work
 
 Runs: `superpose.runs.pool.execute` plans and follows all of them, once with an engine that answers at once, so that
 what the driver does itself is left, and once with one whose jobs are tasks of a Ray cluster of this machine. Memory is
@@ -129,17 +130,46 @@ def preparation_on_nodes(address: str, megabytes: float, folder: Path) -> dict[s
     }
 
 
+def pages(directory: Path, folder: Path) -> dict[str, float]:
+    """Processor seconds for the two pages of a comparison, the second time each; what the report adds in bytes."""
+    # Not for the other parts, whose memory is measured.
+    from superpose.compare.comparison import Comparison
+    from superpose.report.page import write_report
+
+    comparison = Comparison.load(directory)
+
+    def measured(write: Callable[[], Any]) -> float:
+        write()
+        spent = time.process_time()
+        write()
+        return time.process_time() - spent
+
+    summary = measured(lambda: comparison.write_summary(folder, "now"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    report = measured(lambda: write_report([directory], folder / "report.html"))
+    return {
+        "runs": len(comparison.runs),
+        "summary_seconds": summary,
+        "report_seconds": report,
+        "report_bytes": (folder / "report.html").stat().st_size,
+        "report_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
+    }
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--runs", type=int, default=10_000)
     arguments.add_argument("--megabytes", type=float, default=100)
+    arguments.add_argument("--pages", type=Path, metavar="RUNS/NAME", help="of this comparison, and nothing else")
     arguments.add_argument("--only", choices=["driver", "ray", "prepare"], help="one part, in this process")
     options = arguments.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT), str(ROOT / "benchmarks")])
     saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
-        if options.only == "driver":
+        if options.pages:
+            measured["pages"] = pages(options.pages, Path(place))
+        elif options.only == "driver":
             measured["driver"] = many(AtOnce(), options.runs, Path(place))
         else:
             # Peaks are a process's: that of the driver alone is measured in one of its own.

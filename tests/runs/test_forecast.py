@@ -78,6 +78,15 @@ def test_what_is_left_follows_the_records(recipe):
     assert heard.left() == 0
 
 
+def test_a_cluster_that_grew_is_counted_by_the_runs_at_work(recipe):
+    heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 1, lambda line: None)
+    for name in "abc":
+        heard.hear(name, {**pace(2.0).as_json(), "step": 0})
+    assert heard.left() == pytest.approx(5 * 44 / 3)
+    heard.hear("a", {"kind": "failure", "message": "died"})
+    assert heard.left() == pytest.approx(4 * 44 / 2)
+
+
 def test_a_run_that_ends_first_is_enough(recipe):
     said = []
     heard = Forecast(dict.fromkeys("abcde", Planned(recipe)), 2, said.append)

@@ -39,7 +39,7 @@ class Forecast:
 
     Args:
         runs: to be trained now and later in this command by their names, not those that are finished.
-        at_a_time: how many are at work together.
+        at_a_time: how many are at work together; more are counted where more are heard of, on a cluster that grew.
         say: prints a line.
         clock: seconds.
     """
@@ -52,6 +52,7 @@ class Forecast:
     _rates: dict[str, float] = field(default_factory=dict)
     _last: dict[str, tuple[int, float]] = field(default_factory=dict)
     _settled: set[str] = field(default_factory=set)
+    _working: set[str] = field(default_factory=set)
     _together: float | None = None
     _said: bool = False
 
@@ -74,20 +75,23 @@ class Forecast:
         # A run that has ended will be followed by others, which do not wait for the rest.
         if len(self._settled) >= enough or waited or record["kind"] == "result":
             paces = [pace for name, pace in self._paces.items() if name in self._settled] or [*self._paces.values()]
-            self.say(forecast([*self.runs.values()], self.at_a_time, paces))
+            self.say(forecast([*self.runs.values()], max(self.at_a_time, len(self._working)), paces))
             self._said = True
 
     def left(self) -> float | None:
         """Seconds until all runs have ended, None before any told its pace."""
         if not self._rates:
             return None
-        return self._todo * self._rate / len(self._rates) / max(1, min(self.at_a_time, len(self._open)))
+        together = min(max(self.at_a_time, len(self._working)), len(self._open))
+        return self._todo * self._rate / len(self._rates) / max(1, together)
 
     def _learn(self, name: str, record: Mapping[str, Any]) -> None:
         if record["kind"] in ("result", "failure"):
             self._todo -= self._open.pop(name)
+            self._working.discard(name)
             return
         if record["kind"] == "pace":
+            self._working.add(name)
             self._told(name, Pace.heard(record))
         elif record["kind"] == "training":
             step, seconds = record["step"], record["seconds"]
