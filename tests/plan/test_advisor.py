@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from superpose import Schedule, StageArgs
 from superpose.plan import Point, Setting, make_plan, parse_hardware, request_for, request_of, summary
 from superpose.plan.evidence import RULE
 from superpose.plan.tables import record, tables
@@ -44,6 +45,18 @@ def test_data_bound(unique, decision, words):
     plan = make_plan(replace(PAPER, unique_tokens=unique))
     assert plan.decision == decision
     assert words in texts(plan)
+
+
+def test_a_source_that_is_worn_out_is_named():
+    stages = [StageArgs(0.3, bag_size=4, mixture={"web": 1.0}), StageArgs(0.7, mixture={"web": 0.5, "code": 0.5})]
+    schedule, sources = Schedule(PAPER.steps, stages=stages), {"web": 200_000_000_000, "code": 2_000_000_000}
+    plan = make_plan(replace(PAPER, setting=Setting(4, 0.3), schedule=schedule, sources=sources, unique_tokens=202e9))
+    latents = PAPER.steps * PAPER.latents_per_step
+    assert plan.cost.source_epochs["code"] == pytest.approx(0.35 * latents / 2e9, rel=1e-3)
+    assert plan.cost.source_epochs["web"] == pytest.approx(1.55 * latents / 2e11, rel=1e-3)
+    (reason,) = [reason.text for reason in plan.reasons if "the source" in reason.text]
+    assert f"the source code is read {plan.cost.source_epochs['code']:.1f} times" in reason
+    assert ("passes over code", "", "", f"{plan.cost.source_epochs['code']:.2f}") in tables(plan)[1][2]
 
 
 def test_few_steps():

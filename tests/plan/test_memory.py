@@ -95,11 +95,10 @@ def test_extra_heads_are_among_the_bytes_that_a_run_holds(recipe, store):
     found, without = memory(request, model), memory(plain, model)
     assert (found.weights, found.gradients, found.optimizer) == (parameters, parameters, moments)
     assert found.weights - without.weights == 4 * 2 * model.width**2
-    positions = request.rows * request.latents
-    assert (
-        found.head - without.head == head_memory("cpu", 2 * positions, model.width, 300) + 8 * positions * model.width
-    )
-    assert found.peak > without.peak
+    positions = 2 * request.rows * request.latents
+    assert found.head - without.head == head_memory("cpu", positions, model.width, 300)
+    assert found.activations - without.activations == 8 * positions * model.width
+    assert found.peak - found.base > without.peak - without.base
     assert memory(replace(request, setting=None), model).weights == without.weights, "what is recommended has none"
 
 

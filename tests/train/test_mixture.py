@@ -2,12 +2,15 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from superpose import StageArgs
 from superpose.data.prepare import prepare_store
 from superpose.errors import UserError
+from superpose.plan import make_plan, request_of
+from superpose.plan.fit import source_tokens
 from superpose.runs.disk import open_run
 from superpose.train.config import Recipe
 from superpose.train.loop import announce, check_recipe, train
@@ -63,6 +66,8 @@ def test_its_passes_over_each_source_are_counted(finished, mixed, its_store):
     assert result["source_epochs"] == {name: rows[name] * row / sizes[name] for name in sizes}
     assert result["raw_tokens"] == mixed.schedule.raw_tokens(64) == sum(rows.values()) * row
     assert f"({result['source_epochs']['code']:.2f} of code, " in announce(mixed, its_store)
+    planned = replace(request_of(mixed), sources=source_tokens(its_store.train), unique_tokens=sum(sizes.values()))
+    assert make_plan(planned).cost.source_epochs == result["source_epochs"]
 
 
 def test_its_loss_on_each_source_is_told_beside_that_of_all(finished, its_store):

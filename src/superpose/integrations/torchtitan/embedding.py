@@ -37,9 +37,8 @@ class BagEmbedding(Embedding):
             return super().forward(input)
         weight = self.weight.to_local() if isinstance(self.weight, DTensor) else self.weight
         if self.tp_group is None:
-            return embed_bags(
-                input, weight, pooling=self.pooling
-            ).clone()  # FSDP hooks the output, and does not want a view
+            # FSDP hooks the output, and does not want a view.
+            return embed_bags(input, weight, pooling=self.pooling).clone()
         start = VocabShard.even(self.num_embeddings, self.tp_group).start
         owned = (input >= start) & (input < start + weight.shape[0])
         pooled = embed_bags(torch.where(owned, input - start, IGNORE_INDEX), weight, pooling=self.pooling)
