@@ -52,7 +52,7 @@ def evaluate(
     """Next-token loss of one or several models on held-out text, by document and by position, and their tasks."""
     from superpose.evaluate import workflow
     from superpose.evaluate.tables import tables, verdict
-    from superpose.results.progress import print_results
+    from superpose.results.progress import Display, print_results
 
     given = [named("--text", option, "NAME=PATH, such as news=news.jsonl") for option in text or []]
     texts = dict(given) if given or tasks_only else None
@@ -62,9 +62,9 @@ def evaluate(
     if tasks_only and (given or not wanted):
         raise UserError("--tasks-only is for --tasks without --text; leave one of them out")
     # What is being done goes to the other stream, so that the figures can be piped.
-    with console(stderr=True).status("") as status:
+    with Display(console(stderr=True)) as display:
         evaluation = workflow.evaluate(
-            places, texts, wanted, field, max_megabytes, latents, limit, include, device, out, status.update
+            places, texts, wanted, field, max_megabytes, latents, limit, include, device, out, display.prepare
         )
     if as_json:
         print_json(evaluation.model_dump())
