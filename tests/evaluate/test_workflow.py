@@ -33,9 +33,13 @@ def two(tmp_path):
 
 def test_two_models_side_by_side(two):
     told = []
-    evaluation = score(two, [TEXT], ["copy"], limit=60, progress=told.append)
+    evaluation = score(two, [TEXT], ["copy"], limit=60, progress=lambda *said: told.append(said))
     assert evaluation.latents == 64  # the shorter context
-    assert told == ["guesses: letters", "copies: letters", "guesses: copy", "copies: copy"]
+    parts = ["guesses: letters", "copies: letters", "guesses: copy", "copies: copy"]
+    assert [*dict.fromkeys(what for what, _ in told)] == ["0.01 MB of text and questions for 2 models", *parts]
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, pytest.approx(1))
     assert "On letters, copies is better than guesses: -" in verdict(evaluation)
     by_title = {title: (header, rows) for title, header, rows in tables(evaluation)}
     header, rows = by_title["Tasks: share of right answers"]

@@ -169,7 +169,7 @@ def test_scales():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(UserError, match="choose of table1"):
+    with pytest.raises(UserError, match="choose one of table1"):
         reproduce(["table9"])
     assert published_gain("270m_20k", 99, 0.1) is None
 

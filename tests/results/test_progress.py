@@ -34,6 +34,26 @@ def test_a_display_can_be_entered_again_and_names_what_failed(terminal):
     assert "two failed: died" in out.getvalue()
 
 
+def test_preparation_says_how_long_the_rest_of_a_part_takes(monkeypatch):
+    out, clock = io.StringIO(), [100.0]
+    monkeypatch.setattr("superpose.results.progress.time.monotonic", lambda: clock[0])
+    with Display(Console(file=out, width=80)) as display:
+        for seconds, what, share in [
+            (0, "reading", 0),
+            (30, "reading", 0.25),
+            (30, "writing", 0),
+            (10, "writing", 0.5),
+        ]:
+            clock[0] += seconds
+            display.prepare(what, share)
+    assert out.getvalue().splitlines() == [
+        "reading (0%)",
+        "reading (25%, about 1.5 min left)",
+        "writing (0%)",
+        "writing (50%, about 10 s left)",
+    ]
+
+
 def test_a_quiet_display_shows_nothing(capsys):
     display = Display(Console(quiet=True))
     with display:
@@ -57,11 +77,29 @@ def test_runs_at_work_are_a_line_each_that_holds_all_it_should(at_work, width):
     assert lines[0] == f"0 of {at_work + 1} runs done, 0 failed, about 1.5 h left"
     rows = lines[1 : 1 + min(at_work, 21)]
     for name, line in zip(names, rows, strict=False):
-        assert re.fullmatch(rf"{name} +recovery +[━╸╺ ]{{6,24}} 1440/6000 +\S+ +(10.0k tok/s|loss 3.000 .*)", line), (
-            line
-        )
+        end = r"(10.0k tok/s|loss 3.000 .*)"
+        assert re.fullmatch(rf"{name} +[━╸╺ ]{{6,24}} 1440 of 6000 +\S+ +recovery +{end}", line), line
     assert lines[1 + len(rows) :] == (["and 43 more at work"] if at_work == 64 else [])
     assert len(lines) < 24
+
+
+@pytest.mark.parametrize(
+    ("width", "row"),
+    [
+        (80, r"{name} [━╸╺ ]{{6,}} 14400 of 60000 +\S+ +recovery"),
+        (60, r"{name} [━╸╺ ]{{6,}} 14400 of 60000 +\S+"),
+        (40, r"\S+… [━╸╺ ]{{6}} 14400 of 60000 +\S+"),
+    ],
+)
+def test_without_room_the_speed_goes_first_and_the_amount_never(width, row):
+    display, name = (
+        Display(Console(file=io.StringIO(), force_terminal=True, width=width)),
+        "ordinary-60000-seed1-lr0.002",
+    )
+    display.record(name, 60_000, {**TRAINING, "step": 14_400})
+    page = Console(file=io.StringIO(), width=width)
+    page.print(Group(*display._progress.get_renderables()))
+    assert re.fullmatch(row.format(name=name), page.file.getvalue().strip())
 
 
 def test_what_failed_is_named_at_once_and_at_the_end():

@@ -42,11 +42,11 @@ app.command()(plan.plan)
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, Argument(help="Print this one, to begin one of your own with.")] = None,
+    name: Annotated[str | None, Argument(help="The recipe to print, to start your own from.")] = None,
 ) -> None:
     """List the recipes that superpose brings, or print one."""
     if name is not None and name not in NAMES:
-        raise UserError(f"superpose has no recipe {name}; choose of {', '.join(NAMES)}")
+        raise UserError(f"superpose has no recipe {name}; choose one of {', '.join(NAMES)}")
     for own in [name] if name else NAMES:
         text = (FOLDER / f"{own}.toml").read_text(encoding="utf-8")
         typer.echo(text if name else f"{own:15} {text.splitlines()[0].removeprefix('# ')}", nl=not name)

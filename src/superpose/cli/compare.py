@@ -28,14 +28,14 @@ from superpose.cli.options import (
 from superpose.errors import UserError
 from superpose.recipes import FOLDER
 
-_Steps = Option(metavar="N,N,...", help="Further numbers of steps at which both arms are trained.")
+_Steps = Option(metavar="N,N,...", help="Train both arms for these numbers of steps too.")
 
 
 def compare(
     context: Context,
     recipe: Annotated[
         list[str] | None,
-        Argument(metavar="[RECIPE]", help=f"{A_RECIPE}; by default demo. With --logs, more of its NAME=FILES."),
+        Argument(metavar="[RECIPE]", help=f"{A_RECIPE}; by default demo. With --logs, further NAME=FILES."),
     ] = None,
     corpus: Corpus = None,
     steps: Steps = None,
@@ -44,16 +44,16 @@ def compare(
     stages: Stages = None,
     lr: Rate = None,
     lrs: Annotated[
-        str | None, Option(metavar="LR,LR,...", help="Learning rates to try in each arm first; each takes its best.")
+        str | None, Option(metavar="LR,LR,...", help="Learning rates to try first; each arm takes its best.")
     ] = None,
-    seeds: Annotated[str, Option(metavar="N,N,...", help="Both arms are trained once with each seed.")] = "1",
+    seeds: Annotated[str, Option(metavar="N,N,...", help="Train both arms once with each seed.")] = "1",
     budgets: Annotated[str | None, _Steps] = None,
     ordinary_budgets: Annotated[
         str | None,
         Option(
             metavar="N,N,...",
-            help="Further numbers of steps of the ordinary arm, for the question of equal loss; "
-            "'auto' among them stands for those that read as much text as TST.",
+            help="Train the ordinary arm for these numbers of steps too, to compare at equal loss; 'auto' adds those "
+            "that read as much text as TST.",
         ),
     ] = None,
     tune: Annotated[
@@ -66,23 +66,25 @@ def compare(
     ] = None,
     tune_at: Annotated[
         str | None,
-        Option(metavar="N,N,...", help="Budgets at which --lrs and --tune are tried; by default the main one."),
+        Option(
+            metavar="N,N,...", help="Numbers of steps at which to try --lrs and --tune; by default the main budget."
+        ),
     ] = None,
     context_control: Annotated[
-        bool, Option("--context-control", help="Also train TST with no more context than an ordinary row.")
+        bool, Option("--context-control", help="Train TST also with no more context than an ordinary row has.")
     ] = False,
     variant: Variants = None,
     logs: Annotated[
         list[str] | None,
         Option(
             metavar="NAME=FILES",
-            help="Train nothing: compare what an arm's runs logged elsewhere (CSV, JSON lines, TensorBoard, exports of "
-            "W&B); for each arm, the ordinary one first.",
+            help="Train nothing: compare runs that were logged elsewhere (CSV, JSON lines, TensorBoard, W&B). "
+            "Give one for each arm, the ordinary one first.",
         ),
     ] = None,
-    metric: Annotated[str | None, Option(help="With --logs: what is compared; by default val_loss.")] = None,
-    x: Annotated[str | None, Option(help="With --logs: what it is compared over; by default steps.")] = None,
-    name: Annotated[str | None, Option(help="Of the comparison; by default the recipe's, or 'logs'.")] = None,
+    metric: Annotated[str | None, Option(help="With --logs: the metric to compare; by default val_loss.")] = None,
+    x: Annotated[str | None, Option(help="With --logs: the axis to compare over; by default steps.")] = None,
+    name: Annotated[str | None, Option(help="Name of the comparison; by default the recipe's, or 'logs'.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
     engine: EngineName = "local",
@@ -90,11 +92,10 @@ def compare(
     gpus_per_run: GpusPerRun = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Train ordinarily and with TST, and answer at equal FLOPs, equal loss and equal data.
+    """Train a model ordinarily and with TST, and compare the two at equal FLOPs, equal loss and equal data.
 
-    Both arms share recipe, seeds, text and its order; variants of the recipe may stand beside them. A run is trained
-    once, whatever asks for it, so a comparison started again, with more seeds, budgets or variants, goes on from what
-    there is.
+    Both arms have the same recipe, seeds and text, in the same order. Nothing is trained twice: start the command
+    again with more seeds, budgets or variants, and it trains only what is missing.
     """
     from superpose import compare as workflow
     from superpose.compare.variants import parse_variants

@@ -12,17 +12,19 @@ _COLORS = {"right": "green", "wrong": "red", "not checked": "yellow"}
 
 
 def conform(
-    source: Annotated[str, Argument(metavar="FILE.py|MODULE", help="Where your step is; it is run.")],
+    source: Annotated[
+        str, Argument(metavar="FILE.py|MODULE", help="The file or module with your step. Its code is run.")
+    ],
     ordinary: Annotated[bool, Option("--ordinary", help="Judge ordinary training, without bags.")] = False,
     role: Annotated[
         list[str] | None,
-        Option(metavar="ROLE=NAME", help="What a role is called there, such as step=compute_loss; repeatable."),
+        Option(metavar="ROLE=NAME", help="Your name for a role, such as step=compute_loss; repeatable."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a training step of your own, with its own model, for the twelve errors, with evidence.
+    """Check your own training step, with its own model, for the twelve usual errors, and show the evidence.
 
-    The file has a function 'step', or 'fold' and 'loss'; see docs/conform.md. Exit codes: 0 all that it promises was
+    The file has a function 'step', or 'fold' and 'loss'; see docs/conform.md. Exit codes: 0 everything it promises was
     shown to be right, 1 something is wrong, 2 nothing can be judged, 3 something it promises could not be shown.
     """
     from dataclasses import asdict

@@ -13,52 +13,55 @@ Sources = Annotated[
     list[str],
     Argument(
         metavar="SOURCE...",
-        help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin), also in a place "
-        "such as s3://bucket/texts; a saved dataset; datasets:NAME:CONFIG:SPLIT for what datasets streams; or 'python' "
-        "for the Python sources of this machine.",
+        help="A file, folder or pattern of text, JSON lines (.gz, .zst), Parquet or tokens (.bin), here or "
+        "in a place such as s3://bucket/texts; a saved dataset; datasets:NAME:CONFIG:SPLIT to stream one; or 'python' "
+        "for the Python sources on this machine.",
     ),
 ]
-Field = Annotated[str, Option(help="Of JSON lines, Parquet and datasets: where a record keeps its text.")]
-Encoding = Annotated[str, Option(help="Of text and JSON lines.")]
-Processes = Annotated[int, Option(min=0, help="At a time; 0 for one on each core.")]
+Field = Annotated[str, Option(help="The field of a record that holds its text, in JSON lines, Parquet and datasets.")]
+Encoding = Annotated[str, Option(help="Encoding of text and JSON lines.")]
+Processes = Annotated[int, Option(min=0, help="How many processes to work with; 0 for one per core.")]
 
 
 def prepare(
     sources: Sources,
-    out: Annotated[str, Option(help="Directory of the store, or a place such as s3://bucket/store.")],
+    out: Annotated[str, Option(help="Directory to write the store to, or a place such as s3://bucket/store.")],
     tokenizer: Annotated[
         str, Option(help="A tokenizer.json, a directory that holds one, or 'bytes'.", show_default=False)
     ] = "",
     vocab_size: Annotated[
-        int | None, Option(min=257, help="Train a tokenizer of so many entries on the text instead.")
+        int | None, Option(min=257, help="Train a tokenizer with so many entries on the text instead.")
     ] = None,
     end_of_text: Annotated[
         str, Option(help="The token that ends documents; by default the tokenizer's eos_token.")
     ] = "",
-    weights: Annotated[str | None, Option(metavar="W,W,...", help="Share of the text each source is to have.")] = None,
+    weights: Annotated[
+        str | None, Option(metavar="W,W,...", help="Shares of the text that the sources get, such as 3,1.")
+    ] = None,
     names: Annotated[
         str | None,
         Option(
             metavar="NAME,NAME,...",
-            help="What a stage's mixture calls each source, such as code,web; several of one name are one source.",
+            help="Names of the sources for the mixture of a stage, such as code,web; sources of one name count as one.",
         ),
     ] = None,
     field: Field = "text",
     encoding: Encoding = "utf-8",
     dtype: Annotated[
-        Literal["auto", "uint16", "uint32", "int32", "int64"], Option(help="Of .bin files without a header.")
+        Literal["auto", "uint16", "uint32", "int32", "int64"],
+        Option(help="Type of the numbers in .bin files without a header."),
     ] = "auto",
-    max_megabytes: Annotated[float | None, Option(help="Of text to train on; by default all.")] = None,
-    val_fraction: Annotated[float, Option(min=0, max=1, help="Share of the documents held out.")] = 0.005,
-    val_megabytes: Annotated[float, Option(help="Of held-out text that is kept.")] = 10,
-    seed: Annotated[int, Option(min=0, help="Of the order of the documents.")] = 0,
-    max_damaged: Annotated[float, Option(min=0, max=1, help="Share of a source that may be damaged.")] = 0.01,
+    max_megabytes: Annotated[float | None, Option(help="How much text to train on; by default all.")] = None,
+    val_fraction: Annotated[float, Option(min=0, max=1, help="Share of the documents to hold out.")] = 0.005,
+    val_megabytes: Annotated[float, Option(help="How much held-out text to keep.")] = 10,
+    seed: Annotated[int, Option(min=0, help="Seed for the order of the documents.")] = 0,
+    max_damaged: Annotated[float, Option(min=0, max=1, help="Stop if a larger share of a source is damaged.")] = 0.01,
     processes: Processes = 0,
     engine: EngineName = "local",
 ) -> None:
     """Turn text into a token store: shuffled, without repeats, some of it held out.
 
-    Interrupted and started again, it goes on where it stopped. Train on the store with --corpus or data.corpus.
+    If it is interrupted, the same command goes on where it stopped. Train on the store with --corpus or data.corpus.
     """
     import time
     from contextlib import nullcontext
@@ -99,10 +102,10 @@ tokenizer_app = typer.Typer(help="Train tokenizers.", no_args_is_help=True)
 @tokenizer_app.command("train")
 def train_a_tokenizer(
     sources: Sources,
-    vocab_size: Annotated[int, Option(min=257, help="Entries, bytes and special tokens included.")],
+    vocab_size: Annotated[int, Option(min=257, help="Number of entries, bytes and special tokens included.")],
     out: Annotated[Path, Option(help="Directory to write, as Hugging Face saves tokenizers.")],
     special_token: Annotated[
-        list[str] | None, Option(help="A further special token, which text never turns into; may be repeated.")
+        list[str] | None, Option(help="A further special token, which no text turns into; repeatable.")
     ] = None,
     field: Field = "text",
     encoding: Encoding = "utf-8",
@@ -132,7 +135,7 @@ Store = Annotated[str, Argument(help="Directory of a store, or a place such as s
 
 @data_app.command()
 def show(store: Store) -> None:
-    """What a store holds."""
+    """Show what a store holds."""
     from superpose.data.store import TokenStore
 
     typer.echo(TokenStore.open(store).describe())

@@ -1,4 +1,4 @@
-"""What several commands share: options, and what is made of them."""
+"""Options that several commands have, and what to make of them."""
 
 import shlex
 from collections.abc import Callable
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 _Number = TypeVar("_Number", int, float)
 
-A_RECIPE = f"A recipe's file, or one of {', '.join(NAMES)}"
+A_RECIPE = f"A recipe file, or one of {', '.join(NAMES)}"
 Overrides = Annotated[
     list[str] | None,
-    Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; may be repeated."),
+    Option("--set", metavar="SECTION.NAME=VALUE", help="Change a setting of the recipe; repeatable."),
 ]
 Variants = Annotated[
     list[str] | None,
     Option(
         "--variant",
         metavar="NAME=SETTINGS",
-        help="A further arm: settings as --set takes them, with commas between, or a TOML file; may be repeated.",
+        help="Add an arm with these settings, written as for --set with commas between, or a TOML file; repeatable.",
     ),
 ]
 Steps = Annotated[int | None, Option(help="Optimizer steps of a run, both phases together.")]
@@ -41,21 +41,25 @@ Stages = Annotated[
     Option(metavar="S:R,S:R,...", help="Several stages of superposition, such as 8:0.1,4:0.2, in place of one."),
 ]
 Rate = Annotated[float | None, Option("--lr", help="Peak learning rate.")]
-Corpus = Annotated[str | None, Option(help="Text, tokens or a prepared store, as 'superpose prepare' takes them.")]
-Runs = Annotated[Path, Option(help="Directory for results and runs.")]
-Jobs = Annotated[int, Option(min=0, help="Runs at a time; 0 for one on each core, or on each GPU.")]
+Corpus = Annotated[
+    str | None, Option(help="The text to train on: whatever 'superpose prepare' reads, or a prepared store.")
+]
+Runs = Annotated[Path, Option(help="Folder for results and runs.")]
+Jobs = Annotated[int, Option(min=0, help="How many runs to train at a time; 0 for one per core, or one per GPU.")]
 EngineName = Annotated[
     str,
     Option(
-        "--engine", metavar="local|ray|ray://HOST:PORT", help="This machine, or a Ray cluster whose nodes share files."
+        "--engine",
+        metavar="local|ray|ray://HOST:PORT",
+        help="Work on this machine, or on a Ray cluster whose nodes share files.",
     ),
 ]
 CoresPerRun = Annotated[
-    int, Option(min=0, help="CPU cores of each run; 0 for its share of the machine's, 1 on a cluster.")
+    int, Option(min=0, help="CPU cores for each run; 0 for an equal share of this machine, or one on a cluster.")
 ]
 GpusPerRun = Annotated[
     float,
-    Option(min=0, help="GPUs of each run, on which it has a rank each, or a share of one such as 0.5; 0 for one."),
+    Option(min=0, help="GPUs for each run, with a rank on each, or a share of one such as 0.5; 0 for one."),
 ]
 AsJson = Annotated[bool, Option("--json", help="Print everything as JSON.")]
 

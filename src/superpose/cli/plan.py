@@ -23,35 +23,41 @@ _UNITS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 def plan(
     recipe: Annotated[Path | None, Argument(help=f"{A_RECIPE}; or give --params and --tokens.")] = None,
-    params: Annotated[str | None, Option(help="Parameters, such as 3B: a Llama of about that size.")] = None,
-    tokens: Annotated[
-        str | None, Option(help="Budget, such as 60B: what an ordinary run would read, and so latents.")
+    params: Annotated[
+        str | None, Option(help="Parameters of the model, such as 3B: a Llama of about that size.")
     ] = None,
-    data: Annotated[str | None, Option(help="Tokens of unique text there are, such as 100B.")] = None,
-    hardware: Annotated[str | None, Option(help="Such as 8xH100, or cpu.")] = None,
-    flops: Annotated[str | None, Option(help="FLOP/s of one device at most, such as 400T.")] = None,
+    tokens: Annotated[
+        str | None, Option(help="Budget, such as 60B: the tokens that an ordinary run would read.")
+    ] = None,
+    data: Annotated[str | None, Option(help="How many tokens of unique text you have, such as 100B.")] = None,
+    hardware: Annotated[str | None, Option(help="The devices, such as 8xH100, or cpu.")] = None,
+    flops: Annotated[str | None, Option(help="Peak FLOP/s of one device, such as 400T.")] = None,
     memory: Annotated[str | None, Option(help="Memory of one device in GiB, such as 48G.")] = None,
-    price: Annotated[str | None, Option(help="Of one device an hour, such as 2.5/h or '2 EUR/h'.")] = None,
+    price: Annotated[str | None, Option(help="Price of one device for an hour, such as 2.5/h or '2 EUR/h'.")] = None,
     mfu: Annotated[
         float | None,
-        Option(min=0.001, max=1, help="Utilisation of the devices; a range, from public runs, if not given."),
+        Option(min=0.001, max=1, help="Utilisation of the devices; by default a range, from public runs."),
     ] = None,
-    co2: Annotated[float | None, Option(min=0, help="Grams a kWh; 445, the world's mean, if not given.")] = None,
+    co2: Annotated[
+        float | None, Option(min=0, help="Grams of CO2 for a kWh; by default 445, the world's mean.")
+    ] = None,
     bag_size: Annotated[int | None, Option(min=1, help="Tokens in a bag (s), with --ratio.")] = None,
     ratio: Annotated[float | None, Option(min=0, max=1, help="Share of the steps in superposition (r).")] = None,
     recommend: Annotated[
         bool, Option("--recommend", help="Recommend bag size and ratio in place of the recipe's own.")
     ] = False,
     vocab_size: Annotated[
-        int | None, Option(min=2, help="With --params; one that suits the size if not given.")
+        int | None, Option(min=2, help="With --params: entries of the vocabulary; by default what suits the size.")
     ] = None,
-    latents: Annotated[int | None, Option(min=1, help="Positions of a sequence, with --params; 2048.")] = None,
+    latents: Annotated[
+        int | None, Option(min=1, help="With --params: positions in a sequence; by default 2048.")
+    ] = None,
     compared: Annotated[
         list[Path] | None,
-        Option(help="Directory of a comparison of yours, which counts where it is near; repeatable."),
+        Option(help="A comparison of your own to learn from, where it is near enough; repeatable."),
     ] = None,
     calibrate: Annotated[
-        bool, Option("--calibrate", help="Run a few steps of both phases here, and plan with what they took.")
+        bool, Option("--calibrate", help="Time a few steps of both phases here, and plan with that.")
     ] = False,
     out: Annotated[Path | None, Option(help="Directory for plan.json, which 'superpose report' reads.")] = None,
     as_json: AsJson = False,

@@ -13,7 +13,9 @@ def report(
     places: Annotated[
         list[Path], Argument(metavar="RUN...", help="Directories of plans, comparisons, reproductions and runs.")
     ],
-    out: Annotated[Path | None, Option(help="The page to write; by default report.html in the first.")] = None,
+    out: Annotated[
+        Path | None, Option(help="The page to write; by default report.html in the first directory.")
+    ] = None,
 ) -> None:
     """Write one HTML page, which needs no network, and the same as Markdown with pictures."""
     from superpose.report.page import write_report

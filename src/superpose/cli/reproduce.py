@@ -23,24 +23,30 @@ from superpose.cli.options import (
 
 def reproduce(
     experiments: Annotated[
-        list[str] | None, Argument(metavar="[EXPERIMENT]...", help="By default all; --list names them.")
+        list[str] | None,
+        Argument(metavar="[EXPERIMENT]...", help="The experiments to run; by default all. --list names them."),
     ] = None,
     scale: Annotated[
         Literal["tiny", "small", "paper"],
         Option(help="tiny: minutes an experiment on a laptop; small: up to hours; paper: --recipe on GPUs."),
     ] = "tiny",
     recipe: Annotated[Path | None, Option(help=f"{A_RECIPE}, in place of the scale's own.")] = None,
-    corpus: Annotated[str | None, Option(help="Text, tokens or a prepared store; by default Python.")] = None,
-    seeds: Annotated[str, Option(metavar="N,N,...", help="Each arm is trained once with each.")] = "1,2,3",
+    corpus: Annotated[
+        str | None,
+        Option(
+            help="The text to train on: whatever 'superpose prepare' reads, or a prepared store; by default Python."
+        ),
+    ] = None,
+    seeds: Annotated[str, Option(metavar="N,N,...", help="Train each arm once with each seed.")] = "1,2,3",
     lrs: Annotated[
         str | None,
         Option(
             metavar="LR,LR,...",
-            help="Learning rates to try first, ordinarily and with the scale's TST recipe; arms take the best.",
+            help="Learning rates to try first, without TST and with it; each arm takes the best.",
         ),
     ] = None,
     variant: Variants = None,
-    name: Annotated[str | None, Option(help="Of the results; by default reproduce-SCALE.")] = None,
+    name: Annotated[str | None, Option(help="Name of the results; by default reproduce-SCALE.")] = None,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
     engine: EngineName = "local",
@@ -51,9 +57,9 @@ def reproduce(
 ) -> None:
     """Run the paper's experiments again, and say which of its findings hold here.
 
-    Variants are compared with ordinary training and TST of the scale's recipe, as 'superpose compare' does.
+    Variants are compared with ordinary training and the scale's TST recipe, as by 'superpose compare'.
 
-    Results are written after each experiment; started again, it goes on where it stopped.
+    It writes its results after each experiment. If it is interrupted, the same command goes on where it stopped.
     """
     import json
     import shlex

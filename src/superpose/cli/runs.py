@@ -28,7 +28,7 @@ app = typer.Typer(cls=_ListByDefault, help="List, show, compare and remove the r
 def list_runs(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder of runs.")] = Path("runs"), as_json: AsJson = False
 ) -> None:
-    """List the runs in a folder and in its own folders, each once, whatever names it has."""
+    """List the runs in a folder and in its subfolders, each once."""
     from superpose.results.progress import print_table
     from superpose.runs.disk import find_runs
     from superpose.runs.tables import listed, table_of
@@ -46,7 +46,7 @@ def list_runs(
 
 @app.command()
 def show(run: Run, as_json: AsJson = False) -> None:
-    """Show what is known of a run: its state, results, checkpoints and settings."""
+    """Show a run: its state, results, checkpoints and settings."""
     from superpose.results.progress import print_table
     from superpose.runs.disk import open_run
     from superpose.runs.tables import shown, tables_of
@@ -92,12 +92,12 @@ def compare(
 @app.command()
 def remove(
     paths: Annotated[list[Path], Argument(metavar="RUN...", help="Runs, or links to them.")],
-    checkpoints: Annotated[bool, Option("--checkpoints", help="Only their checkpoints.")] = False,
+    checkpoints: Annotated[bool, Option("--checkpoints", help="Remove only their checkpoints.")] = False,
     yes: Annotated[bool, Option("--yes", help="Do not ask.")] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Only say what would be freed.")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Remove runs inside of --runs, or only their checkpoints, after saying what goes; of a link the link alone."""
+    """Remove runs inside of --runs, or only their checkpoints. It says first what goes; of a link, only itself."""
     from superpose.runs.remove import plan_removals
     from superpose.runs.remove import remove as remove_one
     from superpose.runs.tables import spoken_size
@@ -120,5 +120,5 @@ def remove(
 
 
 def _wide() -> Any:
-    """What reads tables from a pipe needs no fitting."""
+    """A pipe has no width to fit tables into."""
     return console() if console().is_terminal else console(width=200)

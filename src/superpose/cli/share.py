@@ -17,23 +17,25 @@ def export(
         Argument(metavar="DIR", help="Directory to write, or a place such as s3://bucket/model; it must not exist."),
     ],
     checkpoint: Annotated[
-        int | None, Option(metavar="STEP", help="Its checkpoint of this step, in place of the final model.")
+        int | None, Option(metavar="STEP", help="Export the checkpoint of this step, not the final model.")
     ] = None,
     average: Annotated[
-        bool, Option("--average", help="The moving average of the weights, of a run with train.average.")
+        bool, Option("--average", help="Export the moving average of the weights, if the run has train.average.")
     ] = False,
     bags: Annotated[
         bool, Option("--bags", help="Export a model that predicts bags, marked as one that cannot generate.")
     ] = False,
-    max_shard_size: Annotated[str, Option(metavar="SIZE", help="Of a file of weights, such as 100MB.")] = "5GB",
+    max_shard_size: Annotated[str, Option(metavar="SIZE", help="Largest file of weights, such as 100MB.")] = "5GB",
     license_id: Annotated[
-        str, Option("--license", metavar="ID", help="For the card, such as apache-2.0; unknown if not given.")
+        str,
+        Option("--license", metavar="ID", help="License for the model card, such as apache-2.0; by default unknown."),
     ] = "",
     language: Annotated[
-        list[str] | None, Option(metavar="CODE", help="Of the text, for the card, such as en; repeatable.")
+        list[str] | None,
+        Option(metavar="CODE", help="Language of the text, for the model card, such as en; repeatable."),
     ] = None,
 ) -> None:
-    """Write a run's model as a Hugging Face directory with a model card of the run's facts."""
+    """Write a run's model as a Hugging Face directory, with a model card that states the run's facts."""
     from superpose.share import exporting
 
     facts = exporting.export(run, directory, checkpoint, average, bags, max_shard_size, license_id, language or [])
@@ -75,12 +77,14 @@ def generate(
         ),
     ],
     prompt: Annotated[str, Argument(help="Text to continue.")] = "",
-    max_new_tokens: Annotated[int | None, Option(min=1, help="By default as many as the context has room for.")] = None,
+    max_new_tokens: Annotated[
+        int | None, Option(min=1, help="At most so many tokens; by default what the context has room for.")
+    ] = None,
     temperature: Annotated[float, Option(min=0, help="0 always takes the likeliest token.")] = 0.8,
     top_p: Annotated[float, Option(min=0.01, max=1, help="Share of the probability to sample from.")] = 0.95,
     seed: Annotated[int, Option(min=0)] = 0,
 ) -> None:
-    """Continue a text with the model of a finished run or of a Hugging Face directory, streamed as it comes."""
+    """Continue a text with the model of a finished run or a Hugging Face directory, and print it as it comes."""
     from superpose.share import sampling
 
     sampling.generate(place, prompt, max_new_tokens, temperature, top_p, seed, partial(print, end="", flush=True))

@@ -33,11 +33,12 @@ def train(
     lr: Rate = None,
     resume: Annotated[
         bool,
-        Option("--resume", help="Go on from the newest good checkpoint in --out, to the bit; start if there is none."),
+        Option(
+            "--resume",
+            help="Go on from the newest good checkpoint in --out, to the same bits; start if there is none.",
+        ),
     ] = False,
-    baseline: Annotated[
-        Path | None, Option(help="An ordinary run's directory, to say when this run passes it.")
-    ] = None,
+    baseline: Annotated[Path | None, Option(help="Directory of an ordinary run: say when this run passes it.")] = None,
     profile: Annotated[bool, Option("--profile", help="Write profiler traces of a few steps of each phase.")] = False,
     overrides: Overrides = None,
 ) -> None:

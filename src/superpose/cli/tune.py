@@ -34,27 +34,37 @@ def tune(
     steps: Steps = None,
     bag_sizes: Annotated[
         str | None,
-        Option(metavar="S,S,...", help="Bag sizes to try; by default those as good as the best in the paper's sweeps."),
+        Option(
+            metavar="S,S,...",
+            help="Bag sizes to try; by default those that do as well as the best in the paper's sweeps.",
+        ),
     ] = None,
-    ratios: Annotated[str | None, Option(metavar="R,R,...", help="Ratios to try; likewise.")] = None,
+    ratios: Annotated[
+        str | None, Option(metavar="R,R,...", help="Ratios to try; by default chosen in the same way.")
+    ] = None,
     lrs: Annotated[
         str | None,
-        Option(metavar="LR,LR,...", help="Peak learning rates to try in both arms; by default 1/2, 1 and 2 x."),
+        Option(
+            metavar="LR,LR,...",
+            help="Peak learning rates to try in both arms; by default half of the recipe's, the same and twice.",
+        ),
     ] = None,
     variant: Variants = None,
     trials: Annotated[
-        int | None, Option(help="Settings of TST to draw from all of these; by default 12.", show_default=False)
+        int | None, Option(help="How many TST settings to draw from all of these; by default 12.", show_default=False)
     ] = None,
     budget: Annotated[
         float | None, Option(help="What the search may cost, in full runs; it decides the number of trials.")
     ] = None,
-    eta: Annotated[int, Option(help="1/eta of the trials are kept, and given eta times the steps.")] = 2,
-    min_steps: Annotated[int | None, Option(help="Of the shortest runs; by default a quarter of the steps.")] = None,
+    eta: Annotated[int, Option(help="Keep 1/eta of the trials at a time, and give them eta times the steps.")] = 2,
+    min_steps: Annotated[
+        int | None, Option(help="Steps of the shortest runs; by default a quarter of the steps.")
+    ] = None,
     seeds: Annotated[
-        str, Option(metavar="N,N,...", help="Full runs are trained once with each, shorter ones with the first.")
+        str, Option(metavar="N,N,...", help="Train full runs once with each seed, shorter ones with the first.")
     ] = "0",
-    draw_seed: Annotated[int, Option(help="Of the draw of the trials.")] = 0,
-    name: Annotated[str | None, Option(help="Of the results; by default tune- and the recipe's.")] = None,
+    draw_seed: Annotated[int, Option(help="Seed for drawing the trials.")] = 0,
+    name: Annotated[str | None, Option(help="Name of the results; by default tune- and the recipe's.")] = None,
     as_json: AsJson = False,
     runs: Runs = Path("runs"),
     jobs: Jobs = 0,
@@ -63,10 +73,10 @@ def tune(
     gpus_per_run: GpusPerRun = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Search bag size, ratio, variants and learning rate within a budget, and write the recipe that is best.
+    """Search bag size, ratio, variants and learning rate within a budget, and write the best recipe.
 
-    By successive halving over complete short runs; ordinary training is searched beside it, and if it is best the
-    recipe is ordinary. Started again, it goes on where it stopped.
+    It uses successive halving over complete short runs. It searches ordinary training too, and if that is best, the
+    recipe is ordinary. If it is interrupted, the same command goes on where it stopped.
     """
     import shlex
     import sys

@@ -8,7 +8,7 @@ first predicted once, with as much context as its row has. It is always the next
 Shapes: N tokens, L latents, D documents, P buckets of positions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -28,13 +28,20 @@ from superpose.evaluate.tasks import Item
 from superpose.evaluate.texts import HeldOut
 from superpose.train.step import next_token_rows
 
+Told = Callable[[float], None]
+"""Told which share of a text or of a task's choices is done, after each batch."""
+
 # Numbers of logits computed at a time.
 _LOGITS = 2**24
 # Choices computed together.
 _CHOICES = 64
 
 
-def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> tuple[Floats, Floats]:
+def _untold(share: float) -> None:
+    """Nobody listens."""
+
+
+def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int, told: Told = _untold) -> tuple[Floats, Floats]:
     """Predicts a held-out set with a model, in rows of `latents`; a UserError if its predictions are not finite.
 
     Returns:
@@ -44,7 +51,7 @@ def score_text(evaluated: EvaluatedModel, text: HeldOut, latents: int) -> tuple[
     ids, offsets = tokenize(evaluated, text)
     if len(ids) < 2:
         raise UserError(f"{text.name} has a single token, and the first is not predicted; give more text")
-    return _sums(_finite(token_losses(evaluated.model, ids, latents), evaluated, text.name), offsets, latents)
+    return _sums(_finite(token_losses(evaluated.model, ids, latents, told), evaluated, text.name), offsets, latents)
 
 
 def tokenize(evaluated: EvaluatedModel, text: HeldOut) -> tuple[Tensor, npt.NDArray[np.int64]]:
@@ -55,12 +62,15 @@ def tokenize(evaluated: EvaluatedModel, text: HeldOut) -> tuple[Tensor, npt.NDAr
     return torch.from_numpy(np.concatenate(documents).astype(np.int64)), offsets
 
 
-def token_losses(model: Any, tokens: Tensor, latents: int) -> Floats:
+def token_losses(model: Any, tokens: Tensor, latents: int, told: Told = _untold) -> Floats:
     """Nats of every token [N] but the first, float64 [N - 1], by a model of transformers, in rows of `latents`."""
     at_a_time = max(1, _LOGITS // (latents * model.config.vocab_size))
     batches = torch.split(next_token_rows(tokens, latents), at_a_time)
-    losses = torch.cat([row_losses(model, rows).flatten() for rows in batches])
-    return losses[: len(tokens) - 1].numpy()
+    losses = []
+    for number, rows in enumerate(batches, start=1):
+        losses.append(row_losses(model, rows).flatten())
+        told(number / len(batches))
+    return torch.cat(losses)[: len(tokens) - 1].numpy()
 
 
 @torch.no_grad()
@@ -110,10 +120,10 @@ class TaskScore:
     right_by_byte: Bools | None
 
 
-def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskScore:
+def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item], told: Told = _untold) -> TaskScore:
     """Lets a model answer questions; as lm-eval's multiple choice does, so that both find the same."""
     pairs = [(item.context, choice) for item in items for choice in item.choices]
-    nats = iter(_finite(continuation_nats(evaluated, pairs), evaluated, task))
+    nats = iter(_finite(continuation_nats(evaluated, pairs, told), evaluated, task))
     right, right_by_byte = [], []
     for item in items:
         losses = np.array([next(nats) for _ in item.choices])
@@ -124,7 +134,7 @@ def answer(evaluated: EvaluatedModel, task: str, items: Sequence[Item]) -> TaskS
     return TaskScore(task, chance, np.array(right), np.array(right_by_byte))
 
 
-def continuation_nats(evaluated: EvaluatedModel, pairs: Sequence[tuple[str, str]]) -> Floats:
+def continuation_nats(evaluated: EvaluatedModel, pairs: Sequence[tuple[str, str]], told: Told = _untold) -> Floats:
     """How unlikely a model finds each continuation of each context, in nats: float64 [pairs].
 
     The two are tokenized as one text; tokens beyond those of the context alone are the continuation's. What does not
@@ -140,6 +150,7 @@ def continuation_nats(evaluated: EvaluatedModel, pairs: Sequence[tuple[str, str]
         for place, of_row in zip(places, losses, strict=True):
             ids, length = rows[place]
             nats[place] = of_row[max(0, len(ids) - 1 - length) : len(ids) - 1].sum()
+        told(min(1.0, (start + _CHOICES) / len(order)))
     return nats
 
 

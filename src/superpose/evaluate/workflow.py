@@ -4,20 +4,21 @@ places -> models; texts, tasks -> scores of each model -> figures, intervals and
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
+from superpose.data.workers import Progress
 from superpose.errors import UserError
 from superpose.evaluate.evaluation import Document, Evaluation, PositionFigures, Task, TaskFigures, Text, TextFigures
 from superpose.evaluate.intervals import Floats, paired_shares, ratio, wilson
 from superpose.evaluate.lm_eval import PAPER, answer_by_lm_eval, expect_lm_eval, write_tasks
 from superpose.evaluate.models import EvaluatedModel, load_models
-from superpose.evaluate.scores import TaskScore, answer, buckets, score_text
+from superpose.evaluate.scores import TaskScore, Told, answer, buckets, score_text
 from superpose.evaluate.tables import summary
-from superpose.evaluate.tasks import ITEMS, TASKS
+from superpose.evaluate.tasks import ITEMS, TASKS, Item
 from superpose.evaluate.texts import HeldOut, opening, own_texts, read_text
 from superpose.files import write_json, write_text
 
@@ -27,8 +28,33 @@ MOST_LATENTS = 2048
 GROUPS = {"all": tuple(TASKS), "paper": PAPER}
 """Names for several tasks."""
 
-Progress = Callable[[str], None]
-"""Told what is being done."""
+
+class _Work:
+    """How much there is to do, and how far it is: bytes of text, times the parameters of the model that reads them.
+
+    Args:
+        sizes: bytes of each text and task, of which every model reads all; None for a task whose size is not known,
+            and then nothing is said of how far the work is.
+    """
+
+    def __init__(self, models: Sequence[EvaluatedModel], sizes: Sequence[float | None], progress: Progress) -> None:
+        self._weights = {model.name: model.facts.parameters for model in models}
+        known = [size for size in sizes if size is not None]
+        self._whole = sum(known) * sum(self._weights.values()) if len(known) == len(sizes) else math.inf
+        self._done, self._progress = 0.0, progress
+        amount = f"{sum(known) / 1e6:.2f} MB of text and questions" if self._whole < math.inf else "texts and tasks"
+        progress(f"{amount} for {len(models)} model{'s' * (len(models) > 1)}", 0.0)
+
+    def part(self, model: EvaluatedModel, what: str, size: float | None) -> Told:
+        """To be told how far a model is with a text or a task."""
+        before, own = self._done, (size or 0.0) * self._weights[model.name]
+        self._done += own
+
+        def told(share: float) -> None:
+            self._progress(f"{model.name}: {what}", (before + share * own) / self._whole)
+
+        told(0.0)
+        return told
 
 
 def evaluate(
@@ -42,7 +68,7 @@ def evaluate(
     include: Path | None = None,
     device: str = "",
     out: Path | None = None,
-    progress: Progress = lambda what: None,
+    progress: Progress = lambda what, share: None,
 ) -> Evaluation:
     """Next-token loss of models on held-out text, by document and by position, and their tasks.
 
@@ -59,7 +85,7 @@ def evaluate(
         include: a folder of further tasks for lm-eval; functions that its YAML names are run.
         device: by default a GPU if there is one.
         out: folder for evaluation.json, summary.md and our tasks for lm-eval.
-        progress: told what is being done.
+        progress: told what is being done, and the share of all work that is done, 0 to 1.
 
     Raises:
         UserError: a model, text or task is not there or cannot be scored, or a row is longer than a model's context.
@@ -85,7 +111,7 @@ def score(
     latents: int | None = None,
     limit: int | None = None,
     include: Path | None = None,
-    progress: Progress = lambda what: None,
+    progress: Progress = lambda what, share: None,
 ) -> Evaluation:
     """Scores models that are loaded; see `evaluate`."""
     contexts = [(model.context, model.name) for model in models if model.context is not None]
@@ -94,25 +120,30 @@ def score(
     if contexts and length > shortest:
         raise UserError(f"--latents is {length}, but {name} was made for {shortest}; lower it")
 
-    def told(model: EvaluatedModel, what: str) -> EvaluatedModel:
-        progress(f"{model.name}: {what}")
-        return model
-
+    ours = {task: TASKS[task].items(limit or ITEMS) for task in tasks if task in TASKS}
+    sizes = {task: _bytes_of(ours[task]) if task in ours else None for task in tasks}
+    work = _Work(models, [*(float(text.sizes.sum()) for text in texts), *sizes.values()], progress)
     by_text = []
     for text in texts:
-        scores = [score_text(told(model, text.name), text, length) for model in models]
+        size = float(text.sizes.sum())
+        scores = [score_text(model, text, length, work.part(model, text.name, size)) for model in models]
         by_text.append(_text(text, models, scores, length))
     by_task = []
     for task in tasks:
-        if task in TASKS:
-            items = TASKS[task].items(limit or ITEMS)
-            answers = [answer(told(model, task), task, items) for model in models]
-        else:
-            answers = [answer_by_lm_eval(told(model, task), task, include, limit) for model in models]
+        answers = []
+        for model in models:
+            told = work.part(model, task, sizes[task])
+            asked = answer(model, task, ours[task], told) if task in ours else None
+            answers.append(asked or answer_by_lm_eval(model, task, include, limit))
         by_task.append(_task(models, answers))
     versions = {name: version(name) for name in ("superpose", "torch", "transformers", "tokenizers")}
     facts = [model.facts for model in models]
     return Evaluation(models=facts, latents=length, texts=by_text, tasks=by_task, versions=versions)
+
+
+def _bytes_of(items: Sequence[Item]) -> float:
+    """UTF-8 bytes that a model reads to answer questions: the context again with every choice."""
+    return float(sum(len((item.context + choice).encode()) for item in items for choice in item.choices))
 
 
 def _text(

@@ -189,7 +189,7 @@ def reproduce(
             cannot be built, its text cannot be read, or all learning rates failed.
     """
     if unknown := [key for key in experiments if key not in EXPERIMENTS]:
-        raise UserError(f"there is no experiment {unknown[0]!r}; choose of {', '.join(EXPERIMENTS)}")
+        raise UserError(f"there is no experiment {unknown[0]!r}; choose one of {', '.join(EXPERIMENTS)}")
     design, name = (
         Design(recipe or scale_recipe(scale), seeds, tune={LR: rates} if rates else {}),
         name or f"reproduce-{scale}",

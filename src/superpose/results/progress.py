@@ -18,6 +18,7 @@ from superpose.train.forecast import spoken_seconds
 _SECONDS_BETWEEN_LINES = 5.0
 _WIDE = 140
 """Columns from which there is room for more than the speed."""
+_LEAST_BAR, _LONGEST_BAR = 6, 24
 
 
 class _Bars(Progress):
@@ -41,30 +42,33 @@ class _Bars(Progress):
             yield Text(f"and {len(tasks) - len(shown)} more at work", style="dim")
 
     def _rows(self, tasks: Sequence[Task]) -> Grid:
-        wide = self.console.width >= _WIDE
-        cells = [
-            (
-                task.description,
-                task.fields["phase"],
-                f"{task.completed:.0f}/{task.total or 0:.0f}",
-                _clock(task.time_remaining),
-                task.fields["status"] if wide else task.fields["speed"],
-            )
-            for task in tasks
+        """How far each has come, then what it does, then how fast; what does not fit is left out, the last first."""
+        width = self.console.width
+        columns = [
+            [task.description for task in tasks],
+            [task.fields["amount"].format(task.completed, task.total) for task in tasks],
+            [_clock(task.time_remaining) for task in tasks],
+            [task.fields["phase"] for task in tasks],
+            [task.fields["status" if width >= _WIDE else "speed"] for task in tasks],
         ]
-        name, phase, amount, left, speed = (max(map(len, column)) for column in zip(*cells, strict=True))
-        # Fixed widths do not move when a figure gets a digit; what room there is goes to the name, then to the bar.
-        phase, left, speed = max(phase, 10), max(left, 7), max(speed, 12)
-        room = self.console.width - phase - amount - left - speed - 5
-        name = max(1, min(name, room - 6))
-        bar = max(1, min(24, room - name))
+        # Least widths, so that nothing moves when a number gets a digit.
+        name, *others = (
+            max(least, *map(len, column)) for least, column in zip((1, 1, 7, 10, 12), columns, strict=True)
+        )
+        while len(others) > 2 and name + _LEAST_BAR + sum(others) + len(others) + 1 > width:
+            others.pop()
+        # What room there is goes to the name, then to the bar.
+        room = width - sum(others) - len(others) - 1
+        name = max(1, min(name, room - _LEAST_BAR))
+        bar = max(1, min(_LONGEST_BAR, room - name))
         grid = Grid.grid(padding=(0, 1, 0, 0), pad_edge=False)
-        for width, justify in ((name, "left"), (phase, "left"), (bar, "left"), (amount, "right"), (left, "right")):
-            grid.add_column(width=width, justify=justify, no_wrap=True, overflow="ellipsis")  # type: ignore[arg-type]
-        grid.add_column(width=speed, no_wrap=True, overflow="ellipsis")
-        for task, (title, stage, count, clock, status) in zip(tasks, cells, strict=True):
+        for place, size in enumerate((name, bar, *others)):
+            grid.add_column(
+                width=size, justify="right" if place in (2, 3) else "left", no_wrap=True, overflow="ellipsis"
+            )
+        for task, (title, *cells) in zip(tasks, zip(*columns, strict=True), strict=True):
             drawn = ProgressBar(total=task.total, completed=task.completed, width=bar)
-            grid.add_row(Text(title), Text(stage), drawn, count, clock, Text(status))
+            grid.add_row(Text(title), drawn, *map(Text, cells[: len(others)]))
         return grid
 
 
@@ -96,6 +100,7 @@ class Display:
         self._left: Callable[[], float | None] = lambda: None
         self._tasks: dict[str, TaskID] = {}
         self._last_line = -_SECONDS_BETWEEN_LINES
+        self._part_began = time.monotonic()
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -132,11 +137,15 @@ class Display:
 
     def prepare(self, what: str, share: float) -> None:
         """Progress of preparation, see `superpose.data.workers.Progress`."""
-        task = self._task("prepare", 100)
-        self._progress.update(task, description=what, completed=round(100 * share))
-        if not self._live and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            self.console.print(f"{what} ({share:.0%})")
+        task, now = self._task("prepare", 1.0, "{:.0%}"), time.monotonic()
+        if share == 0:  # a part of the work begins, which has a pace of its own
+            self._progress.reset(task)
+            self._part_began = now
+        self._progress.update(task, description=what, completed=share)
+        if not self._live and now - self._last_line > _SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            left = spoken_seconds((now - self._part_began) * (1 - share) / share) if share else ""
+            self.console.print(f"{what} ({share:.0%}{left and f', about {left} left'})")
 
     def record(self, name: str, total_steps: int, record: dict[str, Any]) -> None:
         """A record of a run's metrics."""
@@ -182,11 +191,11 @@ class Display:
         if not self._live and self._expected and worked:
             self.console.print(self.so_far())
 
-    def _task(self, name: str, total: int) -> TaskID:
+    def _task(self, name: str, total: float, amount: str = "{:.0f} of {:.0f}") -> TaskID:
         if name not in self._tasks:
             if "prepare" in self._tasks:  # runs begin when it is done
                 self._progress.remove_task(self._tasks.pop("prepare"))
-            self._tasks[name] = self._progress.add_task(name, total=total, phase="", speed="", status="")
+            self._tasks[name] = self._progress.add_task(name, total=total, amount=amount, phase="", speed="", status="")
         return self._tasks[name]
 
 
