@@ -163,6 +163,15 @@ def test_it_is_written_read_back_and_reported(tmp_path):
         Logged.load(tmp_path / "runs" / "logs")
 
 
+def test_a_chart_of_logs_shows_where_every_arm_ends_and_says_what_is_above_it():
+    points = tuple((float(place), 9.0 / place) for place in range(1, 101))
+    worse = tuple((place, value + 5.0 * (place == 100)) for place, value in points)
+    chart = Logged("loss", "tokens", {"one": (Curve("a", 1, points),), "other": (Curve("b", 1, worse),)}).chart()
+    assert all(one.y[-1] < chart.y_range[1] for one in chart.series)
+    assert "Each line is a run." in chart.caption
+    assert "Above the picture: one at tokens 1 (highest 9); other at tokens 1 (highest 9)." in chart.caption
+
+
 def test_runs_that_end_at_several_lengths_are_the_curve(tmp_path):
     """The first arm's own ends, not its curves on the way, say what its budget has to be."""
     for steps in (1000, 2000, 4000):

@@ -12,7 +12,8 @@ from superpose.compare.logged import Logged
 from superpose.compare.logs import Curve
 from superpose.errors import UserError
 from superpose.report.page import page, write_report
-from superpose.report.sections import read_sections
+from superpose.report.samples import Samples
+from superpose.report.sections import Section, read_sections
 from superpose.reproduce.experiments import EXPERIMENTS
 from superpose.reproduce.reproduction import experiment_runs, reproduction, save
 from tests.reproduce.test_reproduction import outcomes
@@ -80,6 +81,14 @@ def test_runs_beside_each_other_say_whose_switch_is_marked(compared, run):
     (section,) = read_sections([directory / "tst-20-seed1", directory / "ordinary-20-seed1", run])
     ((_, label),) = section.charts[0].marks
     assert label == "tst-20-seed1, one: recovery begins"
+
+
+def test_what_models_write_stays_text(tmp_path):
+    samples = Samples(HOSTILE, f"{HOSTILE}\n# a heading", {HOSTILE: f"</pre>{HOSTILE}"})
+    html = page([Section("title", "verdict", [], [], [], samples)], HOSTILE)
+    assert "<img" not in html.split("<script>")[0]
+    assert html.count("</pre>") == 1
+    assert "&lt;/pre&gt;&lt;img" in html
 
 
 def test_a_page_on_other_things_than_tst_does_not_explain_it(tmp_path):

@@ -21,6 +21,7 @@ from superpose.compare.logs import STEPS, Curve, read_arms
 from superpose.errors import UserError
 from superpose.files import read_json, write_json, write_text
 from superpose.results.charts import Chart, Role, Series, draw
+from superpose.results.curves import captioned
 from superpose.results.intervals import Interval, ends, spoken
 from superpose.results.statistics import Speedup, half_width, holm, loss_at, losses_at, p_value, seeds_needed, speedup
 from superpose.results.tables import Row, Table, markdown
@@ -239,15 +240,13 @@ class Logged:
                     series.append(Series(f"{arm}: {curve.run}", {"x": [*x]}, [*y], role, thin=True))
             series.append(Series(arm, {"x": [*means]}, [*means.values()], role))
         values = [value for one in series for value in one.y]
-        low, high = min(values), float(np.quantile(values, 0.9))
+        low, high = min(values), max([float(np.quantile(values, 0.9)), *(one.y[-1] for one in series if one.y)])
         margin = 0.08 * (high - low)
-        return Chart(
-            self.metric,
-            self.metric,
-            {"x": self.x},
-            tuple(series),
-            y_range=(low - margin, high + margin) if margin > 0 else None,
-            caption="Thin lines are runs, thick ones the mean of an arm's longest runs.",
+        shown = (low - margin, high + margin) if margin > 0 else None
+        thin = any(one.thin for one in series)
+        return captioned(
+            Chart(self.metric, self.metric, {"x": self.x}, tuple(series), y_range=shown),
+            "Thin lines are runs, thick ones the mean of an arm's longest runs." if thin else "Each line is a run.",
         )
 
     def write(self, directory: Path) -> None:

@@ -3,6 +3,7 @@
 A training loss is of bags or of single tokens. The two are different quantities, so no series and no chart holds both.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -157,18 +158,20 @@ def captioned(chart: Chart, *words: str) -> Chart:
         said.append("The dotted line is the switch: bags end and single tokens begin.")
     elif chart.marks:
         said.append("Dotted lines are the ends of stages; where recovery begins, single tokens do.")
-    hidden = [_above(one, chart.y_range[1]) for one in chart.series if chart.y_range is not None and not one.thin]
+    hidden = [_above(one, chart) for one in chart.series if not one.thin]
     if any(hidden):
         said.append(f"Above the picture: {'; '.join(filter(None, hidden))}.")
     return replace(chart, caption=" ".join(said))
 
 
-def _above(series: Series, top: float) -> str:
+def _above(series: Series, chart: Chart) -> str:
     """Which of a line's points are higher than the picture; nothing if none is."""
-    hidden = [step for step, y in zip(series.x["step"], series.y, strict=True) if y > top]
+    axis = "step" if "step" in series.x else next(iter(chart.axes))
+    name = "step" if axis == "step" else chart.axes[axis]
+    places, top = series.x[axis], math.inf if chart.y_range is None else chart.y_range[1]
+    hidden = [place for place, y in zip(places, series.y, strict=True) if y > top]
     if not hidden:
         return ""
-    first = hidden == series.x["step"][: len(hidden)]
-    many = f"up to step {hidden[-1]:,.0f}" if first else f"at {len(hidden)} points"
-    when = f"at step {hidden[0]:,.0f}" if len(hidden) == 1 else many
-    return f"{series.name} {when} (highest {max(series.y):.2f})"
+    many = f"up to {name} {hidden[-1]:,.6g}" if hidden == places[: len(hidden)] else f"at {len(hidden)} points"
+    when = f"at {name} {hidden[0]:,.6g}" if len(hidden) == 1 else many
+    return f"{series.name} {when} (highest {max(series.y):.3g})"
