@@ -16,7 +16,7 @@ def labels_of(panel, renderer):
 
 
 @pytest.mark.parametrize("axes", [("raw_tokens",), ("flops", "raw_tokens")], ids=["one panel", "two"])
-@pytest.mark.parametrize("most", [7.0, 300.0, 291_840.0, 5_324_800.0, 1.66e12, 9.87e21])
+@pytest.mark.parametrize("most", [7.0, 291_840.0, 1.66e12])
 def test_names_of_places_do_not_touch(axes, most):
     x = {axis: [most * share for share in (0.45, 0.6, 0.8, 1.0)] for axis in axes}
     chart = Chart("loss", "nats", {axis: AXES[axis] for axis in axes}, (Series("one", x, [4.0, 3.0, 2.5, 2.4]),))

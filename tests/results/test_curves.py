@@ -116,6 +116,22 @@ def test_a_curve_of_few_points_is_shown_whole():
     assert 6.0 < high < 7.0
 
 
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["one: recovery begins"], "A dotted line is the switch: bags end and single tokens begin."),
+        (["next stage", "recovery begins"], "Dotted lines are the ends of stages; where recovery begins, single"),
+        (["next stage"], "Dotted lines are the ends of stages."),
+        ([], ""),
+    ],
+    ids=["switch", "stages", "stages of bags alone", "none"],
+)
+def test_a_caption_says_what_the_marks_are(labels, says):
+    said = captioned(Chart("", "", {}, (), tuple(({}, label) for label in labels)), "Said.").caption
+    assert said.startswith(f"Said. {says}".strip())
+    assert ("otted" in said) == bool(labels)
+
+
 def test_seeds_that_share_no_step_have_no_mean():
     one, other = (Series("a", {axis: [step] for axis in AXES}, [3.0]) for step in (1.0, 2.0))
     with pytest.raises(UserError, match="different steps"):

@@ -3,6 +3,7 @@
 RUNS/NAME/samples.json    prompt and texts, and of which runs: another page of the same comparison reads it
 """
 
+import itertools
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,8 +114,9 @@ def _made(ordinary: Trained, tst: Trained, label: str, runs: list[str]) -> Sampl
 def _openings(val: Split, length: int) -> list[list[int]]:
     """The beginnings of the first held-out documents that are long enough, or of the whole text."""
     documents = zip(val.offsets[:-1], val.offsets[1:], strict=True)
-    starts = [int(start) for start, stop in documents if stop - start >= length][:_DOCUMENTS]
-    return [val.tokens.read(start, length).tolist() for start in starts or [0]]
+    long_enough = (int(start) for start, stop in documents if stop - start >= length)
+    starts = [*itertools.islice(long_enough, _DOCUMENTS)] or [0]
+    return [val.tokens.read(start, length).tolist() for start in starts]
 
 
 def _letters(text: str) -> int:

@@ -19,6 +19,7 @@ from superpose.train.records import Record, Training, Validation, read_records
 _Kind = TypeVar("_Kind", bound=Record)
 _MOST = 150
 """Points of a training curve: more would be a thick line."""
+_RECOVERY = "recovery begins"
 _FEWEST = 3
 _UNTIL = 0.1
 """Share of a run that may lie above the picture: losses fall steeply there, and would squeeze the rest."""
@@ -70,7 +71,7 @@ def switch_marks(directory: Path, schedule: Schedule) -> list[Mark]:
     marks = list[Mark]()
     for boundary in schedule.boundaries:
         if boundary in records:
-            label = "recovery begins" if boundary == schedule.recovers_at else "next stage"
+            label = _RECOVERY if boundary == schedule.recovers_at else "next stage"
             places = {axis: float(getattr(records[boundary], axis)) for axis in AXES}
             marks.append((places, label))
     return marks
@@ -154,10 +155,12 @@ def zoomed(series: Sequence[Series]) -> tuple[float, float] | None:
 def captioned(chart: Chart, *words: str) -> Chart:
     """The chart with a caption: sentences, then what its marks are and what lies above its picture."""
     said = [word for word in words if word]
-    if len(chart.marks) == 1:
-        said.append("The dotted line is the switch: bags end and single tokens begin.")
-    elif chart.marks:
-        said.append("Dotted lines are the ends of stages; where recovery begins, single tokens do.")
+    recovery = [label.endswith(_RECOVERY) for _, label in chart.marks]
+    if recovery and all(recovery):
+        said.append("A dotted line is the switch: bags end and single tokens begin.")
+    elif recovery:
+        more = "; where recovery begins, single tokens do" if any(recovery) else ""
+        said.append(f"Dotted lines are the ends of stages{more}.")
     hidden = [_above(one, chart) for one in chart.series if not one.thin]
     if any(hidden):
         said.append(f"Above the picture: {'; '.join(filter(None, hidden))}.")
