@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+_RAY = str(Path(sys.executable).with_name("ray"))
+
 # A node that is gone refuses connections and is missed within seconds; by default it takes Ray up to half a minute. One
 # that is slow to answer, where much else shares the machine, is not gone.
 _WATCHFUL = {
@@ -81,7 +83,9 @@ class Cluster:
 
     def _start(self, arguments: Sequence[str], cores: int) -> None:
         settings = ["--block", f"--num-cpus={cores}", "--num-gpus=0", "--object-store-memory=80000000"]
-        command = [str(Path(sys.executable).with_name("ray")), "start", *arguments, *settings]
+        command = [_RAY, "start", *arguments, *settings]
+        # Where much else shares the machine a node may not be up within Ray's half a minute; it is started again then.
+        command = ["sh", "-c", 'until "$@"; do sleep 1; done', "node", *command]
         with Path(self._folder, f"node-{len(self.nodes)}-{time.monotonic_ns()}.log").open("w") as log:
             node = subprocess.Popen(
                 command, env=os.environ | _WATCHFUL, stdout=log, stderr=log, start_new_session=True, close_fds=True
@@ -90,13 +94,13 @@ class Cluster:
         self.nodes.append(node.pid)
 
     def _wait_for_head(self) -> None:
-        host, port = self.address.split(":")
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex((host, int(port))) == 0:
-                    return
+        """It answers before it is a node of its own cluster, and sends drivers away until then."""
+        for _ in range(100):
+            told = subprocess.run([_RAY, "status", f"--address={self.address}"], capture_output=True, text=True)
+            if "node_" in told.stdout:
+                return
             time.sleep(0.1)
-        raise TimeoutError("the head of the cluster did not start within a minute")
+        raise TimeoutError("the head of the cluster did not start")
 
 
 def processes_of(session: int) -> Iterator[int]:
