@@ -135,7 +135,7 @@ def given(tmp_path_factory, run, compared):
     shutil.copytree(given / "runs/demo", given / "runs/mine", symlinks=True)
     for name, path in ("one", run), ("tst", run), ("ordinary", named / "ordinary-20-seed1"):
         shutil.copytree(path.resolve(), given / "runs" / name)
-    (given / "runs/demo/tst-3000-seed1").symlink_to((named / "tst-20-seed1").readlink())
+    (given / "runs/demo/tst-8000-seed1").symlink_to((named / "tst-20-seed1").readlink())
     shutil.copytree(run / "model", given / "my-model")
     shutil.copytree(run / "model", given / "path/to/model")
     return given
@@ -182,7 +182,7 @@ def test_the_quick_start_ends_in_what_it_shows(place):
     for command in QUICK_START:
         result = done(command)
         assert result.exit_code == 0, f"{command}\n{result.output}"
-    assert Path("runs/first/report.html").exists()
+    assert Path("runs/demo/report.html").exists()
     [code] = re.findall(r"```py\n(.*?)```", (ROOT / "docs/quickstart.md").read_text(encoding="utf-8"), re.DOTALL)
     names = {}
     exec(compile(code, "quick start", "exec"), names)  # our own text
