@@ -36,7 +36,14 @@ def job(tmp_path):
     for stub in stubs.iterdir():
         stub.chmod(0o755)
     heard, started = tmp_path / "heard", tmp_path / "started"
-    slurm = {"JOB_ID": "7", "JOB_NODELIST": "n[1-2]", "NNODES": "2", "GPUS_ON_NODE": "8", "ARRAY_TASK_ID": "3"}
+    slurm = {
+        "JOB_ID": "7",
+        "CPUS_PER_TASK": "8",
+        "JOB_NODELIST": "n[1-2]",
+        "NNODES": "2",
+        "GPUS_ON_NODE": "8",
+        "ARRAY_TASK_ID": "3",
+    }
     environment = {**os.environ, **{f"SLURM_{name}": value for name, value in slurm.items()}}
     environment |= {"PATH": f"{stubs}:{os.environ['PATH']}", "HEARD": str(heard), "STARTED": str(started)}
 

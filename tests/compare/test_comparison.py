@@ -60,6 +60,43 @@ def test_it_is_read_back_as_it_was(compared):
     assert {run.directory.resolve() for run in again.runs} == {run.directory.resolve() for run in comparison.runs}
 
 
+def without_a_trial(tunings):
+    tunings[0]["trials"].pop()
+
+
+def another_setting(tunings):
+    tunings[0]["trials"][0]["settings"] = {"train.eps": 1e-8}
+
+
+def nothing_finished(tunings):
+    for trial in tunings[1]["trials"]:
+        trial["val_loss"] = None
+
+
+def one_arm_less(tunings):
+    tunings.pop()
+
+
+@pytest.mark.parametrize("alter", [without_a_trial, another_setting, nothing_finished, one_arm_less])
+def test_arms_that_were_not_tuned_alike_are_refused(compared, tmp_path, alter):
+    directory, _ = compared
+    saved = json.loads((directory / "comparison.json").read_text())
+    alter(saved["tunings"])
+    (tmp_path / "comparison.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="was altered"):
+        Comparison.load(tmp_path)
+
+
+@pytest.mark.parametrize("tunings", [[], 3, {"tst": 3}, {"tst": {"losses": {"fast": 3.0}}}, {"tst": {"losses": [3]}}])
+def test_so_are_altered_ones_of_an_older_format(compared, tmp_path, tunings):
+    directory, _ = compared
+    saved = json.loads((directory / "comparison.json").read_text())
+    saved |= {"format": "superpose comparison 3", "tunings": tunings}
+    (tmp_path / "comparison.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="was altered"):
+        Comparison.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change", [{"format": "other"}, {"runs": 3}, {"recipe": {"train": 1}}, {"tunings": [{"arm": "a"}]}]
 )

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, FiniteFloat, TypeAdapter
 
 from superpose.compare.experiment import CONTEXT, ORDINARY, TST, Design, steps_of_equal_data
-from superpose.compare.tuned import LR, Trial, Tuning, label
+from superpose.compare.tuned import LR, Trial, Tuning, label, same_effort, tunings_of_rates
 from superpose.compare.tuned import spoken as settings_spoken
 from superpose.compare.variant_tables import on_variants, variant_answers, variant_tables
 from superpose.compare.variants import beside_bags
@@ -103,22 +103,23 @@ class Comparison:
             raise UserError(f"{path} is of another version of superpose; run the comparison again to write it anew")
         try:
             if before is not None:
-                saved = {**saved, **before, "tunings": _tunings_of_rates(saved)}
+                saved = {
+                    **saved,
+                    **before,
+                    "tunings": tunings_of_rates(saved["tunings"], saved["recipe"]["train"]["steps"]),
+                }
             comparison = TypeAdapter(cls).validate_python({part.name: saved[part.name] for part in fields(cls)})
             for run in comparison.runs:
                 if checked(Result, run.result, run.directory).epochs is None:
                     raise ValueError  # tables show passes over the text
                 if [part for part in run.directory.parts[:-1] if part != ".."] != [POOL]:
                     raise ValueError("runs lie in the pool beside the comparison, and nowhere else")
-            tuned = [(tuning.steps, tuning.arm) for tuning in comparison.tunings]
-            if sorted(tuned) != sorted(itertools.product({steps for steps, _ in tuned}, comparison.compared)):
+            if not same_effort(comparison.tunings, comparison.compared):
                 raise ValueError("all arms are tuned, or none")
-            if not all(any(trial.val_loss is not None for trial in one.trials) for one in comparison.tunings):
-                raise ValueError  # without a trial that finished there is no best
             for name, recipes in comparison.variants.items():
                 if name in (ORDINARY, TST, CONTEXT) or comparison.steps not in recipes:
                     raise ValueError("a variant has a name of its own, and the main budget")
-        except (KeyError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"{path} was altered; run the comparison again to write it anew") from None
         runs = tuple(replace(run, directory=directory / run.directory) for run in comparison.runs)
         return replace(comparison, runs=runs)
@@ -394,16 +395,3 @@ class Comparison:
     def write_summary(self, directory: Path, state: str) -> None:
         """Writes summary.md of what has finished so far; `state` is its first line."""
         write_text(directory / "summary.md", f"{state}\n\n{markdown(self.tables(), self.verdict())}")
-
-
-def _tunings_of_rates(saved: dict[str, Any]) -> list[dict[str, Any]]:
-    """Tunings as formats before this one had them: {arm: {"arm": ..., "losses": {rate: loss}}}."""
-    steps = saved["recipe"]["train"]["steps"]
-    return [
-        {
-            "arm": arm,
-            "steps": steps,
-            "trials": [{"settings": {LR: float(rate)}, "val_loss": loss} for rate, loss in found["losses"].items()],
-        }
-        for arm, found in saved["tunings"].items()
-    ]

@@ -115,6 +115,15 @@ class Tuning:
         return found
 
 
+def same_effort(tunings: Sequence[Tuning], arms: Sequence[str]) -> bool:
+    """Whether every arm tried the same combinations, at the same budgets, and a trial of each finished."""
+    cells = [(tuning.steps, tuning.arm) for tuning in tunings]
+    tried = [[trial.settings for trial in tuning.trials] for tuning in tunings]
+    finished = all(any(trial.val_loss is not None for trial in tuning.trials) for tuning in tunings)
+    budgets = {steps for steps, _ in cells}
+    return finished and sorted(cells) == sorted(itertools.product(budgets, arms)) and all(t == tried[0] for t in tried)
+
+
 def tuned_for(tunings: Sequence[Tuning], arm: str, budget: int) -> dict[str, Any]:
     """The best settings of an arm at the budget nearest to this, by ratio; nothing where it was not tuned."""
     of_arm = [tuning for tuning in tunings if tuning.arm == arm]
@@ -129,3 +138,15 @@ def label(name: str) -> str:
 def spoken(settings: Mapping[str, Any]) -> str:
     """Values of settings, such as "0.002, 0.4"."""
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values())
+
+
+def tunings_of_rates(saved: Mapping[str, Mapping[str, Any]], steps: int) -> list[dict[str, Any]]:
+    """What comparison.json held before settings were tuned together, {arm: {"losses": {rate: loss}}}, as it is now."""
+    return [
+        {
+            "arm": arm,
+            "steps": steps,
+            "trials": [{"settings": {LR: float(rate)}, "val_loss": loss} for rate, loss in found["losses"].items()],
+        }
+        for arm, found in saved.items()
+    ]
