@@ -105,8 +105,9 @@ def load_settings(
     import json
 
     from superpose.core.schedule import Schedule
+    from superpose.data.config import DataArgs
     from superpose.train.loop import check_recipe
-    from superpose.train.recipe_file import load_recipe
+    from superpose.train.recipe_file import load_recipe, override
 
     shortcuts = {
         "data.corpus": corpus,
@@ -125,7 +126,11 @@ def load_settings(
         except ValueError as error:
             raise UserError(f"--stages: {error}") from None
         changes += [f"superposition.{part}={json.dumps(getattr(parsed, part))}" for part in ("bag_size", "ratio")]
-    settings = load_recipe(recipe, changes + (overrides or []))
+    settings = load_recipe(recipe)
+    if corpus is not None and DataArgs(corpus=corpus).store is not None:
+        # How the recipe prepares its own text says nothing of a store; what --set says of one is refused.
+        settings = settings.model_copy(update={"data": DataArgs()})
+    settings = override(settings, changes + (overrides or []))
     check_recipe(settings)
     return settings
 

@@ -23,6 +23,16 @@ _USUAL_MEMORY = 80 * 2**30
 """Of a card, where none is named."""
 
 
+def setting_of(recipe: Recipe) -> tuple[Setting | None, list[str]]:
+    """The setting whose evidence a recipe is held against, None if it has no single one; and what nobody measured."""
+    unusual = ["continued pre-training (model.init_from)"] if recipe.model.init_from else []
+    unusual += [f"train.embedding_lr_factor = {f:g}"] if (f := recipe.train.embedding_lr_factor) != 1 else []
+    for name, usual in {"mode": "full", "variant": "mce"}.items():
+        if (value := getattr(recipe.superposition, name)) != usual:
+            unusual.append(f"superposition.{name} = {value!r}")
+    return _setting(recipe.schedule, unusual), unusual
+
+
 def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: float | None = None) -> Request:
     """A recipe as a request: its own bag size and ratio, on as many devices as the hardware has.
 
@@ -32,20 +42,14 @@ def request_of(recipe: Recipe, hardware: Hardware | None = None, unique_tokens: 
     Raises:
         UserError: the model cannot be built.
     """
-    train, superposition, parallel = recipe.train, recipe.superposition, recipe.parallel
+    train, parallel = recipe.train, recipe.parallel
     config = build_config(recipe.model, _vocabulary(recipe.data), train.latents, 0)
     devices, shards = hardware.count if hardware else 1, 1
     if parallel.strategy == "fsdp":
         shards, left = divmod(devices, parallel.replicas)
         if left:
             raise UserError(f"{devices} devices cannot be divided into parallel.replicas = {parallel.replicas}")
-    unusual = ["continued pre-training (model.init_from)"] if recipe.model.init_from else []
-    unusual += [f"train.embedding_lr_factor = {f:g}"] if (f := train.embedding_lr_factor) != 1 else []
-    for name, usual in {"mode": "full", "variant": "mce"}.items():
-        if (value := getattr(superposition, name)) != usual:
-            unusual.append(f"superposition.{name} = {value!r}")
-    schedule = recipe.schedule
-    setting = _setting(schedule, unusual)
+    schedule, (setting, unusual) = recipe.schedule, setting_of(recipe)
     sources: dict[str, int] = {}
     if recipe.data.store is not None and (unique_tokens is None or schedule.mixes):
         side = TokenStore.open(recipe.data.store).train

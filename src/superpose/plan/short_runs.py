@@ -1,7 +1,7 @@
 """What the evidence behind a plan says before a run starts: that it has too few steps for TST to win."""
 
 from superpose.plan.evidence import SMALL_RULE, measured_points, short
-from superpose.plan.fit import request_of
+from superpose.plan.fit import setting_of
 from superpose.plan.prediction import step_limits
 from superpose.train.config import Recipe
 
@@ -15,8 +15,8 @@ def too_short(recipe: Recipe, steps: int) -> str | None:
     _, enough = step_limits()
     if steps >= enough or recipe.schedule.ends_in_superposition:
         return None
-    request = request_of(recipe)
-    if request.setting is None or request.setting.ordinary or request.unusual:
+    setting, unusual = setting_of(recipe)
+    if setting is None or setting.ordinary or unusual:
         return None
     measured = f"models of {short(measured_points()[0].params)} parameters, {SMALL_RULE}"
     return (
