@@ -1,5 +1,6 @@
 """A Ray cluster of two nodes on this machine. One is cut off in the middle of a run, and so is a driver."""
 
+import itertools
 import json
 import os
 import signal
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,39 @@ def test_no_cluster_is_said_in_a_sentence():
     """First, because a process that is part of a cluster asks for no other."""
     with pytest.raises(UserError, match="no Ray cluster answers at 127"), Ray("127.0.0.1:1"):
         pass
+
+
+class Brought:
+    """A letter that Ray brings, or the error that it brings in its place."""
+
+    def __init__(self, *letter, error=None):
+        self._letter, self._error = letter, error
+
+    def result(self):
+        if self._error:
+            raise self._error
+        return self._letter
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_letters_are_read_as_they_were_written_in_whatever_order_ray_brings_them(engine, order):
+    end = Event("job", "done", None)
+    letters = [([("job", 1)], []), ([("job", 2), ("gone", 7)], []), ([("job", 3)], [end])]
+    engine._tasks["job"], before = None, engine._next
+    for number in order:
+        records, ended = letters[number]
+        engine._read(Brought("box", number, records), ended)
+    heard = [engine._events.popleft() for _ in range(4)]
+    assert [event.value for event in heard] == [1, 2, 3, None]
+    assert heard[-1] is end
+    # The mailbox was lost, and one letter with it: what came after that is read all the same, and so is another's.
+    engine._read(Brought("box", 4, [("job", 5)]), [])
+    assert not engine._events
+    engine._read(Brought(error=engine._ray.exceptions.RayError("lost")), [])
+    engine._read(Brought("other", 0, [("job", 6)]), [])
+    assert [engine._events.popleft().value for _ in range(2)] == [5, 6]
+    del engine._tasks["job"]
+    engine._next = before
 
 
 def test_jobs_tell_return_fail_and_die_as_they_do_here(engine):
@@ -145,7 +178,7 @@ def test_a_node_that_is_cut_off_costs_steps_since_the_last_checkpoint_alone(
     cluster.add(1)
     for outcome in outcomes:
         assert same_weights(outcome.directory, undisturbed / outcome.directory.name)
-    back = [(one, two) for known in steps.values() for one, two in pairwise(known) if two <= one]
+    back = [(one, two) for known in steps.values() for one, two in itertools.pairwise(known) if two <= one]
     # The run that was on the node goes on from its checkpoint, whether or not its last steps were heard of before.
     assert len(back) <= 1, "the other was disturbed"
     assert all(20 < again <= last < again + 60 for last, again in back)

@@ -18,7 +18,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from math import inf
 from pathlib import Path
 from types import TracebackType
@@ -79,6 +78,8 @@ class Ray(Engine):
         self._events: deque[Event] = deque()
         self._ended: list[Event] = []
         self._asking = False
+        self._letters: dict[int, tuple[Sequence[tuple[str, Any]], Sequence[Event]]] = {}
+        self._next = "", 0
         # One of each kind and size for all jobs: making one takes Ray as long as handing a job to it.
         self._work: dict[tuple[bool, Resources], Any] = {}
         self._mailbox = ray.remote(num_cpus=0, max_restarts=-1)(_Mailbox).remote()
@@ -157,11 +158,10 @@ class Ray(Engine):
         while not self._events:
             what, about, future = self._answers.get()
             if what == "records":
-                self._records(future)
+                self._read(future, [])
                 self._listen()
             elif what == "rest":
-                self._records(future)
-                self._events += (event for event in about if event.key in self._tasks)
+                self._read(future, about)
                 self._asking = False
             elif about in self._tasks:
                 self._ended.append(self._ending(about, future))
@@ -185,16 +185,40 @@ class Ray(Engine):
         self._ended = [event for event in self._ended if event.key not in keys]
 
     def _listen(self) -> None:
-        self._when_known("records", None, self._mailbox.take.remote())
+        self._when_known("records", [], self._mailbox.take.remote())
 
     def _when_known(self, what: str, about: Any, reference: Any) -> None:
         answers = self._answers
         reference.future().add_done_callback(lambda future: answers.put((what, about, future)))
 
-    def _records(self, future: Any) -> None:
-        # If the mailbox is lost with its node, Ray makes another; what was in it was for eyes only.
-        with suppress(self._ray.exceptions.RayError):
-            self._events += (Event(key, "record", record) for key, record in future.result() if key in self._tasks)
+    def _read(self, future: Any, ended: Sequence[Event]) -> None:
+        """Takes a letter of the mailbox, and the ends of jobs whose last records are in it or in one before.
+
+        Ray may bring two letters in any order. They are read in that in which they were written.
+        """
+        try:
+            mailbox, number, records = future.result()
+        except self._ray.exceptions.RayError:
+            # If the mailbox is lost with its node, Ray makes another; what was in it was for eyes only.
+            self._read_all()
+            self._deliver([], ended)
+            return
+        if mailbox != self._next[0]:
+            self._read_all()
+            self._next = mailbox, 0
+        self._letters[number] = records, ended
+        while self._next[1] in self._letters:
+            self._deliver(*self._letters.pop(self._next[1]))
+            self._next = mailbox, self._next[1] + 1
+
+    def _read_all(self) -> None:
+        """Letters that wait for one before them, which will not come any more."""
+        for number in sorted(self._letters):
+            self._deliver(*self._letters.pop(number))
+
+    def _deliver(self, records: Sequence[tuple[str, Any]], ended: Sequence[Event]) -> None:
+        self._events += (Event(key, "record", record) for key, record in records if key in self._tasks)
+        self._events += (event for event in ended if event.key in self._tasks)
 
     def _ending(self, key: str, future: Any) -> Event:
         try:
@@ -220,9 +244,10 @@ def _knock(address: str) -> None:
 
 
 class _Mailbox:
-    """An actor that records wait in until they are taken."""
+    """An actor that records wait in until they are taken, in letters that bear its name and a number."""
 
     def __init__(self) -> None:
+        self._name, self._written = secrets.token_hex(8), 0
         self._records: list[tuple[str, Any]] = []
         self._some = asyncio.Event()
 
@@ -230,16 +255,17 @@ class _Mailbox:
         self._records += [(key, record) for record in records]
         self._some.set()
 
-    async def take(self) -> list[tuple[str, Any]]:
+    async def take(self) -> tuple[str, int, list[tuple[str, Any]]]:
         """All of them, as soon as there are any."""
         await self._some.wait()
         return await self.rest()
 
-    async def rest(self) -> list[tuple[str, Any]]:
+    async def rest(self) -> tuple[str, int, list[tuple[str, Any]]]:
         """All of them."""
         taken, self._records = self._records, []
         self._some.clear()
-        return taken
+        self._written += 1
+        return self._name, self._written - 1, taken
 
 
 def _alone(version: str, marks: Sequence[Mark], job: Job, key: str, mailbox: Any) -> tuple[Kind, Any]:
