@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from superpose import __version__
 from superpose.data.prepare import prepare_store
 from superpose.engine import Job, Local, LostError, Resources
+from superpose.engine.jobs import Event
 from superpose.engine.ray import Ray, _expect
 from superpose.errors import UserError
 from superpose.runs.pool import Run, execute
