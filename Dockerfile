@@ -1,7 +1,7 @@
 # An image with the command `superpose`:
 #
 #     docker build -t superpose .
-#     mkdir -p runs && docker run --rm --user "$(id -u)" -v "$PWD/runs:/work/runs" superpose compare --name demo
+#     mkdir -p runs && docker run --rm --user "$(id -u)" -v "$PWD/runs:/data/runs" superpose compare
 #
 # It builds without a GPU. PyPI's PyTorch brings CUDA along, and computes on a CPU all the same. For a smaller image for CPUs alone:
 #
@@ -23,10 +23,10 @@ COPY pyproject.toml setup.py README.md LICENSE constraints.txt /src/
 COPY src /src/src
 RUN python3 -m venv --system-site-packages /opt/superpose && \
     /opt/superpose/bin/pip install --no-cache-dir -c /src/constraints.txt "/src[${EXTRA}]" && \
-    install -d -m 1777 /work
+    install -d -m 1777 /data
 
 # Any user may write there, one without a name too.
-ENV PATH=/opt/superpose/bin:${PATH} HOME=/work USER=superpose
-WORKDIR /work
+ENV PATH=/opt/superpose/bin:${PATH} HOME=/data USER=superpose
+WORKDIR /data
 ENTRYPOINT ["superpose"]
 CMD ["--help"]

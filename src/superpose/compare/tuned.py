@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import FiniteFloat
 
-from superpose.compare.variants import settings_of
+from superpose.compare.variants import FIXED, settings_of
 from superpose.errors import UserError
 from superpose.train.config import OF_THE_MACHINE, Recipe
 from superpose.train.recipe_file import parsed, with_settings
@@ -22,7 +22,7 @@ LR = "train.lr"
 _FIXED = {
     "train.seed": "runs that tune have a seed of their own",
     "train.steps": "budgets are compared, and --tune-at tunes at several",
-    "train.latents": "losses are of validated rows of that length, so they would not compare",
+    "train.latents": FIXED["train.latents"],
     "train.batch_size": "arms at different batches would spend different FLOPs, so make it a --variant",
 }
 

@@ -31,7 +31,7 @@ _UNSAID = {setting: SuperpositionArgs.model_fields[setting].default for setting 
 _WITHOUT = {"pooling": "output", "weighting": "input", "weighting_end": "input"}
 """Settings of bags that are read or predicted, and the mode whose stages have single tokens there."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-_FIXED = {
+FIXED = {
     "train.seed": "all arms are trained with the comparison's seeds",
     "train.steps": "all arms are compared at the comparison's budgets",
     "train.latents": "losses are of validated rows of that length, so they would not compare",
@@ -169,8 +169,8 @@ def check_variants(
                 place = f"{section}.{setting}"
                 if value == before[section][setting]:
                     continue
-                if place in _FIXED:
-                    raise UserError(f"--variant {name} changes {place}, but {_FIXED[place]}; leave it out")
+                if place in FIXED:
+                    raise UserError(f"--variant {name} changes {place}, but {FIXED[place]}; leave it out")
                 if section == "data":
                     raise UserError(
                         f"--variant {name} changes {place}, but all arms read and are validated on one text; "
